@@ -1,0 +1,146 @@
+"""What every entry point builds from a configuration: folders, images, tokenizer, policy and sampler."""
+
+import fcntl
+import os
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+from sslr1 import model, ops
+from sslr1.config import Config
+from sslr1.data import Decoder, ImageFolder, ImageStore, PuzzleStream
+from sslr1.model import parallel
+from sslr1.rollout import Engine, SamplerWeights
+
+BUILTIN_MODEL, BUILTIN_IMAGES = "builtin:tiny", "builtin:scenes"
+
+
+class UserError(Exception):
+    """Something the user can mend; entry points print it in one line and leave."""
+
+
+@dataclass
+class Images:
+    """A store and its image numbers, to train on and held out."""
+
+    store: ImageStore
+    train: list
+    held_out: list
+
+
+@dataclass
+class Built:
+    """Everything that stands between a configuration and a training loop."""
+
+    config: Config
+    world: parallel.World
+    folder: Path
+    model_path: Path
+    tokenizer: object
+    spec: ops.PatchSpec
+    images: Images
+    evaluation: Images
+    policy: object
+    weights: SamplerWeights
+    engine: Engine
+
+    def stream(self, batch=None) -> PuzzleStream:
+        """The training stream of this rank; `batch` puzzles a step (default rollout.prompts)."""
+        c = self.config
+        return PuzzleStream(
+            self.images.store, self.images.train, self.tokenizer, mixture=c.puzzles.mixture, levels=c.puzzles.levels,
+            batch=batch or c.rollout.prompts, seed=c.train.seed, spec=self.spec, thinking=c.puzzles.thinking,
+            wordings=c.puzzles.wordings, rank=self.world.rank, world_size=self.world.size,
+        )
+
+
+def lock(folder: Path):
+    """Hold the run folder; the lock goes with the process. Raises UserError if another run has it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    handle = (folder / "run.lock").open("w")
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise UserError(f"{folder} is in use by another run: give this one a log.name of its own") from None
+    return handle
+
+
+def builtin(config: Config) -> tuple[Path, Path]:
+    """Paths of the model and the images; what is built in is made below log.dir if it isn't there yet."""
+    model_path, data_path = config.model.path, config.data.path
+    home = Path(config.log.dir)
+    if model_path == BUILTIN_MODEL:
+        from sslr1.model.tiny import build_tiny
+
+        model_path = home / "builtin" / "tiny"
+        if not (model_path / "preprocessor_config.json").exists():
+            build_tiny(model_path)
+    if data_path == BUILTIN_IMAGES:
+        from sslr1.data.scenes import write_scenes
+
+        data_path = home / "builtin" / f"scenes-{config.data.scenes}"
+        write_scenes(data_path, config.data.scenes)
+    return Path(model_path), Path(data_path)
+
+
+def build(config: Config, world: parallel.World, folder: Path) -> Built:
+    """Build everything. Rank 0 makes what is missing on disk first. Errors that a user can mend are raised before the model
+    is loaded wherever possible."""
+    torch.set_num_threads(config.train.threads or max(1, (os.cpu_count() or 1) // _local_ranks()))
+    if world.device.type == "cpu":
+        torch.use_deterministic_algorithms(True)
+    if config.rollout.prompts % world.size:
+        raise UserError(f"rollout.prompts is {config.rollout.prompts}, not divisible by the {world.size} ranks")
+    dtype = config.model.dtype
+    if dtype == "auto":
+        dtype = "bfloat16" if world.device.type == "cuda" else "float32"
+    if dtype == "bfloat16" and world.device.type == "cuda" and not torch.cuda.is_bf16_supported():
+        raise UserError("model.dtype is bfloat16, which this GPU does not have: set model.dtype=float32")
+    dtype = getattr(torch, dtype)
+
+    listing = folder / "files.txt"
+    problem = None
+    if world.main:
+        try:
+            model_path, data_path = builtin(config)
+            folder.mkdir(parents=True, exist_ok=True)
+            model.load_tokenizer(model_path)
+            if not listing.exists():
+                ImageFolder.scan(data_path).freeze(listing)
+            if config.eval.path:
+                ImageFolder.scan(config.eval.path)
+        except (OSError, ValueError) as error:
+            problem = error
+    agree(problem, world)
+    model_path, data_path = builtin(config)
+
+    tokenizer = model.load_tokenizer(model_path)
+    limits = {k: v for k in ("min_pixels", "max_pixels") if (v := getattr(config.puzzles, k))}
+    spec = ops.PatchSpec.from_pretrained(model_path, dtype=dtype, **limits)
+    decoder = Decoder(config.data.decoder)
+    room = config.data.cache_mb << 20
+    store = ImageStore(ImageFolder.thaw(data_path, listing), decoder, config.data.min_side, room)
+    images = evaluation = Images(store, *store.folder.hold_out(config.data.holdout))
+    if config.eval.path:
+        other = ImageStore(ImageFolder.scan(config.eval.path), decoder, config.data.min_side, room)
+        evaluation = Images(other, [], list(range(len(other.folder))))
+        images = replace(images, train=list(range(len(store.folder))), held_out=[])
+
+    network = model.load_model(model_path)
+    weights = SamplerWeights(network, dtype)
+    policy = parallel.shard(model.Policy(network).to(world.device), world, dtype)
+    weights.attach(policy, world)
+    engine = Engine(weights.model, tokenizer, max_tokens=config.rollout.max_tokens, wave_rows=config.rollout.wave_rows)
+    return Built(config, world, folder, model_path, tokenizer, spec, images, evaluation, policy, weights, engine)
+
+
+def _local_ranks() -> int:
+    return int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+
+
+def agree(problem, world) -> None:
+    """Raise on all ranks if rank 0 has a problem: its own words there, a bare UserError elsewhere."""
+    flag = torch.tensor(int(problem is not None), device=world.device)
+    if int(parallel.all_reduce(flag, "max")):
+        raise UserError(str(problem) if problem is not None else "")

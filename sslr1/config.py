@@ -1,0 +1,204 @@
+"""Configuration: one YAML file a run plus dotted overrides, checked before anything else is done.
+
+Each field's description is its documentation; unknown keys, wrong types and values out of range end with one clear line.
+"""
+
+import difflib
+from pathlib import Path
+from typing import Literal, get_args
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+
+class ConfigError(ValueError):
+    """A line for the user: the key's full path, the value, what the key takes."""
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", validate_default=True, frozen=True)
+
+
+class Model(Section):
+    path: str = Field(description="a Hugging Face folder, or builtin:tiny, a tiny Qwen2.5-VL built on first use below log.dir")
+    dtype: Literal["auto", "float32", "bfloat16"] = Field("auto", description="compute dtype; auto is bfloat16 on a GPU, float32 on a CPU")
+
+
+class Data(Section):
+    path: str = Field(description="a folder of images, or builtin:scenes, procedural scenes drawn on first use below log.dir")
+    scenes: int = Field(2000, ge=16, description="how many images builtin:scenes has")
+    decoder: Literal["auto", "dali", "pillow"] = Field("auto", description="auto is DALI where it is installed")
+    min_side: int = Field(252, ge=28, description="images whose shorter side is under this many px are passed over")
+    holdout: float = Field(0.05, gt=0, lt=1, description="share of the images held out for evaluation: at least 64, at most 2,000 and never more than half of them")
+    cache_mb: int = Field(256, ge=1, description="decoded images kept in memory, MiB a rank")
+
+
+class Warmup(Section):
+    steps: int = Field(0, ge=0, description="steps of format-only warm-up before GRPO: right format, uniformly random answer")
+    batch: int = Field(32, ge=1, description="puzzles a warm-up step, over all ranks")
+    lr: float = Field(1e-3, gt=0, description="its learning rate, constant")
+
+
+class Puzzles(Section):
+    mixture: dict[str, float] = Field({}, description="share of each puzzle; {} is the default mixture")
+    levels: dict[str, int] = Field({}, description="level of each puzzle; where training starts unless given")
+    thinking: bool = Field(True, description="ask for <think></think> before the boxed answer")
+    wordings: int | None = Field(None, ge=1, description="use only the first so many paraphrases of each question")
+    rule: Literal["default", "paper", "visual_jigsaw"] = Field("default", description="reward rule")
+    min_pixels: int | None = Field(None, ge=1, description="smallest canvas area in px; the model's own unless given")
+    max_pixels: int | None = Field(None, ge=1, description="largest canvas area in px; the model's own unless given")
+
+
+class Rollout(Section):
+    prompts: int = Field(64, ge=1, description="puzzles a step, over all ranks")
+    group_size: int = Field(8, ge=1, description="completions a puzzle")
+    max_tokens: int = Field(512, ge=1, description="longest completion")
+    temperature: float = Field(1.0, gt=0, description="divides the logits, in sampling and in the loss")
+    top_p: float = Field(1.0, gt=0, le=1, description="sampling only from the smallest set of this probability")
+    top_k: int = Field(0, ge=0, description="sampling only from the k likeliest tokens; 0 is off")
+    wave_rows: int = Field(1024, ge=1, description="samples that decode together at most")
+
+
+class Loss(Section):
+    loss_type: Literal["dapo", "grpo", "dr_grpo", "cispo", "gspo"] = Field("dapo", description="how token terms are formed and reduced")
+    advantage: Literal["group", "mean"] = Field("group", description="rewards minus group mean, over the group's standard deviation or not")
+    clip_low: float = Field(0.2, ge=0, lt=1, description="lower clip of the ratio")
+    clip_high: float = Field(0.2, ge=0, description="upper clip of the ratio")
+    entropy_coef: float = Field(0.0, ge=0, description="entropy bonus a token, in nats")
+
+
+class Optim(Section):
+    lr: float = Field(1e-6, gt=0, description="peak learning rate of AdamW")
+    betas: tuple[float, float] = Field((0.9, 0.99), description="AdamW's moment decay rates")
+    eps: float = Field(1e-8, gt=0, description="AdamW's epsilon")
+    weight_decay: float = Field(0.0, ge=0, description="AdamW's weight decay")
+    clip_norm: float = Field(1.0, ge=0, description="largest gradient norm; 0 is off")
+    warmup_steps: int = Field(10, ge=0, description="steps over which the learning rate rises from 0")
+    schedule: Literal["constant", "linear", "cosine"] = Field("constant", description="learning rate behind the rise; linear and cosine end at 0")
+
+
+class Train(Section):
+    steps: int = Field(1000, ge=0, description="optimiser steps")
+    seed: int = Field(0, description="names every random draw of the run")
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto is cuda where there is one")
+    threads: int = Field(0, ge=0, description="CPU threads a rank; 0 shares the machine's cores among its ranks")
+    token_budget: int = Field(16384, ge=1, description="packed tokens a micro-batch at most")
+    warmup: Warmup = Warmup()
+
+
+class Checkpoint(Section):
+    every: int = Field(100, ge=1, description="steps between checkpoints; the last step always makes one")
+    keep: int = Field(2, ge=1, description="newest checkpoints kept, besides the best one")
+
+
+class Log(Section):
+    dir: str = Field("runs", description="folder of run folders")
+    name: str = Field("run", description="the run's own folder; starting again with the same name goes on where it stopped")
+    samples: int = Field(4, ge=0, description="puzzles a step whose completions go to samples.jsonl")
+
+
+class Eval(Section):
+    every: int = Field(100, ge=1, description="steps between held-out evaluations; there is one before and one after in any case")
+    count: int = Field(400, ge=1, description="held-out puzzles of each kind")
+    path: str | None = Field(None, description="a folder of images to evaluate on, in place of held-out ones")
+
+
+class Config(Section):
+    model: Model
+    data: Data
+    puzzles: Puzzles = Puzzles()
+    rollout: Rollout = Rollout()
+    loss: Loss = Loss()
+    optim: Optim = Optim()
+    train: Train = Train()
+    checkpoint: Checkpoint = Checkpoint()
+    log: Log = Log()
+    eval: Eval = Eval()
+
+    @model_validator(mode="after")
+    def _whole(self):
+        from sslr1.puzzles import LEVELS, MIXTURE, NAMES, START_LEVEL
+
+        for key, given in (("puzzles.mixture", self.puzzles.mixture), ("puzzles.levels", self.puzzles.levels)):
+            for name in given:
+                if name not in NAMES:
+                    raise ConfigError(f"{key}.{name} is not a puzzle; {_nearest(name, NAMES)}")
+        for name, share in self.puzzles.mixture.items():
+            if share < 0:
+                raise ConfigError(f"puzzles.mixture.{name} is {share}: a share is 0 or more")
+        if self.puzzles.mixture and not sum(self.puzzles.mixture.values()):
+            raise ConfigError("puzzles.mixture has no puzzle with a share above 0")
+        for name, level in self.puzzles.levels.items():
+            if level not in LEVELS[name]:
+                raise ConfigError(f"puzzles.levels.{name} is {level}; {name} has levels {', '.join(map(str, LEVELS[name]))}")
+        if self.rollout.group_size == 1:
+            raise ConfigError("rollout.group_size is 1: a group of one has no advantage; use 2 or more")
+        object.__setattr__(self.puzzles, "mixture", dict(self.puzzles.mixture or MIXTURE))
+        object.__setattr__(self.puzzles, "levels", {**START_LEVEL, **self.puzzles.levels})
+        return self
+
+
+def _nearest(name, known):
+    close = difflib.get_close_matches(name, known, 1, 0.5)
+    return f"did you mean {close[0]}? Known: {', '.join(known)}" if close else f"known: {', '.join(known)}"
+
+
+def load(path, overrides=()) -> Config:
+    """Read a YAML file, apply `section.key=value` overrides, check everything. Raises ConfigError, one line."""
+    try:
+        tree = yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}
+    except OSError as error:
+        raise ConfigError(f"configuration {str(path)!r} can't be read: {error.strerror}") from None
+    except yaml.YAMLError as error:
+        raise ConfigError(f"configuration {str(path)!r} is not YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(tree, dict):
+        raise ConfigError(f"configuration {str(path)!r} must hold sections, not a {type(tree).__name__}")
+    for override in overrides:
+        key, equals, value = override.partition("=")
+        if not equals or not key:
+            raise ConfigError(f"{override!r} is not an override: write section.key=value")
+        node = tree
+        *sections, leaf = key.split(".")
+        for depth, section in enumerate(sections):
+            node = node.setdefault(section, {})
+            if not isinstance(node, dict):
+                raise ConfigError(f"{key}: {'.'.join(sections[: depth + 1])} is a value, not a section")
+        try:
+            node[leaf] = yaml.safe_load(value)
+        except yaml.YAMLError:
+            node[leaf] = value
+    return check(tree)
+
+
+def check(tree: dict) -> Config:
+    """A Config from a nested dict. Raises ConfigError, one line that names the key."""
+    try:
+        return Config.model_validate(tree)
+    except ValidationError as error:
+        raise ConfigError(_explain(error.errors()[0])) from None
+
+
+def _explain(error) -> str:
+    path = ".".join(map(str, error["loc"]))
+    if not path:  # a check over several keys, which words its own line
+        return str(error["ctx"]["error"]) if "ctx" in error else error["msg"]
+    owner, field = Config, None
+    for part in error["loc"]:
+        fields = getattr(owner, "model_fields", {})
+        if part not in fields:
+            break
+        field, owner = fields[part], fields[part].annotation
+    if error["type"] == "extra_forbidden":
+        known = list(getattr(owner, "model_fields", {}))
+        return f"{path} is not a setting; {_nearest(str(error['loc'][-1]), known)}"
+    if error["type"] == "missing":
+        return f"{path} is missing; it takes {field.description or 'a section'}"
+    takes = ", ".join(map(repr, get_args(field.annotation))) if error["type"] == "literal_error" else None
+    what = f"one of {takes}" if takes else error["msg"][0].lower() + error["msg"][1:]
+    about = f" ({field.description})" if field is not None and field.description else ""
+    return f"{path} is {error['input']!r}: {what}{about}"
+
+
+def dump(config: Config) -> str:
+    """The resolved configuration as YAML."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)

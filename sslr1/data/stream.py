@@ -1,0 +1,137 @@
+"""The stream of puzzles: slot after slot, each decided by its address, prepared one step ahead.
+
+Slot q = step * batch + j is place q mod n of epoch q div n's keyed permutation of n training images, whatever the world
+size. A slot whose image is bad, or can't decide any puzzle, takes a substitute by key; other slots don't move.
+"""
+
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import lru_cache
+
+from sslr1 import model, puzzles
+from sslr1.data.images import Pool
+from sslr1.ops import keys
+
+SUBSTITUTES = 50  # tries for one slot before the folder is taken to be unusable
+
+
+@dataclass
+class StreamBatch:
+    """A rank's share of a step: its puzzles, their prompts (ids are slots j in the step), and the images they came from."""
+
+    step: int
+    puzzles: puzzles.PuzzleBatch
+    prompts: list
+    images: list
+
+
+class PuzzleStream:
+    """store: ImageStore; numbers: images to train on; mixture: {puzzle: share}; levels: {puzzle: level}; batch: puzzles a
+    step over all ranks, of which this rank takes every `world_size`-th."""
+
+    def __init__(self, store, numbers, tokenizer, *, mixture, levels, batch, seed, spec, thinking, wordings, rank=0, world_size=1):
+        self.store, self.numbers, self.tokenizer = store, numbers, tokenizer
+        self.mixture = {name: share for name, share in mixture.items() if share > 0}
+        self.levels, self.batch, self.seed = levels, batch, seed
+        self.options = {"seed": seed, "spec": spec, "thinking": thinking, "wordings": wordings, "pool": Pool(store, numbers)}
+        self.mine = range(rank, batch, world_size)
+        self._permutation = lru_cache(2)(lambda epoch: keys.generator("epoch", seed, epoch).permutation(len(numbers)))
+        self._worker = ThreadPoolExecutor(1, "puzzles")
+        self._ahead = {}
+
+    def get(self, step: int) -> StreamBatch:
+        """The rank's share of a step; the next step's is begun in the background."""
+        future = self._ahead.pop(step, None) or self._worker.submit(self.build, step)
+        batch = future.result()
+        self._ahead = {step + 1: self._worker.submit(self.build, step + 1)}
+        return batch
+
+    def close(self):
+        self._worker.shutdown(cancel_futures=True)
+
+    def names(self, step: int) -> list:
+        """Puzzle of each slot of a step: the mixture's shares as exactly as the batch allows, in keyed order."""
+        draw = keys.generator("mixture", self.seed, step)
+        points = (draw.permutation(self.batch) + draw.random()) / self.batch * sum(self.mixture.values())
+        out = []
+        for point in points:
+            for name, share in self.mixture.items():
+                point -= share
+                if point < 0:
+                    break
+            out.append(name)
+        return out
+
+    def build(self, step: int) -> StreamBatch:
+        names = self.names(step)
+        slots = [_Slot(self, step * self.batch + j, names[j]) for j in self.mine]
+        while True:
+            images = self.store.get([slot.number for slot in slots])
+            bad = [slot for slot, image in zip(slots, images) if image is None]
+            if not bad:
+                made = puzzles.make(
+                    images, [s.name for s in slots], index=[s.number for s in slots], epoch=[s.epoch for s in slots],
+                    attempt=[s.attempt for s in slots], level=[self.levels[s.name] for s in slots], **self.options,
+                )
+                undecided = [slot for slot, decidable in zip(slots, made.decidable) if not decidable]
+                if not undecided:
+                    break
+                for slot in undecided:
+                    slot.other_puzzle()
+            for slot in bad:
+                slot.other_image()
+        prompts = model.prompts(made, self.tokenizer)
+        for prompt, j in zip(prompts, self.mine):
+            prompt.id = j
+        return StreamBatch(step, made, prompts, [slot.number for slot in slots])
+
+
+class _Slot:
+    def __init__(self, stream, q, name):
+        self.stream, self.q, self.attempt = stream, q, 0
+        self.epoch, place = divmod(q, len(stream.numbers))
+        self.number = stream.numbers[stream._permutation(self.epoch)[place]]
+        self.first, self.name, self.tried = name, name, {name}
+
+    def other_puzzle(self):
+        left = [name for name in self.stream.mixture if name not in self.tried]
+        if not left:
+            return self.other_image()
+        self.name = left[keys.fold("fallback", self.stream.seed, self.q, self.attempt, len(left)) % len(left)]
+        self.tried.add(self.name)
+
+    def other_image(self):
+        self.attempt += 1
+        if self.attempt > SUBSTITUTES:
+            bad = self.stream.store.bad
+            why = f"; bad so far: {len(bad)}, e.g. {self.stream.store.folder.files[min(bad)][0]}: {bad[min(bad)]}" if bad else ""
+            raise ValueError(f"no usable image after {SUBSTITUTES} tries in {str(self.stream.store.folder.root)!r}{why}")
+        numbers = self.stream.numbers
+        self.number = numbers[keys.fold("substitute", self.stream.seed, self.epoch, self.q, self.attempt) % len(numbers)]
+        self.name, self.tried = self.first, {self.first}
+
+
+def held_out(store, numbers, name, level, count, *, seed, spec, thinking, wordings, rank=0, world_size=1, chunk=64) -> list:
+    """This rank's share of `count` puzzles of one kind from held-out images, as PuzzleBatches of at most `chunk`.
+
+    They are the same ones whenever asked: puzzle i is on image i mod n in epoch i div n; bad images and undecidable
+    puzzles are passed over. Raises ValueError if too few can be made.
+    """
+    options = {"spec": spec, "thinking": thinking, "wordings": wordings, "pool": Pool(store, numbers), "level": level}
+    options["seed"] = keys.fold("evaluation", seed)
+    chosen = []
+    for i in range(20 * count):
+        number, epoch = numbers[i % len(numbers)], i // len(numbers)
+        (image,) = store.get([number])
+        if image is not None and puzzles.make([image], name, index=[number], epoch=epoch, **options).decidable[0]:
+            chosen.append((number, epoch))
+        if len(chosen) == count:
+            break
+    else:
+        raise ValueError(f"only {len(chosen)} of {count} {name} puzzles could be made from {len(numbers)} held-out images")
+    chosen = chosen[rank::world_size]
+    batches = []
+    for start in range(0, len(chosen), chunk):
+        index, epochs = zip(*chosen[start : start + chunk])
+        batches.append(puzzles.make(store.get(index), name, index=index, epoch=epochs, **options))
+    return batches

@@ -1,0 +1,109 @@
+"""The learner: groups and rewards in, one optimiser step out.
+
+It knows packing, the loss and the optimiser; nothing of puzzles, prompts or how samples were drawn.
+"""
+
+import math
+
+import torch
+
+from sslr1 import ops
+from sslr1.model import pack, parallel, split
+
+
+class Learner:
+    """policy: a sharded `model.Policy`; world: `parallel.World`; optim, loss: sections of the configuration;
+    temperature: the sampler's; max_tokens: the longest completion; steps: of the whole run, for the schedule."""
+
+    def __init__(self, policy, world, *, optim, loss, temperature, max_tokens, token_budget, steps):
+        self.policy, self.world, self.optim = policy, world, optim
+        self.token_budget, self.steps = token_budget, steps
+        self.step_number, self.skipped, self.skipped_in_a_row = 0, 0, 0
+        self.loss_options = dict(
+            loss_type=loss.loss_type, advantage=loss.advantage, clip_low=loss.clip_low, clip_high=loss.clip_high,
+            entropy_coef=loss.entropy_coef, temperature=temperature, max_tokens=max_tokens,
+        )
+        self.optimizer = torch.optim.AdamW(
+            [p for p in policy.parameters() if p.requires_grad], lr=optim.lr, betas=optim.betas, eps=optim.eps,
+            weight_decay=optim.weight_decay, fused=world.device.type == "cuda" or None,
+        )
+
+    def learning_rate(self) -> float:
+        """Of the step that comes next: a linear rise, then the schedule."""
+        k, rise = self.step_number, self.optim.warmup_steps
+        if k < rise:
+            return self.optim.lr * (k + 1) / rise
+        progress = min(1.0, (k - rise) / max(1, self.steps - rise))
+        factor = {"constant": 1.0, "linear": 1 - progress, "cosine": (1 + math.cos(math.pi * progress)) / 2}
+        return self.optim.lr * factor[self.optim.schedule]
+
+    def step(self, groups, rewards, advantages=None) -> dict:
+        """One update from this rank's groups; rewards float32 [P, G]. advantages [P, G] override the configured kind.
+
+        Returns metrics of the whole step, equal on all ranks. Loss and gradients are divided by global counts, so they
+        don't depend on ranks or micro-batches. A gradient that is not finite skips the update on all ranks.
+        """
+        device = self.world.device
+        rewards = rewards.to(device)
+        advantages = None if advantages is None else advantages.to(device)
+        tokens = sum(len(s.tokens) for g in groups for s in g.samples)
+        counts = torch.tensor([tokens, rewards.numel()], dtype=torch.float64, device=device)
+        token_count, sequence_count = parallel.all_reduce(counts).tolist()
+        pieces = split(groups, self.token_budget)
+        most = parallel.all_reduce(torch.tensor(len(pieces), device=device), "max")
+        pieces = split(groups, self.token_budget, int(most))
+
+        totals = {}
+        for number, piece in enumerate(pieces):
+            chosen = [n for n, _ in piece]
+            packed = pack(
+                [groups[n] for n in chosen], group_size=rewards.shape[1], numbers=chosen, parts=[r for _, r in piece],
+                **self.policy.pack_options,
+            ).to(device)
+            options = dict(self.loss_options, token_count=token_count, sequence_count=sequence_count)
+            if advantages is not None:
+                options["advantages"] = advantages[chosen]
+            parallel.last_micro_batch(self.policy, number == len(pieces) - 1)
+            names = []
+
+            def loss(hidden, lm_head):
+                out = ops.grpo_loss(hidden, lm_head, packed.tokens, packed.sequence, rewards[chosen], **options)
+                names[:] = out.stats
+                return out.loss, out.logprobs, *out.stats.values()
+
+            value, logprobs, *stats = self.policy(packed, loss)
+            value.backward()
+            drawn = torch.cat([groups[n].samples[s].logprobs for n, r in piece for s in r] or [torch.zeros(0)]).to(device)
+            gap = (logprobs - drawn).abs()
+            found = dict(zip(names, stats), loss=value.detach(), gap_mean=gap.sum() / token_count,
+                         gap_max=gap.max() if len(gap) else gap.new_zeros(()))
+            for name, x in found.items():
+                combine = {"ratio_min": torch.minimum, "ratio_max": torch.maximum, "gap_max": torch.maximum}.get(name, torch.add)
+                totals[name] = combine(totals[name], x) if name in totals else x
+        return self._update(totals) | {"tokens": token_count}
+
+    def _update(self, totals):
+        norm = parallel.clip_gradients(self.policy, self.optim.clip_norm)
+        lr = self.learning_rate()
+        if bool(torch.isfinite(norm)):
+            for group in self.optimizer.param_groups:
+                group["lr"] = lr
+            self.optimizer.step()
+            self.skipped_in_a_row = 0
+        else:  # every rank sees the same norm, so every rank skips
+            self.skipped += 1
+            self.skipped_in_a_row += 1
+        self.optimizer.zero_grad(set_to_none=True)
+        self.step_number += 1
+        ways = {"ratio_min": "min", "ratio_max": "max", "gap_max": "max"}
+        for way in ("sum", "min", "max"):
+            names = [n for n in totals if ways.get(n, "sum") == way]
+            reduced = parallel.all_reduce(torch.stack([totals[n].double() for n in names]), way).tolist()
+            totals.update(zip(names, reduced))
+        return {
+            "loss": totals["loss"], "policy_loss": totals["policy_loss"], "entropy": totals["entropy"],
+            "clip_ratio/low_mean": totals["clip_low"], "clip_ratio/high_mean": totals["clip_high"],
+            "ratio/mean": totals["ratio_mean"], "ratio/min": totals["ratio_min"], "ratio/max": totals["ratio_max"],
+            "sampling/logp_difference/mean": totals["gap_mean"], "sampling/logp_difference/max": totals["gap_max"],
+            "grad_norm": float(norm), "learning_rate": lr, "skipped_steps": self.skipped,
+        }

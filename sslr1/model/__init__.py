@@ -1,0 +1,20 @@
+"""The policy: loading, packing, shared-prefix forward, sharding. Any Hugging Face folder of a supported family."""
+
+from sslr1.model.load import MODEL_TYPES, load_model, load_tokenizer
+from sslr1.model.packing import Group, Packed, Prompt, Sample, mrope_positions, pack, prompts, split
+from sslr1.model.shared_prefix import Policy
+
+__all__ = [
+    "MODEL_TYPES",
+    "Group",
+    "Packed",
+    "Policy",
+    "Prompt",
+    "Sample",
+    "load_model",
+    "load_tokenizer",
+    "mrope_positions",
+    "pack",
+    "prompts",
+    "split",
+]

@@ -1,0 +1,201 @@
+"""Prompts, samples and groups, and their packing: `[prompt | c1 … cG]` one behind the other in a single row."""
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+
+IMAGE_PAD = "<|image_pad|>"
+
+
+@dataclass
+class Prompt:
+    """input_ids int64 [L], one placeholder id per visual token; pixel_values [n, patch dim]; image_grid_thw int64 [M, 3];
+    id: the prompt's global number in its step, by which its draws are keyed."""
+
+    input_ids: torch.Tensor
+    pixel_values: torch.Tensor
+    image_grid_thw: torch.Tensor
+    id: int = 0
+
+
+@dataclass
+class Sample:
+    """tokens int64 [C] with the stop token; logprobs float32 [C] under the sampler; text without special tokens;
+    finish "stop" or "length"."""
+
+    tokens: torch.Tensor
+    logprobs: torch.Tensor
+    text: str
+    finish: str
+
+
+@dataclass
+class Group:
+    prompt: Prompt
+    samples: list = field(default_factory=list)
+
+
+@dataclass
+class Packed:
+    """One micro-batch. T packed tokens, N completion tokens.
+
+    input_ids int64 [T]; position_ids int64 [3, T]; pixel_values, image_grid_thw of all prompts in order;
+    layout: (prompt length, completion lengths) of each group; predictors int64 [N]: the row whose state predicts each
+    completion token (for a completion's first token its prompt's last row); tokens int64 [N]; sequence int64 [N]: number
+    of the completion, group * G + sample; groups int64: which of the step's groups these are.
+    """
+
+    input_ids: torch.Tensor
+    position_ids: torch.Tensor
+    pixel_values: torch.Tensor
+    image_grid_thw: torch.Tensor
+    layout: list
+    predictors: torch.Tensor
+    tokens: torch.Tensor
+    sequence: torch.Tensor
+    group_numbers: list
+
+    def to(self, device):
+        moved = {k: v.to(device, non_blocking=True) for k, v in vars(self).items() if isinstance(v, torch.Tensor)}
+        moved["image_grid_thw"] = self.image_grid_thw
+        return Packed(**{**vars(self), **moved})
+
+
+def prompts(batch, tokenizer, first_id=0) -> list:
+    """Prompts of a `puzzles.make` batch: chat template applied, each `<image>` replaced by its visual tokens, rendered."""
+    pixel_values, grid_thw = batch.render_patches()
+    spec, pad = batch.spec, tokenizer.convert_tokens_to_ids(IMAGE_PAD)
+    patches = grid_thw.prod(1)
+    out, canvas, row = [], 0, 0
+    for b, (question, count) in enumerate(zip(batch.questions, batch.canvas_counts)):
+        pieces = question.split("<image>")
+        content = [{"type": "text", "text": pieces[0]}] if pieces[0] else []
+        for piece in pieces[1:]:
+            content.append({"type": "image"})
+            if piece:
+                content.append({"type": "text", "text": piece})
+        text = tokenizer.apply_chat_template([{"role": "user", "content": content}], tokenize=False, add_generation_prompt=True)
+        ids = np.asarray(tokenizer(text, add_special_tokens=False)["input_ids"])
+        repeats = np.ones(len(ids), np.int64)
+        repeats[ids == pad] = (patches[canvas : canvas + count] // spec.merge**2).numpy()
+        ids = torch.from_numpy(np.repeat(ids, repeats))
+        rows = int(patches[canvas : canvas + count].sum())
+        out.append(Prompt(ids, pixel_values[row : row + rows], grid_thw[canvas : canvas + count], first_id + b))
+        canvas, row = canvas + count, row + rows
+    return out
+
+
+def mrope_positions(input_ids, image_grid_thw, image_token_id, merge) -> torch.Tensor:
+    """Positions of a prompt as Qwen2.5-VL counts them, int64 [3, L] (time, height, width): text counts up on all three; an
+    image's tokens share the time at which it starts and add their row and column; text goes on behind its longer side."""
+    ids = input_ids.numpy()
+    out = np.empty((3, len(ids)), np.int64)
+    is_image = ids == image_token_id
+    place, position = 0, 0
+    starts = np.flatnonzero(is_image & ~np.concatenate([[False], is_image[:-1]]))
+    grids = image_grid_thw.tolist()
+    cursor = iter(grids)
+    for start in starts:
+        text = start - place
+        out[:, place:start] = position + np.arange(text)
+        position += text
+        place = start
+        while place < len(ids) and is_image[place]:
+            t, h, w = next(cursor)
+            h, w = h // merge, w // merge
+            count = t * h * w
+            cell = np.arange(count)
+            out[0, place : place + count] = position + cell // (h * w)
+            out[1, place : place + count] = position + cell // w % h
+            out[2, place : place + count] = position + cell % w
+            place += count
+            position += max(h, w)
+    out[:, place:] = position + np.arange(len(ids) - place)
+    return torch.from_numpy(out)
+
+
+def pack(groups, *, image_token_id, merge, group_size=None, numbers=None, parts=None) -> Packed:
+    """Pack whole groups, or of each only the samples in `parts` (a range a group), into one row.
+
+    group_size: G of the whole step, which fixes completion numbers (default: the first group's); numbers: the groups'
+    positions in the step (default 0…).
+    """
+    group_size = group_size if group_size is not None else max(1, len(groups[0].samples))
+    numbers = list(range(len(groups))) if numbers is None else list(numbers)
+    ids, positions, layout, predictors, tokens, sequence = [], [], [], [], [], []
+    row = 0
+    for place, group in enumerate(groups):
+        prompt = group.prompt
+        L = len(prompt.input_ids)
+        at = mrope_positions(prompt.input_ids, prompt.image_grid_thw, image_token_id, merge)
+        ids.append(prompt.input_ids)
+        positions.append(at)
+        first = int(at.max()) + 1
+        last_row, row = row + L - 1, row + L
+        lengths = []
+        for s in parts[place] if parts is not None else range(len(group.samples)):
+            sample = group.samples[s].tokens
+            C = len(sample)
+            if C == 0:
+                continue
+            lengths.append(C)
+            ids.append(sample)
+            positions.append((first + torch.arange(C)).expand(3, C))
+            predictors.append(torch.cat([torch.tensor([last_row]), torch.arange(row, row + C - 1)]))
+            tokens.append(sample)
+            sequence.append(torch.full((C,), place * group_size + s))
+            row += C
+        layout.append((L, tuple(lengths)))
+    none = [torch.zeros(0, dtype=torch.int64)]
+    return Packed(
+        torch.cat(ids), torch.cat(positions, 1),
+        torch.cat([g.prompt.pixel_values for g in groups]), torch.cat([g.prompt.image_grid_thw for g in groups]),
+        layout, torch.cat(predictors or none), torch.cat(tokens or none), torch.cat(sequence or none), numbers,
+    )
+
+
+def split(groups, token_budget, count=None) -> list:
+    """Cut a rank's groups into micro-batches of at most `token_budget` packed tokens: a list of lists of
+    (group number, range of samples). A group above the budget is split by completions and repeats its prompt.
+
+    count: exactly so many micro-batches (a rank's number must equal the others'); the largest are halved until they are.
+    Raises ValueError where a prompt and one completion exceed the budget, or `count` can't be reached.
+    """
+    pieces = []
+    for number, group in enumerate(groups):
+        L, lengths = len(group.prompt.input_ids), [len(s.tokens) for s in group.samples]
+        start = 0
+        while start < len(lengths) or (start == 0 and not lengths):
+            total, end = L, start
+            while end < len(lengths) and (total + lengths[end] <= token_budget):
+                total += lengths[end]
+                end += 1
+            if end == start and lengths:
+                raise ValueError(
+                    f"train.token_budget is {token_budget}: a prompt of {L} tokens and its completion of {lengths[start]} don't fit; raise it"
+                )
+            pieces.append((number, range(start, end), total))
+            start = end
+            if not lengths:
+                break
+    batches, room = [], 0
+    for number, samples, total in pieces:
+        if not batches or total > room:
+            batches.append([])
+            room = token_budget
+        batches[-1].append((number, samples, total))
+        room -= total
+    while count is not None and len(batches) < count:
+        largest = max(range(len(batches)), key=lambda i: (len(batches[i]), len(batches[i][0][1])))
+        batch = batches[largest]
+        if len(batch) > 1:
+            halves = batch[: len(batch) // 2], batch[len(batch) // 2 :]
+        else:
+            number, samples, total = batch[0]
+            if len(samples) < 2:
+                raise ValueError(f"{len(groups)} groups can't be cut into {count} micro-batches")
+            middle = (samples.start + samples.stop) // 2
+            halves = [(number, range(samples.start, middle), total)], [(number, range(middle, samples.stop), total)]
+        batches[largest : largest + 1] = halves
+    return [[(number, samples) for number, samples, _ in batch] for batch in batches]

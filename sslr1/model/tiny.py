@@ -1,0 +1,103 @@
+"""A tiny Qwen2.5-VL with random weights and a small byte-level tokenizer, as an ordinary Hugging Face folder.
+
+For the demo and the tests: everything downstream loads it exactly as it would load Qwen/Qwen2.5-VL-3B-Instruct.
+    python -m sslr1.model.tiny FOLDER [--seed N]
+"""
+
+import argparse
+import json
+import os
+from pathlib import Path
+
+SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|vision_pad|>",
+           "<|image_pad|>", "<|video_pad|>")
+VOCABULARY = 768
+
+CHAT_TEMPLATE = (
+    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n"
+    "{% if message['content'] is string %}{{ message['content'] }}"
+    "{% else %}{% for part in message['content'] %}"
+    "{% if part['type'] == 'image' %}<|vision_start|><|image_pad|><|vision_end|>"
+    "{% elif part['type'] == 'text' %}{{ part['text'] }}{% endif %}"
+    "{% endfor %}{% endif %}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+def tiny_tokenizer():
+    """Byte-level BPE learnt from the puzzles' own questions, digits one by one as in Qwen."""
+    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    from sslr1.puzzles import prompts
+
+    texts = [text for group in (*prompts.QUESTIONS.values(), prompts.THINKING, prompts.DIRECT) for text in group]
+    texts += ["user\n", "assistant\n", " clockwise", " counter-clockwise"] * 4
+    bpe = Tokenizer(models.BPE())
+    pieces = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+    bpe.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Split(Regex(pieces), "isolated"), pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
+    )
+    bpe.decoder = decoders.ByteLevel()
+    bpe.train_from_iterator(
+        sorted(texts),
+        trainers.BpeTrainer(
+            vocab_size=VOCABULARY - len(SPECIAL),
+            initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+            show_progress=False,
+        ),
+    )
+    bpe.add_special_tokens(list(SPECIAL))
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=bpe, eos_token="<|im_end|>", pad_token="<|endoftext|>")
+    tokenizer.chat_template = CHAT_TEMPLATE
+    return tokenizer
+
+
+def build_tiny(folder, seed: int = 0, tie: bool = True, **text_changes) -> Path:
+    """Write the model to `folder` (made if missing) and return it. 0.65 million parameters; heads of 32 with mRoPE sections
+    4/6/6. theta 2 and a wide initialisation make position along the image's width visible to so small a model."""
+    import torch
+    from transformers import GenerationConfig, Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
+
+    tokenizer = tiny_tokenizer()
+    ids = {token: tokenizer.convert_tokens_to_ids(token) for token in SPECIAL}
+    text = dict(
+        vocab_size=VOCABULARY, hidden_size=128, intermediate_size=256, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, max_position_embeddings=4096, initializer_range=0.06, tie_word_embeddings=tie,
+        rope_parameters={"rope_type": "default", "rope_theta": 2.0, "mrope_section": [4, 6, 6]},
+        bos_token_id=ids["<|endoftext|>"], eos_token_id=ids["<|im_end|>"], pad_token_id=ids["<|endoftext|>"],
+    )
+    config = Qwen2_5_VLConfig(
+        text_config=text | text_changes,
+        vision_config=dict(depth=2, hidden_size=64, intermediate_size=128, num_heads=4, out_hidden_size=128,
+                           fullatt_block_indexes=[0, 1], initializer_range=0.06),
+        image_token_id=ids["<|image_pad|>"], video_token_id=ids["<|video_pad|>"],
+        vision_start_token_id=ids["<|vision_start|>"], vision_end_token_id=ids["<|vision_end|>"],
+        tie_word_embeddings=tie,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = Qwen2_5_VLForConditionalGeneration(config)
+    model.generation_config = GenerationConfig(
+        eos_token_id=[ids["<|im_end|>"], ids["<|endoftext|>"]], pad_token_id=ids["<|endoftext|>"]
+    )
+    folder = Path(folder)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    processor = dict(
+        image_processor_type="Qwen2VLImageProcessor", patch_size=14, merge_size=2, temporal_patch_size=2,
+        min_pixels=56 * 56, max_pixels=112 * 112,
+        image_mean=[0.48145466, 0.4578275, 0.40821073], image_std=[0.26862954, 0.26130258, 0.27577711],
+    )
+    partial = folder / "preprocessor_config.json.partial"
+    partial.write_text(json.dumps(processor, indent=2) + "\n")
+    os.replace(partial, folder / "preprocessor_config.json")  # last: its presence says that the folder is complete
+    return folder
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(prog="python -m sslr1.model.tiny", description="Write a tiny Qwen2.5-VL with random weights.")
+    parser.add_argument("folder")
+    parser.add_argument("--seed", type=int, default=0)
+    arguments = parser.parse_args()
+    print(build_tiny(arguments.folder, arguments.seed))

@@ -1,0 +1,25 @@
+"""Tensor operations: they know tensors, not puzzles or models. One operation a file."""
+
+from sslr1.ops.attention import decode_attention, shared_prefix_attention, varlen_attention
+from sslr1.ops.grpo_loss import GrpoLoss, advantages, grpo_loss, token_logprobs
+from sslr1.ops.keys import fold, fold_tensor, generator, uniform
+from sslr1.ops.render import PatchSpec, render, render_patches
+from sslr1.ops.sampling import sample
+
+__all__ = [
+    "GrpoLoss",
+    "PatchSpec",
+    "advantages",
+    "decode_attention",
+    "fold",
+    "fold_tensor",
+    "generator",
+    "grpo_loss",
+    "render",
+    "render_patches",
+    "sample",
+    "shared_prefix_attention",
+    "token_logprobs",
+    "uniform",
+    "varlen_attention",
+]

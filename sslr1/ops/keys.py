@@ -1,0 +1,67 @@
+"""Addresses for random numbers: everything random is drawn from a key, a 64-bit hash of what names the draw.
+
+`fold` hashes Python integers and strings, `fold_tensor` does the same to int64 tensors on their device, bit for bit.
+The mixer is the finaliser of splitmix64 (Steele, Lea and Flood 2014, variant 13 of Stafford's search).
+"""
+
+import hashlib
+
+import numpy as np
+import torch
+
+_MASK = (1 << 64) - 1
+_GOLDEN = 0x9E3779B97F4A7C15
+_MUL1 = 0xBF58476D1CE4E5B9
+_MUL2 = 0x94D049BB133111EB
+
+
+def _mix(x: int) -> int:
+    x = ((x ^ (x >> 30)) * _MUL1) & _MASK
+    x = ((x ^ (x >> 27)) * _MUL2) & _MASK
+    return x ^ (x >> 31)
+
+
+def fold(*parts: int | str) -> int:
+    """Hash of the parts in order, an unsigned 64-bit integer. Strings are hashed by BLAKE2b first."""
+    h = _GOLDEN
+    for part in parts:
+        if isinstance(part, str):
+            part = int.from_bytes(hashlib.blake2b(part.encode(), digest_size=8).digest(), "little")
+        h = _mix(((h + _GOLDEN) & _MASK) ^ _mix((int(part) + _GOLDEN) & _MASK))
+    return h
+
+
+def _signed(x: int) -> int:
+    return x - (1 << 64) if x >= 1 << 63 else x
+
+
+def _mix_tensor(x: torch.Tensor) -> torch.Tensor:
+    def shifted(x, n):  # logical shift: int64's own keeps the sign
+        return (x >> n) & ((1 << (64 - n)) - 1)
+
+    x = (x ^ shifted(x, 30)) * _signed(_MUL1)
+    x = (x ^ shifted(x, 27)) * _signed(_MUL2)
+    return x ^ shifted(x, 31)
+
+
+def fold_tensor(key: int, *parts: torch.Tensor) -> torch.Tensor:
+    """Continue `fold`'s hash `key` with int64 tensors, broadcast against each other: int64, equal to `fold` bit for bit.
+
+    `fold(a, b, c)` is `fold_tensor(fold(a), tensor(b), tensor(c))` (as a signed number).
+    """
+    h = torch.tensor(_signed(key), dtype=torch.int64, device=parts[0].device)
+    golden = _signed(_GOLDEN)
+    for part in parts:
+        h = _mix_tensor((h + golden) ^ _mix_tensor(part.to(torch.int64) + golden))
+    return h
+
+
+def uniform(key: torch.Tensor) -> torch.Tensor:
+    """One float64 uniform in [0, 1) for each int64 key, from the top 53 bits of the key mixed once more."""
+    bits = (_mix_tensor(key + _signed(_GOLDEN)) >> 11) & ((1 << 53) - 1)
+    return bits.to(torch.float64) * 2.0**-53
+
+
+def generator(*parts: int | str) -> np.random.Generator:
+    """A NumPy generator (Philox, counter-based) at the address that the parts name."""
+    return np.random.Generator(np.random.Philox(key=fold(*parts)))

@@ -1,0 +1,209 @@
+"""Rendering plans: canvases painted in order with rectangular tiles, as uint8 images or as a model's pixel patches.
+
+A plan (`sslr1.puzzles.plan.Plan`, or any object with its five tables) is tensors only:
+
+    sources_int   int64 [Q, 2]    image, mip level (2x2 box halvings, each rounded to uint8, an odd last row dropped)
+    sources_float float32 [Q]     Gaussian blur of that level, sigma in its pixels, 0 for none
+    canvases      int64 [M, 2]    height, width in pixels
+    tiles_int     int64 [K, 7]    canvas, top, left, height, width, source, bilinear (0 nearest, 1 bilinear)
+    tiles_float   float32 [K, 22] inverse map 3x3 (9), colour map 3x4 (12), alpha (1)
+
+The inverse map takes the homogeneous centre (x + 0.5, y + 0.5, 1) of a pixel of the tile, counted from the tile's own
+corner, to a point of the source in its pixels, where pixel (i, j) covers [j, j+1) x [i, i+1). Nearest takes the pixel that
+holds the point; bilinear interpolates between pixel centres. Points outside the source give FILL. The colour map acts
+on RGB in 0..255 as `C[:, :3] @ rgb + C[:, 3]`; values are clamped to 0..255 and rounded half up; alpha mixes the tile
+over what the canvas holds already. Canvases start as FILL.
+"""
+
+import json
+import math
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+FILL = 127
+IDENTITY_COLOUR = (1.0, 0, 0, 0, 0, 1.0, 0, 0, 0, 0, 1.0, 0)
+
+
+@dataclass(frozen=True)
+class PatchSpec:
+    """How a vision tower of the Qwen-VL family wants its pixels. Defaults: Qwen2.5-VL's.
+
+    patch: side of a patch in px; merge: patches per side of one visual token; temporal: repeats of a still image;
+    min_pixels, max_pixels: bounds on a canvas's area in px; dtype: of the pixel values.
+    """
+
+    patch: int = 14
+    merge: int = 2
+    temporal: int = 2
+    mean: tuple[float, float, float] = (0.48145466, 0.4578275, 0.40821073)
+    std: tuple[float, float, float] = (0.26862954, 0.26130258, 0.27577711)
+    min_pixels: int = 56 * 56
+    max_pixels: int = 28 * 28 * 16384
+    dtype: torch.dtype = torch.float32
+
+    @property
+    def unit(self) -> int:
+        """Side in px of one visual token: canvas sides are multiples of it."""
+        return self.patch * self.merge
+
+    @classmethod
+    def from_pretrained(cls, folder, **changes) -> "PatchSpec":
+        """Read `preprocessor_config.json` of a Hugging Face model folder. `changes` override fields."""
+        path = Path(folder) / "preprocessor_config.json"
+        if not path.is_file():
+            raise FileNotFoundError(f"{path} is missing: a vision-language model folder holds its image processor's settings there")
+        c = json.loads(path.read_text())
+        size = c.get("size") or {}
+        spec = cls(
+            patch=c.get("patch_size", cls.patch),
+            merge=c.get("merge_size", cls.merge),
+            temporal=c.get("temporal_patch_size", cls.temporal),
+            mean=tuple(c.get("image_mean", cls.mean)),
+            std=tuple(c.get("image_std", cls.std)),
+            min_pixels=c.get("min_pixels") or size.get("shortest_edge") or cls.min_pixels,
+            max_pixels=c.get("max_pixels") or size.get("longest_edge") or cls.max_pixels,
+        )
+        return replace(spec, **changes)
+
+    def square(self, side: float) -> int:
+        """Side of the largest legal square canvas that is no larger than `side` px, or the smallest legal one."""
+        lowest = math.ceil(math.sqrt(self.min_pixels) / self.unit) * self.unit
+        highest = math.floor(math.sqrt(self.max_pixels) / self.unit) * self.unit
+        if lowest > highest:
+            raise ValueError(f"no square canvas of multiples of {self.unit} px lies between {self.min_pixels} and {self.max_pixels} pixels")
+        return min(max(int(side // self.unit) * self.unit, lowest), highest)
+
+    def table(self) -> torch.Tensor:
+        """Pixel value of each byte, float32 [3, 256]: (byte / 255 - mean) / std in the rounding order of Hugging Face's
+        image processors (rescale in float64 rounded to float32, then normalise in float32)."""
+        return _table(self.mean, self.std).clone()
+
+
+@lru_cache
+def _table(mean, std):
+    scaled = (np.arange(256, dtype=np.float64) * (1 / 255)).astype(np.float32)
+    table = (scaled[None] - np.array(mean, np.float32)[:, None]) / np.array(std, np.float32)[:, None]
+    return torch.from_numpy(table.astype(np.float32))
+
+
+def render(images, plan, backend="auto"):
+    """Paint every canvas of `plan` from `images` (list of uint8 [H, W, 3] tensors, one device): list of M such tensors."""
+    if backend not in ("auto", "reference"):
+        raise ValueError(f"render has no backend {backend!r}; it has 'reference'")
+    for i, image in enumerate(images):
+        if image.ndim != 3 or image.shape[2] != 3 or image.dtype != torch.uint8:
+            raise ValueError(f"images[{i}] must be uint8 [H, W, 3], got {image.dtype} {list(image.shape)}")
+    device = images[0].device if len(images) else torch.device("cpu")
+    canvases = [torch.full((h, w, 3), FILL, dtype=torch.uint8, device=device) for h, w in plan.canvases.tolist()]
+    sources = {}
+    sigmas = plan.sources_float.tolist()
+    for (canvas, y, x, h, w, source, bilinear), numbers in zip(plan.tiles_int.tolist(), plan.tiles_float.tolist()):
+        if source not in sources:
+            image, level = plan.sources_int[source].tolist()
+            sources[source] = _blur(_mip(images[image], level), sigmas[source])
+        place = canvases[canvas][y : y + h, x : x + w]
+        if place.shape[:2] != (h, w):
+            raise ValueError(f"a tile of {h}x{w} at ({y}, {x}) does not lie inside its canvas {list(canvases[canvas].shape[:2])}")
+        _paint(place, sources[source], numbers[:9], numbers[9:21], numbers[21], bool(bilinear))
+    return canvases
+
+
+def render_patches(images, plan, spec, backend="auto"):
+    """Paint `plan` straight into the model's input.
+
+    Returns (pixel_values [sum n, 3 * temporal * patch * patch] of spec.dtype, image_grid_thw [M, 3] int64 on the CPU):
+    what Hugging Face's Qwen2-VL image processor gives for the same canvases.
+    """
+    for h, w in plan.canvases.tolist():
+        if h % spec.unit or w % spec.unit:
+            raise ValueError(f"a canvas of {h}x{w} px is no multiple of patch*merge = {spec.unit}: was the plan made for another PatchSpec?")
+    canvases = render(images, plan, backend)
+    table = _table(spec.mean, spec.std).to(spec.dtype)
+    grids = plan.canvases // spec.patch
+    grid_thw = torch.cat([torch.ones(len(grids), 1, dtype=torch.int64), grids], 1)
+    if not canvases:
+        return torch.zeros(0, 3 * spec.temporal * spec.patch**2, dtype=spec.dtype), grid_thw
+    return torch.cat([_patchify(c, table.to(c.device), spec) for c in canvases]), grid_thw
+
+
+def _patchify(canvas, table, spec):
+    """uint8 [H, W, 3] -> [n, 3 * temporal * patch * patch]. Rows run over merge x merge blocks, columns over c, t, y, x."""
+    p, m = spec.patch, spec.merge
+    h, w = canvas.shape[0] // spec.unit, canvas.shape[1] // spec.unit
+    index = canvas.long() + torch.arange(0, 768, 256, device=canvas.device)
+    values = table.reshape(-1)[index].view(h, m, p, w, m, p, 3).permute(0, 3, 1, 4, 6, 2, 5)
+    values = values.reshape(h * w * m * m, 3, 1, p * p).expand(-1, -1, spec.temporal, -1)
+    return values.reshape(h * w * m * m, -1)
+
+
+def _mip(image, level):
+    for _ in range(level):
+        h, w = image.shape[0] // 2, image.shape[1] // 2
+        if not (h and w):
+            raise ValueError(f"mip level {level} of an image is empty")
+        box = image[: 2 * h, : 2 * w].view(h, 2, w, 2, 3).to(torch.int32).sum((1, 3))
+        image = ((box + 2) // 4).to(torch.uint8)
+    return image
+
+
+def _blur(image, sigma):
+    if sigma == 0:
+        return image
+    radius = max(1, math.ceil(3 * sigma))
+    taps = torch.exp(-0.5 * (torch.arange(-radius, radius + 1, device=image.device) / sigma) ** 2)
+    taps = taps / taps.sum()
+    x = image.permute(2, 0, 1)[:, None].float()
+    x = F.conv2d(F.pad(x, (radius, radius, 0, 0), "replicate"), taps.view(1, 1, 1, -1))
+    x = F.conv2d(F.pad(x, (0, 0, radius, radius), "replicate"), taps.view(1, 1, -1, 1))
+    return _to_bytes(x[:, 0].permute(1, 2, 0))
+
+
+def _to_bytes(x):
+    return (x.clamp(0, 255) + 0.5).floor().to(torch.uint8)
+
+
+def _paint(place, source, matrix, colour, alpha, bilinear):
+    h, w = place.shape[:2]
+    H, W = source.shape[:2]
+    matrix_is_shift = matrix[:2] == [1.0, 0.0] and matrix[3:5] == [0.0, 1.0] and matrix[6:] == [0.0, 0.0, 1.0]
+    plain = tuple(colour) == IDENTITY_COLOUR and alpha == 1.0
+    dx, dy = matrix[2], matrix[5]
+    if matrix_is_shift and plain and not bilinear and dx == int(dx) and dy == int(dy):
+        if 0 <= dx <= W - w and 0 <= dy <= H - h:  # an exact crop
+            place.copy_(source[int(dy) : int(dy) + h, int(dx) : int(dx) + w])
+            return
+    x = torch.arange(w, device=place.device, dtype=torch.float32) + 0.5
+    y = torch.arange(h, device=place.device, dtype=torch.float32)[:, None] + 0.5
+    u = matrix[0] * x + matrix[1] * y + matrix[2]
+    v = matrix[3] * x + matrix[4] * y + matrix[5]
+    if matrix[6:] != [0.0, 0.0, 1.0]:
+        z = matrix[6] * x + matrix[7] * y + matrix[8]
+        u, v = u / z, v / z
+    inside = (u >= 0) & (u < W) & (v >= 0) & (v < H)
+    flat = source.reshape(-1, 3)
+
+    def at(row, column):
+        row, column = row.long().clamp(0, H - 1), column.long().clamp(0, W - 1)
+        return flat.index_select(0, (row * W + column).reshape(-1)).view(h, w, 3).float()
+
+    if bilinear:
+        u, v = u - 0.5, v - 0.5
+        left, top = u.floor(), v.floor()
+        a, b = (u - left)[..., None], (v - top)[..., None]
+        value = (at(top, left) * (1 - a) + at(top, left + 1) * a) * (1 - b) + (
+            at(top + 1, left) * (1 - a) + at(top + 1, left + 1) * a
+        ) * b
+    else:
+        value = at(v.floor(), u.floor())
+    value = torch.where(inside[..., None], value, float(FILL))
+    if tuple(colour) != IDENTITY_COLOUR:
+        matrix34 = torch.tensor(colour, device=place.device).view(3, 4)
+        value = (value @ matrix34[:, :3].T + matrix34[:, 3]).clamp(0, 255)
+    if alpha != 1.0:
+        value = alpha * value + (1 - alpha) * place.float()
+    place.copy_(_to_bytes(value))

@@ -1,0 +1,64 @@
+"""Format-only warm-up: the right format around a uniformly random valid answer. It teaches the form and no skill.
+
+Meant for models that can't produce a boxed answer at all, such as the tiny one with random weights.
+    torchrun … -m sslr1.warmup CONFIG OUT [section.key=value …]     writes the warmed-up model to the folder OUT
+"""
+
+import torch
+
+from sslr1.learner import Learner
+from sslr1.model import Group, Sample
+from sslr1.ops import keys
+from sslr1.puzzles import random_answer_text
+
+THOUGHT = "Let me look."
+
+
+def warm_up(built, report=lambda step, learned: None):
+    """`train.warmup.steps` updates towards random answers; the sampler's weights follow at the end."""
+    config = built.config
+    options = config.train.warmup
+    optim = config.optim.model_copy(update={"lr": options.lr, "warmup_steps": 5, "schedule": "constant"})
+    loss = config.loss.model_copy(update={"loss_type": "dapo", "entropy_coef": 0.0})
+    learner = Learner(
+        built.policy, built.world, optim=optim, loss=loss, temperature=1.0, max_tokens=config.rollout.max_tokens,
+        token_budget=config.train.token_budget, steps=options.steps,
+    )
+    stream = built.stream(options.batch)
+    for step in range(options.steps):
+        batch = stream.get(step)
+        groups = []
+        for prompt, answer in zip(batch.prompts, batch.puzzles.answers):
+            draw = keys.generator("warmup", config.train.seed, step, prompt.id)
+            text = f"\\boxed{{{random_answer_text(answer, draw)}}}"
+            if config.puzzles.thinking:
+                text = f"<think>{THOUGHT}</think>{text}"
+            tokens = torch.tensor(built.tokenizer(text, add_special_tokens=False)["input_ids"] + [built.tokenizer.eos_token_id])
+            groups.append(Group(prompt, [Sample(tokens, torch.zeros(len(tokens)), text, "stop")]))
+        ones = torch.ones(len(groups), 1)
+        learned = learner.step(groups, ones, advantages=ones)  # advantage 1 everywhere makes the loss's gradient that of -log-prob
+        report(step + 1, learned)
+    stream.close()
+    built.weights.refresh(built.policy)
+
+
+def main():
+    import argparse
+    from pathlib import Path
+
+    from sslr1 import checkpoint, entry
+
+    parser = argparse.ArgumentParser(prog="python -m sslr1.warmup", description="Format-only warm-up of a model folder.")
+    parser.add_argument("config")
+    parser.add_argument("out", help="folder for the warmed-up model")
+    parser.add_argument("overrides", nargs="*", metavar="section.key=value")
+    arguments = parser.parse_args()
+    with entry.built(arguments.config, arguments.overrides) as built:
+        warm_up(built)
+        if built.world.main:
+            checkpoint.save_hf(Path(arguments.out), built.weights.model, built.tokenizer, built.model_path)
+            print(arguments.out)
+
+
+if __name__ == "__main__":
+    main()
