@@ -43,7 +43,7 @@ class Puzzles(Section):
     mixture: dict[str, float] = Field({}, description="share of each puzzle; {} is the default mixture")
     levels: dict[str, int] = Field({}, description="level of each puzzle; where training starts unless given")
     thinking: bool = Field(True, description="ask for <think></think> before the boxed answer")
-    wordings: int | None = Field(None, ge=1, description="use only the first so many paraphrases of each question")
+    wordings: int | None = Field(None, ge=1, description="use only the first so many wordings of each question, plainest first; all unless given")
     rule: Literal["default", "paper", "visual_jigsaw"] = Field("default", description="reward rule")
     min_pixels: int | None = Field(None, ge=1, description="smallest canvas area in px; the model's own unless given")
     max_pixels: int | None = Field(None, ge=1, description="largest canvas area in px; the model's own unless given")

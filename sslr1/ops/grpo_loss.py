@@ -57,14 +57,49 @@ def _logprobs_entropy(hidden, lm_head, tokens, temperature):
 
 
 @torch.no_grad()
-def token_logprobs(hidden, lm_head, tokens, temperature=1.0, backend="auto"):
+def token_logprobs(hidden, lm_head, tokens, temperature=1.0, backend="auto", chunk=4096):
     """Log-prob of each token and entropy (nats) of its distribution, temperature-scaled, no gradient.
 
-    hidden [N, D], lm_head [V, D], tokens [N] int64 -> (logprobs [N], entropy [N]).
+    hidden [N, D], lm_head [V, D], tokens [N] int64 -> (logprobs [N], entropy [N]). Logits exist for `chunk` rows at a time,
+    in float32 (float64 for float64 inputs). backend: "reference" (and "auto"), or "triton" or "cuda", whose row kernels read
+    a chunk's logits once.
     """
-    _check_backend(backend)
+    if backend not in ("auto", "reference", "triton", "cuda"):
+        raise ValueError(f"token_logprobs has no backend {backend!r}; it has 'reference', 'triton' and 'cuda'")
     _check_rows(hidden, lm_head, tokens)
-    return _logprobs_entropy(hidden, lm_head, tokens, temperature)
+    if backend in ("auto", "reference"):
+        parts = [_logprobs_entropy(h, lm_head, t, temperature) for h, t in zip(hidden.split(chunk), tokens.split(chunk))]
+    else:
+        row_kernel = _triton_rows if backend == "triton" else _cuda_rows
+        parts = [row_kernel(_float_logits(h, lm_head), t, temperature) for h, t in zip(hidden.split(chunk), tokens.split(chunk))]
+    logprobs, entropy = zip(*parts)
+    return torch.cat(logprobs), torch.cat(entropy)
+
+
+def _float_logits(hidden, lm_head):
+    if hidden.is_cuda and hidden.dtype != torch.float32:
+        return torch.mm(hidden, lm_head.T, out_dtype=torch.float32)
+    return hidden.float() @ lm_head.float().T
+
+
+def _triton_rows(logits, tokens, temperature):
+    from sslr1.kernels.row_logprobs import row_logprobs
+
+    return row_logprobs(logits, tokens, temperature)
+
+
+def _cuda_rows(logits, tokens, temperature):
+    from sslr1 import _C
+
+    if not _C.has_cuda or not logits.is_cuda:
+        raise ValueError("backend 'cuda' needs CUDA tensors and an extension that was built where nvcc is")
+    N, V = logits.shape
+    logprobs, entropy = torch.empty(2, N, dtype=torch.float32, device=logits.device)
+    _C.row_logprobs(
+        logits.data_ptr(), tokens.data_ptr(), logprobs.data_ptr(), entropy.data_ptr(), N, V, logits.stride(0), 1.0 / temperature,
+        torch.cuda.current_stream(logits.device).cuda_stream,
+    )
+    return logprobs, entropy
 
 
 def grpo_loss(

@@ -25,6 +25,11 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+try:
+    from sslr1 import _C
+except ImportError:  # not built: the reference does the same, slower
+    _C = None
+
 FILL = 127
 IDENTITY_COLOUR = (1.0, 0, 0, 0, 0, 1.0, 0, 0, 0, 0, 1.0, 0)
 
@@ -92,25 +97,53 @@ def _table(mean, std):
 
 
 def render(images, plan, backend="auto"):
-    """Paint every canvas of `plan` from `images` (list of uint8 [H, W, 3] tensors, one device): list of M such tensors."""
-    if backend not in ("auto", "reference"):
-        raise ValueError(f"render has no backend {backend!r}; it has 'reference'")
+    """Paint every canvas of `plan` from `images` (list of uint8 [H, W, 3] tensors, one device): list of M such tensors.
+
+    backend: "reference" (plain PyTorch), "cpp" (CPU tensors, the compiled extension), or "auto": cpp where it can run.
+    """
     for i, image in enumerate(images):
         if image.ndim != 3 or image.shape[2] != 3 or image.dtype != torch.uint8:
             raise ValueError(f"images[{i}] must be uint8 [H, W, 3], got {image.dtype} {list(image.shape)}")
     device = images[0].device if len(images) else torch.device("cpu")
-    canvases = [torch.full((h, w, 3), FILL, dtype=torch.uint8, device=device) for h, w in plan.canvases.tolist()]
-    sources = {}
-    sigmas = plan.sources_float.tolist()
-    for (canvas, y, x, h, w, source, bilinear), numbers in zip(plan.tiles_int.tolist(), plan.tiles_float.tolist()):
-        if source not in sources:
-            image, level = plan.sources_int[source].tolist()
-            sources[source] = _blur(_mip(images[image], level), sigmas[source])
+    backend = _choose(backend, device)
+    sizes, tiles_int, tiles_float = plan.canvases, plan.tiles_int, plan.tiles_float
+    if len(tiles_int):
+        canvas, top, left, height, width, _, _ = tiles_int.unbind(1)
+        room = sizes[canvas]
+        if bool(((torch.stack([top, left]) < 0) | (torch.stack([top + height, left + width]) > room.T)).any()):
+            raise ValueError("a tile does not lie inside its canvas")
+    canvases = [torch.empty((h, w, 3), dtype=torch.uint8, device=device) for h, w in sizes.tolist()]
+    sources = [
+        _blur(_mip(images[image], level), sigma).contiguous()
+        for (image, level), sigma in zip(plan.sources_int.tolist(), plan.sources_float.tolist())
+    ]
+    if backend == "cpp":
+        _C.paint(_pictures(sources), _pictures(canvases), tiles_int.data_ptr(), tiles_float.data_ptr(), len(tiles_int), FILL,
+                 torch.get_num_threads())
+        return canvases
+    for canvas in canvases:
+        canvas.fill_(FILL)
+    for (canvas, y, x, h, w, source, bilinear), numbers in zip(tiles_int.tolist(), tiles_float.tolist()):
         place = canvases[canvas][y : y + h, x : x + w]
-        if place.shape[:2] != (h, w):
-            raise ValueError(f"a tile of {h}x{w} at ({y}, {x}) does not lie inside its canvas {list(canvases[canvas].shape[:2])}")
         _paint(place, sources[source], numbers[:9], numbers[9:21], numbers[21], bool(bilinear))
     return canvases
+
+
+def _choose(backend, device):
+    if backend == "auto":
+        return "cpp" if _C is not None and device.type == "cpu" else "reference"
+    if backend == "cpp":
+        if _C is None:
+            raise ValueError("backend 'cpp' needs the compiled extension sslr1._C: install the package (pip install -e .)")
+        if device.type != "cpu":
+            raise ValueError(f"backend 'cpp' renders CPU tensors, the images are on {device}")
+    elif backend != "reference":
+        raise ValueError(f"render has no backend {backend!r}; it has 'reference' and 'cpp'")
+    return backend
+
+
+def _pictures(images):
+    return [(image.data_ptr(), image.shape[0], image.shape[1]) for image in images]
 
 
 def render_patches(images, plan, spec, backend="auto"):
@@ -124,10 +157,16 @@ def render_patches(images, plan, spec, backend="auto"):
             raise ValueError(f"a canvas of {h}x{w} px is no multiple of patch*merge = {spec.unit}: was the plan made for another PatchSpec?")
     canvases = render(images, plan, backend)
     table = _table(spec.mean, spec.std).to(spec.dtype)
+    columns = 3 * spec.temporal * spec.patch**2
     grids = plan.canvases // spec.patch
     grid_thw = torch.cat([torch.ones(len(grids), 1, dtype=torch.int64), grids], 1)
     if not canvases:
-        return torch.zeros(0, 3 * spec.temporal * spec.patch**2, dtype=spec.dtype), grid_thw
+        return torch.zeros(0, columns, dtype=spec.dtype), grid_thw
+    if _choose(backend, canvases[0].device) == "cpp" and spec.dtype.itemsize in (2, 4):
+        out = torch.empty(int(grid_thw.prod(1).sum()), columns, dtype=spec.dtype)
+        _C.patchify(_pictures(canvases), table.data_ptr(), out.data_ptr(), spec.dtype.itemsize, spec.patch, spec.merge, spec.temporal,
+                    torch.get_num_threads())
+        return out, grid_thw
     return torch.cat([_patchify(c, table.to(c.device), spec) for c in canvases]), grid_thw
 
 

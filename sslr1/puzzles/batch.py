@@ -63,7 +63,7 @@ def make(images, puzzle="ordering", *, seed=0, index=None, epoch=0, attempt=0, l
     images: uint8 [B, H, W, 3] on any device, or a list of uint8 [H, W, 3]. puzzle: a name or B names. index: B integers
     that name the images (default 0…B-1). level: a number or B of them (None: where training starts). pool: other images
     by position (len, [i]) that candidates come from, drawn by key; None means this call's own images, so those puzzles
-    then depend on the call. wordings: use only the first so many paraphrases of each question.
+    then depend on the call. wordings: use only the first so many wordings of each question.
 
     The same (seed, epoch, attempt, index, puzzle, level, spec, pool) gives the same puzzle, always. Raises ValueError for
     unknown names and levels, for options this version doesn't have, and where the pool has too few different images.
@@ -91,15 +91,16 @@ def make(images, puzzle="ordering", *, seed=0, index=None, epoch=0, attempt=0, l
         if levels[i] not in LEVELS[name]:
             raise ValueError(f"{name} has no level {levels[i]}; it has {LEVELS[name]}")
         draw = keys.generator("puzzle", seed, epochs[i], attempts[i], index[i], name, levels[i])
-        made = _PUZZLES[name].build(draw, image, levels[i], spec, images if pool is None else pool)
-        batch.plan.extend(made.plan, len(batch.images))
         source = images if pool is None else pool
+        made = _PUZZLES[name].build(draw, image, levels[i], spec, source)
+        batch.plan.extend(made.plan, len(batch.images))
         batch.images += [image, *(source[j] for j in made.others)]
         batch.canvas_counts.append(len(made.plan.sizes))
-        batch.questions.append(
-            prompts.question(name, levels[i], made.slots, len(made.plan.sizes), lambda n: int(draw.integers(0, n)), thinking, wordings)
+        asked, answer = prompts.question(
+            name, levels[i], made.readings, len(made.plan.sizes), lambda n: int(draw.integers(0, n)), thinking, wordings
         )
-        batch.answers.append(made.answer)
+        batch.questions.append(asked)
+        batch.answers.append(answer)
         batch.chance.append(made.chance)
         batch.decidable.append(made.decidable)
     return batch

@@ -38,7 +38,8 @@ def build(draw, image, level, spec, pool) -> Puzzle:
     tile_at = [0] * K
     for tile, place in enumerate(order):
         tile_at[int(place)] = tile + 1
-    return Puzzle(plan, Answer("sequence", tuple(tile_at)), 1 / math.factorial(K), decidable, {"rows": rows, "columns": columns, "count": K})
+    slots = {"rows": rows, "columns": columns, "count": K}
+    return Puzzle(plan, [(slots, Answer("sequence", tuple(tile_at)))], 1 / math.factorial(K), decidable)
 
 
 def tile_size(pitch_y, pitch_x, spec):

@@ -6,7 +6,6 @@ from dataclasses import dataclass, field
 import torch
 
 from sslr1.ops.render import IDENTITY_COLOUR
-from sslr1.puzzles.reward import Answer
 
 
 @dataclass
@@ -76,14 +75,16 @@ class Plan:
 
 @dataclass
 class Puzzle:
-    """One puzzle, drawn but not yet rendered. `slots` fill the prompt's template; `others` are pool images it also shows,
-    which stand behind its own image (number 0) in the plan."""
+    """One puzzle, drawn but not yet worded or rendered.
+
+    readings: the ways in which it may be asked about, each (slots for the prompt's template, answer), the plainest first;
+    others: pool images it also shows, which stand behind its own image (number 0) in the plan.
+    """
 
     plan: Plan
-    answer: Answer
+    readings: list
     chance: float
     decidable: bool
-    slots: dict = field(default_factory=dict)
     others: list = field(default_factory=list)
 
 

@@ -51,19 +51,21 @@ QUESTIONS = {
 }
 
 
-def question(name, level, slots, canvases, choose, thinking, wordings=None):
-    """The question of one puzzle.
+def question(name, level, readings, canvases, choose, thinking, wordings=None):
+    """The question of one puzzle and its answer.
 
-    name, level, slots: as in `Puzzle`; canvases: how many the puzzle shows; choose(n): a keyed integer in [0, n);
-    thinking: ask for <think></think> first; wordings: use only the first so many paraphrases (default: all).
+    name, level: the puzzle's; readings: as in `Puzzle`; canvases: how many it shows; choose(n): a keyed integer in [0, n);
+    thinking: ask for <think></think> first; wordings: use only the first so many, plainest first (default: all, every
+    paraphrase with every reading).
     """
-    templates = QUESTIONS["rotation_pair" if (name, level) == ("rotation", 1) else name][:wordings]
+    templates = QUESTIONS["rotation_pair" if (name, level) == ("rotation", 1) else name]
+    asked = [(template, reading) for reading in readings for template in templates][:wordings]
     closings = (THINKING if thinking else DIRECT)[:wordings]
-    text = templates[choose(len(templates))]
-    slots = dict(
-        slots,
+    template, (slots, answer) = asked[choose(len(asked))]
+    text = template.format(
+        **slots,
         image="<image>",
         tiles="\n".join(f"{i + 1}: <image>" for i in range(canvases)),
         candidates="\n".join(f"{letter}: <image>" for letter in "ABCDEFGH"[: canvases - 1]),
     )
-    return f"{text.format(**slots)}\n{closings[choose(len(closings))]}"
+    return f"{text}\n{closings[choose(len(closings))]}", answer

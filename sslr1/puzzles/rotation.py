@@ -6,6 +6,7 @@ from sslr1.puzzles.reward import Answer
 LEVELS = {1: "upright and turned image together, quarter turns", 2: "one image, quarter turns"}
 START_LEVEL = 2
 SHARE = 0.25
+ANGLES = (0, 90, 180, 270)
 
 
 def build(draw, image, level, spec, pool) -> Puzzle:
@@ -17,17 +18,18 @@ def build(draw, image, level, spec, pool) -> Puzzle:
     crop = side if exact else min(H, W)
     top, left = (int(draw.integers(0, n - crop + 1)) for n in (H, W))
     turns = int(draw.integers(0, 4))
-    clockwise = bool(draw.integers(0, 2)) if level != 1 else True
     plan = Plan()
     shown = ([0] if level == 1 else []) + [turns]
     for quarter in shown:
         canvas = plan.canvas(side, side)
         plan.view(canvas, 0, 0, side, side, 0, turned(quarter, side, crop / side, top, left), exact=exact)
-    degrees = 90 * (turns if clockwise else -turns % 4)
     small = thumbnail(image[top : top + crop, left : left + crop], 16, 16)
     decidable = all(difference(small, small.rot90(k)) > SAME for k in (1, 2))
-    answer = Answer("number", degrees, choices=(0, 90, 180, 270))
-    return Puzzle(plan, answer, 0.25, decidable, {"direction": "clockwise" if clockwise else "counter-clockwise"})
+    readings = [
+        ({"direction": "clockwise"}, Answer("number", 90 * turns, ANGLES)),
+        ({"direction": "counter-clockwise"}, Answer("number", -90 * turns % 360, ANGLES)),
+    ]
+    return Puzzle(plan, readings, 1 / len(ANGLES), decidable)
 
 
 def turned(quarter, side, step, top, left):

@@ -53,7 +53,7 @@ def build(draw, image, level, spec, pool) -> Puzzle:
         plan.view(canvas, 0, 0, side, side, number, affine, colour=colour, blur=blur * side)
     decidable = difference(small[0], small[0].mean((0, 1))) > SAME
     answer = Answer("choice", "ABCDEFGH"[truth], choices=tuple("ABCDEFGH"[:CANDIDATES]))
-    return Puzzle(plan, answer, 1 / CANDIDATES, decidable, {"count": CANDIDATES}, others)
+    return Puzzle(plan, [({"count": CANDIDATES}, answer)], 1 / CANDIDATES, decidable, others)
 
 
 def view_pair(draw, H, W, area):

@@ -1,0 +1,32 @@
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: setup demo test test-gpu test-slow bench lint clean
+
+setup: .venv/.done
+
+.venv/.done: pyproject.toml setup.py constraints.txt $(wildcard csrc/*.cpp csrc/*.h csrc/cuda/*)
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet -c constraints.txt -e '.[dev]'
+	touch $@
+
+demo: setup
+	$(BIN)/torchrun --nproc_per_node=2 -m sslr1.train configs/tiny.yaml log.name=demo
+
+test: setup
+	$(BIN)/python -m pytest -q
+
+test-gpu: setup
+	$(BIN)/python -m pytest -q -m gpu
+
+test-slow: setup
+	$(BIN)/python -m pytest -q -m slow
+
+bench: setup
+	$(BIN)/python bench/
+
+lint: setup
+	$(BIN)/ruff check .
+
+clean:
+	rm -rf .venv build runs *.egg-info sslr1/*.so

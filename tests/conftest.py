@@ -1,0 +1,89 @@
+"""Fixtures: a printed random seed, a tiny model folder, scenes, and the photographs that scikit-image ships."""
+
+import os
+import random
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture
+def seed():
+    """A new seed each time, printed when the test fails; SSLR1_TEST_SEED repeats one."""
+    value = int(os.environ.get("SSLR1_TEST_SEED", random.SystemRandom().randrange(2**31)))
+    print(f"SSLR1_TEST_SEED={value}")
+    torch.manual_seed(value)
+    return value
+
+
+@pytest.fixture
+def draw(seed):
+    return np.random.default_rng(seed)
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory):
+    """Folder of the tiny model."""
+    from sslr1.model.tiny import build_tiny
+
+    return build_tiny(tmp_path_factory.mktemp("models") / "tiny")
+
+
+@pytest.fixture(scope="session")
+def scenes(tmp_path_factory):
+    """Folder of 150 scenes, as JPEG files."""
+    from sslr1.data.scenes import write_scenes
+
+    return write_scenes(tmp_path_factory.mktemp("images") / "scenes", 150)
+
+
+@pytest.fixture(scope="session")
+def photographs():
+    """Real photographs, uint8 [H, W, 3] of several sizes."""
+    from skimage import data
+
+    return [torch.from_numpy(np.ascontiguousarray(f())) for f in (data.astronaut, data.coffee, data.chelsea, data.rocket)]
+
+
+@pytest.fixture
+def exact_norms(monkeypatch):
+    """transformers' RMSNorm and vision rotary work in float32 inside; here they keep their input's dtype, so that float64
+    comparisons go through."""
+    from transformers.models.qwen2_5_vl import modeling_qwen2_5_vl as module
+
+    def norm(self, x):
+        return self.weight * (x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + self.variance_epsilon))
+
+    def rotary(q, k, cos, sin):
+        cos, sin = cos.unsqueeze(-2).to(q.dtype), sin.unsqueeze(-2).to(q.dtype)
+        return tuple(x * cos + module.rotate_half(x) * sin for x in (q, k))
+
+    monkeypatch.setattr(module.Qwen2_5_VLRMSNorm, "forward", norm)
+    monkeypatch.setattr(module, "apply_rotary_pos_emb_vision", rotary)
+
+
+@pytest.fixture
+def one_process():
+    """A process group of one, for code that reduces over ranks."""
+    from sslr1.model import parallel
+
+    world = parallel.start("cpu")
+    yield world
+    parallel.stop()
+
+
+def launch(*arguments, ranks=1, check=True, timeout=300, **environment):
+    """Run `python -m …` or, for several ranks, `torchrun … -m …` in a process of its own; returns the finished process."""
+    start = [sys.executable] if ranks == 1 else [
+        sys.executable, "-m", "torch.distributed.run", f"--nproc_per_node={ranks}", "--rdzv-backend=c10d", "--rdzv-endpoint=localhost:0"]
+    env = {**os.environ, "OMP_NUM_THREADS": "1", **environment}
+    done = subprocess.run([*start, "-m", *map(str, arguments)], cwd=ROOT, env=env, capture_output=True, text=True, timeout=timeout)
+    if check and done.returncode:
+        raise AssertionError(f"{arguments} exited {done.returncode}\n{done.stdout[-3000:]}\n{done.stderr[-6000:]}")
+    return done

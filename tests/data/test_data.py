@@ -1,0 +1,197 @@
+"""Images, decoding and the stream: broken files, frozen lists, substitutes, addresses."""
+
+import io
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from sslr1 import model, ops, puzzles
+from sslr1.data import Decoder, ImageFolder, ImageStore, Pool, PuzzleStream, held_out
+
+SPEC = ops.PatchSpec(max_pixels=112 * 112)
+BACKENDS = ["pillow", pytest.param("dali", marks=pytest.mark.skipif(Decoder().backend != "dali", reason="DALI is not installed"))]
+
+
+def encoded(array, kind="JPEG", **options):
+    out = io.BytesIO()
+    Image.fromarray(array).save(out, kind, **options)
+    return out.getvalue()
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_decoding_is_pillows_and_bad_files_are_none(draw, backend):
+    arrays = [draw.integers(0, 256, (40 + i, 50, 3), dtype=np.uint8).repeat(2, 0).repeat(2, 1) for i in range(6)]
+    files = [encoded(a, "PNG" if i % 3 == 2 else "JPEG") for i, a in enumerate(arrays)]
+    broken = {1: files[1][:60], 3: b"", 4: b"not a picture", 5: b"\xff\xd8" + bytes(range(200))}
+    mixed = [broken.get(i, f) for i, f in enumerate(files)]
+    decoder = Decoder(backend, batch=4)
+    for _ in range(2):  # a spoiled pipeline must be whole again
+        for given, bad in ((files, set()), (mixed, set(broken))):
+            for i, image in enumerate(decoder.decode(given)):
+                if i in bad:
+                    assert image is None
+                else:
+                    assert np.array_equal(image.numpy(), np.asarray(Image.open(io.BytesIO(given[i])).convert("RGB")))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_exif_orientation_is_honoured(backend):
+    array = np.zeros((64, 96, 3), np.uint8)
+    array[:32] = 250
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turn clockwise to view
+    (image,) = Decoder(backend).decode([encoded(array, quality=95, exif=exif)])
+    assert image.shape == (96, 64, 3) and image[:, 40:].float().mean() > 200 > 50 > image[:, :24].float().mean()
+
+
+def test_folders(tmp_path, scenes):
+    with pytest.raises(FileNotFoundError, match="not a folder"):
+        ImageFolder.scan(tmp_path / "missing")
+    with pytest.raises(ValueError, match="holds no images"):
+        ImageFolder.scan(tmp_path)
+    (tmp_path / "sub").mkdir()
+    for i in range(15):
+        shutil.copy(scenes / f"scene-{i:05d}.jpg", tmp_path / "sub" / f"{i}.JPG")
+    (tmp_path / "notes.txt").write_text("no image")
+    with pytest.raises(ValueError, match="holds 15 images"):
+        ImageFolder.scan(tmp_path)
+    shutil.copy(scenes / "scene-00000.jpg", tmp_path / "a b\tc.png")
+    folder = ImageFolder.scan(tmp_path)
+    assert len(folder) == 16
+    folder.freeze(tmp_path / "files.txt")
+    (tmp_path / "sub" / "new.jpg").write_bytes(b"")
+    again = ImageFolder.thaw(tmp_path, tmp_path / "files.txt")
+    assert again.files == folder.files and again.read(0) == folder.read(0)
+
+
+def test_held_out_images_are_few_and_stay_held_out():
+    folder = ImageFolder("x", [(f"{i}.jpg", 1) for i in range(3000)])
+    train, held = folder.hold_out(0.05)
+    assert len(held) == 150 and sorted(train + held) == list(range(3000))
+    grown = ImageFolder("x", folder.files + [(f"new{i}.jpg", 1) for i in range(3000)])
+    assert len(set(grown.hold_out(0.05)[1]) & set(held)) > 40  # by hash, not by place
+    assert len(ImageFolder("x", folder.files[:100]).hold_out(0.05)[1]) == 50
+    assert len(ImageFolder("x", [(f"{i}", 1) for i in range(100_000)]).hold_out(0.05)[1]) == 2000
+
+
+@pytest.fixture
+def broken_folder(tmp_path, scenes):
+    """Sixty scenes, six of which are no good in different ways."""
+    for i in range(60):
+        shutil.copy(scenes / f"scene-{i:05d}.jpg", tmp_path)
+    paths = sorted(tmp_path.iterdir())
+    paths[3].write_bytes(paths[3].read_bytes()[:300])
+    paths[10].write_bytes(b"")
+    Image.fromarray(np.full((128, 128, 3), 80, np.uint8)).save(paths[20])
+    Image.open(paths[30]).resize((60, 200)).save(paths[30])
+    folder = ImageFolder.scan(tmp_path)
+    paths[40].unlink()
+    paths[50].write_bytes(b"hello")
+    return folder
+
+
+BAD = {3: "decoded", 10: "decoded", 20: "flat", 30: "min_side", 40: "read", 50: "decoded"}
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_store_names_what_is_bad(broken_folder, backend):
+    store = ImageStore(broken_folder, Decoder(backend), min_side=112, cache_bytes=10 * 128 * 128 * 3)
+    images = store.get(range(60))
+    assert [i for i, image in enumerate(images) if image is None] == list(BAD)
+    assert all(words in store.bad[i] for i, words in BAD.items()), store.bad
+    assert store._held <= store.cache_bytes
+    assert all(torch.equal(a, b) for a, b in zip(store.get([5, 5, 59]), [images[5], images[5], images[59]]))
+    pool = Pool(store, [10, 3, 7])
+    assert len(pool) == 3 and torch.equal(pool[0], images[7])
+    with pytest.raises(ValueError, match="none of the 2"):
+        Pool(store, [10, 3])[1]
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tiny):
+    return model.load_tokenizer(tiny)
+
+
+def stream(folder, tokenizer, **changes):
+    options = dict(mixture={"rotation": 0.5, "ordering": 0.25, "similarity": 0.25}, levels={"rotation": 2, "ordering": 1, "similarity": 1},
+                   batch=12, seed=4, spec=SPEC, thinking=False, wordings=None)
+    return PuzzleStream(ImageStore(folder, Decoder(), min_side=112), list(range(len(folder))), tokenizer, **{**options, **changes})
+
+
+def content(batch):
+    return [(p.id, q, a, i, p.pixel_values.numpy().tobytes()) for p, q, a, i in zip(batch.prompts, batch.puzzles.questions, batch.puzzles.answers, batch.images)]
+
+
+def test_stream_has_addresses(scenes, tokenizer):
+    folder = ImageFolder.scan(scenes)
+    one = stream(folder, tokenizer)
+    steps = [content(one.get(k)) for k in range(4)]
+    assert steps[2] == content(stream(folder, tokenizer).get(2))  # entered in the middle
+    two = [stream(folder, tokenizer, rank=r, world_size=3) for r in range(3)]
+    for k, whole in enumerate(steps):
+        assert sorted(x for s in two for x in content(s.get(k))) == sorted(whole)
+    assert steps[0] != content(stream(folder, tokenizer, seed=5).get(0))
+    epoch = [i for k in range(12) for i in one.build(k).images]
+    assert len(set(epoch)) == 144  # no image twice before all were seen
+    one.close()
+
+
+def test_stream_keeps_the_mixture(scenes, tokenizer):
+    s = stream(ImageFolder.scan(scenes), tokenizer)
+    for k in range(5):
+        names = s.names(k)
+        assert abs(names.count("rotation") - 6) <= 1 and abs(names.count("ordering") - 3) <= 1
+    assert s.names(0) != s.names(1)
+
+
+def test_bad_images_are_replaced_and_nothing_else_moves(broken_folder, scenes, tokenizer, tmp_path_factory):
+    whole_folder = tmp_path_factory.mktemp("whole")
+    for i in range(60):
+        shutil.copy(scenes / f"scene-{i:05d}.jpg", whole_folder)
+    options = dict(mixture={"rotation": 0.6, "ordering": 0.4})  # puzzles that show no other image
+    good, broken = (stream(folder, tokenizer, **options) for folder in (ImageFolder.scan(whole_folder), broken_folder))
+    replaced = 0
+    for k in range(5):
+        for a, b in zip(content(good.get(k)), content(broken.get(k))):
+            if a[3] in BAD:
+                replaced += 1
+                assert b[3] not in BAD
+            else:
+                assert a == b
+    assert replaced == len(BAD)
+
+
+def test_an_unusable_folder_ends_with_a_reason(tmp_path, tokenizer):
+    for i in range(20):
+        (tmp_path / f"{i}.jpg").write_bytes(b"nothing")
+    with pytest.raises(ValueError, match="no usable image after"):
+        stream(ImageFolder.scan(tmp_path), tokenizer).get(0)
+
+
+def test_undecidable_images_fall_back_to_another_puzzle(tmp_path, tokenizer, scenes):
+    """Vertical stripes: a half turn can't be told, the two halves of 1x2 can."""
+    rng = np.random.default_rng(0)
+    for i in range(20):
+        stripes = rng.integers(0, 256, (1, 16, 3), dtype=np.uint8).repeat(8, 1).repeat(128, 0)
+        stripes[:, 64:] = stripes[:, 63::-1]
+        Image.fromarray(stripes).save(tmp_path / f"{i}.png")
+    s = stream(ImageFolder.scan(tmp_path), tokenizer, mixture={"rotation": 0.5, "similarity": 0.5})
+    batch = s.get(0)
+    assert all(batch.puzzles.decidable)
+    direct = puzzles.make(s.store.get(range(20)), "rotation", level=2, spec=SPEC)
+    assert not all(direct.decidable)
+
+
+def test_held_out_puzzles_are_the_same_ones_whatever_the_ranks(scenes):
+    store = ImageStore(ImageFolder.scan(scenes), Decoder(), min_side=112)
+    numbers = store.folder.hold_out(0.3)[1]
+    options = dict(seed=1, spec=SPEC, thinking=False, wordings=1)
+    for name in puzzles.NAMES:
+        whole = held_out(store, numbers, name, 1, 100, **options)
+        assert [len(b) for b in whole] == [64, 36] and all(all(b.decidable) for b in whole)
+        parts = [held_out(store, numbers, name, 1, 100, rank=r, world_size=2, **options) for r in (0, 1)]
+        answers = [[a for b in batches for a in b.answers] for batches in (whole, *parts)]
+        assert answers[0][0::2] == answers[1] and answers[0][1::2] == answers[2]

@@ -1,0 +1,141 @@
+"""The packed forward: equal to separate sequences, to transformers' own padded batch, and to itself however it is cut."""
+
+import pytest
+import torch
+
+from sslr1 import model, ops
+from sslr1.model.shared_prefix import run
+from tests.model.test_packing import some_prompts, with_samples
+
+LENGTHS = [[3, 1, 4], [2, 5, 1], [1, 2, 6], [7, 1, 1]]
+
+
+@pytest.fixture(params=[True, False], ids=["tied", "untied"])
+def network(request, tmp_path):
+    from sslr1.model.tiny import build_tiny
+
+    return model.load_model(build_tiny(tmp_path / "m", seed=3, tie=request.param), torch.float64)
+
+
+def loss_and_gradients(policy, batches, rewards, **options):
+    """Sum of the loss over packed batches, and every gradient; counts are the whole step's."""
+    policy.zero_grad()
+    total = 0.0
+    tokens = sum(len(b.tokens) for b in batches)
+    for packed in batches:
+        def loss(hidden, lm_head, packed=packed):
+            chosen = rewards[packed.group_numbers] if len(batches) > 1 else rewards
+            out = ops.grpo_loss(hidden, lm_head, packed.tokens, packed.sequence, chosen, entropy_coef=0.1, token_count=tokens,
+                                sequence_count=rewards.numel(), **options)
+            return (out.loss,)
+
+        (value,) = policy(packed, loss)
+        value.backward()
+        total += value.item()
+    return total, {name: p.grad.clone() for name, p in policy.named_parameters()}
+
+
+def relative(a, b):
+    return ((a - b).norm() / b.norm().clamp(min=1e-300)).item()
+
+
+def assert_equal(got, expected, bound):
+    assert abs(got[0] - expected[0]) <= bound * abs(expected[0])
+    for name, gradient in expected[1].items():
+        assert relative(got[1][name], gradient) <= bound, name
+
+
+def make(network, tiny, photographs, rewards_of=(4, 3)):
+    tokenizer = model.load_tokenizer(tiny)
+    groups = with_samples(some_prompts(tokenizer, photographs), LENGTHS)
+    return groups, torch.rand(*rewards_of, dtype=torch.float64)
+
+
+def pack(groups, policy, **options):
+    return model.pack(groups, group_size=3, **policy.pack_options, **options)
+
+
+def transformers_loss(network, groups, rewards):
+    """Separate sequences through transformers' own forward with its own SDPA and positions: one padded batch."""
+    advantages = ops.advantages(rewards).reshape(-1)
+    pad, tokens = 0, sum(len(s.tokens) for g in groups for s in g.samples)
+    rows = [(g, torch.cat([g.prompt.input_ids, s.tokens]), len(s.tokens)) for g in groups for s in g.samples]
+    longest = max(len(ids) for _, ids, _ in rows)
+    input_ids = torch.stack([torch.cat([ids, torch.full((longest - len(ids),), pad)]) for _, ids, _ in rows])
+    mask = torch.stack([(torch.arange(longest) < len(ids)).long() for _, ids, _ in rows])
+    types = (input_ids == network.config.image_token_id).int() * mask.int()
+    out = network(
+        input_ids=input_ids, attention_mask=mask, mm_token_type_ids=types, use_cache=False,
+        pixel_values=torch.cat([g.prompt.pixel_values for g, _, _ in rows]).double(),
+        image_grid_thw=torch.cat([g.prompt.image_grid_thw for g, _, _ in rows]),
+    ).logits
+    loss = 0.0
+    for s, (_, ids, C) in enumerate(rows):
+        logprobs = out[s, len(ids) - C - 1 : len(ids) - 1].log_softmax(-1)
+        picked = logprobs.gather(-1, ids[-C:, None])[:, 0]
+        ratio = (picked - picked.detach()).exp()
+        entropy = -(logprobs.exp() * logprobs).sum(-1)
+        loss = loss - (ratio * advantages[s] + 0.1 * entropy).sum() / tokens
+    return loss
+
+
+@pytest.mark.parametrize("exact", [True, False], ids=["dtype-preserving norms", "modules untouched"])
+def test_shared_prefix_equals_separate_sequences_and_transformers(network, tiny, photographs, seed, exact, request):
+    if exact:
+        request.getfixturevalue("exact_norms")
+    bound = 1e-12 if exact else 1e-6
+    groups, rewards = make(network, tiny, photographs)
+    policy = model.Policy(network)
+    network.model.language_model.config._attn_implementation_internal = "sdpa"  # transformers' own, before ours
+    network.model.visual.config._attn_implementation_internal = "sdpa"
+    policy.zero_grad()
+    theirs = transformers_loss(network, groups, rewards)
+    theirs.backward()
+    expected = theirs.item(), {name: p.grad.clone() for name, p in policy.named_parameters()}
+    model.shared_prefix.plug_in(network)
+
+    shared = loss_and_gradients(policy, [pack(groups, policy)], rewards)
+    separate = loss_and_gradients(
+        policy, [pack([g], policy, numbers=[n], parts=[range(s, s + 1)]) for n, g in enumerate(groups) for s in range(3)], rewards
+    )
+    assert_equal(shared, expected, bound)
+    assert_equal(separate, expected, bound)
+    assert_equal(shared, separate, bound)
+
+
+def test_packing_order_and_cuts_change_nothing(network, tiny, photographs, seed, exact_norms):
+    groups, rewards = make(network, tiny, photographs)
+    policy = model.Policy(network)
+    whole = loss_and_gradients(policy, [pack(groups, policy)], rewards)
+    order = [2, 0, 3, 1]
+    assert_equal(loss_and_gradients(policy, [pack([groups[i] for i in order], policy)], rewards[order]), whole, 1e-12)
+    for budget in (180, 230, 400):
+        cut = model.split(groups, budget)
+        assert len(cut) > 1
+        batches = [pack([groups[n] for n, _ in b], policy, numbers=[n for n, _ in b], parts=[r for _, r in b]) for b in cut]
+        assert_equal(loss_and_gradients(policy, batches, rewards), whole, 1e-12)
+
+
+def test_a_completion_does_not_see_its_neighbours(network, tiny, photographs, seed):
+    groups, _ = make(network, tiny, photographs)
+    policy = model.Policy(network)
+    with torch.no_grad():
+        before = run(network, pack(groups, policy))
+        groups[1].samples[0].tokens = (groups[1].samples[0].tokens + 1) % 300
+        packed = pack(groups, policy)
+        after = run(network, packed)
+    start = len(packed.input_ids) - sum(p + sum(c) for p, c in packed.layout[1:]) + packed.layout[1][0]
+    changed = ((before - after).abs().amax(-1) > 0).nonzero()[:, 0].tolist()
+    assert changed and set(changed) <= set(range(start, start + 2))
+
+
+def test_the_model_stays_usable_as_any_other(tiny, photographs):
+    """Plugged in, a plain transformers forward gives what it gave before."""
+    network, tokenizer = model.load_model(tiny), model.load_tokenizer(tiny)
+    prompt = some_prompts(tokenizer, photographs)[1]
+    inputs = dict(input_ids=prompt.input_ids[None], pixel_values=prompt.pixel_values, image_grid_thw=prompt.image_grid_thw,
+                  mm_token_type_ids=(prompt.input_ids == network.config.image_token_id).int()[None])
+    with torch.no_grad():
+        before = network(**inputs).logits
+        model.shared_prefix.plug_in(network)
+        assert (network(**inputs).logits - before).abs().max() < 1e-5

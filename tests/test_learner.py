@@ -1,0 +1,105 @@
+"""The learner and the sampler's weights, on one process here; `tests/test_ranks.py` runs the same on several."""
+
+import torch
+
+from sslr1 import config, model
+from sslr1.learner import Learner
+from sslr1.model import parallel
+from sslr1.rollout import SamplerWeights
+from tests.model.test_packing import some_prompts, with_samples
+
+OPTIONS = config.check({"model": {"path": "m"}, "data": {"path": "d"}, "optim": {"lr": 1e-3, "warmup_steps": 2, "schedule": "cosine"}})
+
+
+def make_learner(tiny, world, token_budget=100_000, **changes):
+    network = model.load_model(tiny)
+    weights = SamplerWeights(network, torch.float32)
+    policy = parallel.shard(model.Policy(network), world)
+    weights.attach(policy, world)
+    options = dict(optim=OPTIONS.optim, loss=OPTIONS.loss, temperature=1.0, max_tokens=10, token_budget=token_budget, steps=10)
+    return Learner(policy, world, **{**options, **changes}), weights
+
+
+def make_groups(tiny, photographs, seed):
+    torch.manual_seed(seed)
+    tokenizer = model.load_tokenizer(tiny)
+    lengths = [[3, 1, 4], [2, 5, 1], [1, 2, 6], [7, 1, 1]]
+    return with_samples(some_prompts(tokenizer, photographs, seed=seed), lengths), torch.rand(4, 3)
+
+
+def parameters(learner):
+    return {name: tensor.clone() for name, tensor in parallel.iter_full_params(learner.policy)}
+
+
+def test_micro_batches_change_nothing(tiny, photographs, seed, one_process):
+    results = []
+    for budget in (100_000, 230):
+        learner, _ = make_learner(tiny, one_process, budget)
+        groups, rewards = make_groups(tiny, photographs, seed)
+        found = learner.step(groups, rewards)
+        results.append((found, parameters(learner)))
+    (a, pa), (b, pb) = results
+    for key in ("loss", "grad_norm", "entropy", "ratio/mean"):
+        assert abs(a[key] - b[key]) <= 1e-5 * max(1, abs(a[key])), key
+    assert a["tokens"] == b["tokens"] == 34
+    for name in pa:
+        assert (pa[name] - pb[name]).abs().max() < 2e-4  # Adam's first step is a sign: tiny gradients may differ in it
+
+
+def test_sampler_shares_storage_and_follows(tiny, photographs, seed, one_process):
+    learner, weights = make_learner(tiny, one_process)
+    assert weights.shared
+    mine = dict(weights.model.named_parameters())
+    before = {name: p.clone() for name, p in mine.items()}
+    learner.step(*make_groups(tiny, photographs, seed))
+    weights.refresh(learner.policy)
+    now = parameters(learner)
+    assert set(mine) == set(now) and all(torch.equal(mine[n], now[n]) for n in now)
+    assert any(not torch.equal(before[n], now[n]) for n in now)
+    assert weights.model.lm_head.weight is weights.model.model.language_model.embed_tokens.weight
+
+
+def test_gradient_that_is_not_finite_skips_the_step(tiny, photographs, seed, one_process):
+    learner, _ = make_learner(tiny, one_process)
+    groups, rewards = make_groups(tiny, photographs, seed)
+    before = parameters(learner)
+    learner.step(groups, rewards, advantages=torch.full((4, 3), float("nan")))
+    assert (learner.skipped, learner.skipped_in_a_row) == (1, 1)
+    assert all(torch.equal(before[n], p) for n, p in parameters(learner).items())
+    learner.step(groups, rewards)
+    assert (learner.skipped, learner.skipped_in_a_row) == (1, 0)
+    assert all(torch.isfinite(p).all() for p in parameters(learner).values())
+
+
+def test_rewards_move_probabilities(tiny, photographs, seed, one_process):
+    """After a few steps the rewarded completion of each group is likelier than before, the others less so."""
+    learner, weights = make_learner(tiny, one_process)
+    groups, _ = make_groups(tiny, photographs, seed)
+    rewards = torch.tensor([[1.0, 0, 0]] * 4)
+    policy = model.Policy(weights.model)
+
+    def logprobs():
+        from sslr1 import ops
+
+        packed = model.pack(groups, **policy.pack_options)
+        with torch.no_grad():
+            (found,) = policy(packed, lambda h, w: (ops.token_logprobs(h, w, packed.tokens)[0],))
+        return torch.zeros(12).index_add(0, packed.sequence, found).view(4, 3)
+
+    before = logprobs()
+    for _ in range(5):
+        learner.step(groups, rewards)
+    change = logprobs() - before
+    assert (change[:, 0] > 0).all() and change[:, 1:].mean() < 0
+
+
+def test_schedule(tiny, one_process):
+    rates = {}
+    for kind in ("constant", "linear", "cosine"):
+        learner, _ = make_learner(tiny, one_process, optim=OPTIONS.optim.model_copy(update={"schedule": kind}))
+        rates[kind] = []
+        for learner.step_number in range(11):
+            rates[kind].append(learner.learning_rate() * 1e3)
+    assert rates["constant"] == [0.5] + [1.0] * 10
+    assert rates["linear"][2:] == [1 - k / 8 for k in range(9)]
+    assert abs(rates["cosine"][6] - 0.5) < 1e-12 and abs(rates["cosine"][10]) < 1e-12

@@ -1,0 +1,24 @@
+"""World sizes: the same step on one rank, two and three."""
+
+import pytest
+from safetensors.torch import load_file
+
+from tests.conftest import launch
+
+
+def step(folder, tiny, seed, ranks, budget=100_000, share="even"):
+    folder.mkdir()
+    launch("tests.ranks", folder, tiny, seed, budget, share, ranks=ranks)
+    return load_file(folder / "result.safetensors")
+
+
+def test_one_rank_and_more_take_the_same_step(tmp_path, tiny, seed):
+    one = step(tmp_path / "1", tiny, seed, 1)
+    cases = {"2": (2, 100_000, "even"), "2, micro-batches": (2, 230, "even"), "2, uneven": (2, 230, "uneven"), "3": (3, 100_000, "even")}
+    for name, (ranks, budget, share) in cases.items():
+        other = step(tmp_path / name, tiny, seed, ranks, budget, share)
+        assert other["numbers"].tolist() == pytest.approx(one["numbers"].tolist(), rel=1e-5), name
+        for key in one:
+            if key != "numbers":
+                assert (one[key] - other[key]).abs().max() < 1e-3, (name, key)  # two Adam steps of at most 1e-3 each
+                assert (one[key] - other[key]).norm() <= 0.02 * 1e-3 * one[key].numel() ** 0.5, (name, key)
