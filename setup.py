@@ -23,7 +23,9 @@ class BuildWithCuda(build_ext):
         target = Path(self.build_temp) / (Path(source).stem + ".cu.o")
         target.parent.mkdir(parents=True, exist_ok=True)
         flags = [flag for a in ARCHITECTURES for flag in ("-gencode", a)]
-        subprocess.check_call([NVCC, "-O3", "-std=c++17", "-Xcompiler", "-fPIC", *flags, "-c", source, "-o", str(target)])
+        subprocess.check_call(
+            [NVCC, "-O3", "-std=c++17", "-Xcompiler", "-fPIC", *flags, "-c", source, "-o", str(target)]
+        )
         return str(target)
 
 
@@ -34,7 +36,9 @@ def cuda_library_folder():
     for folder in (top / "lib64", top / "lib", *top.glob("targets/*/lib")):
         if (folder / "libcudart_static.a").exists():
             return str(folder.resolve())
-    raise RuntimeError(f"{NVCC} is there, but no libcudart_static.a below {top}: install the CUDA runtime's development files")
+    raise RuntimeError(
+        f"{NVCC} is there, but no libcudart_static.a below {top}: install the CUDA runtime's development files"
+    )
 
 
 extension = Pybind11Extension(

@@ -13,6 +13,8 @@ PYBIND11_MODULE(_C, m) {
   m.doc() = "C++ and CUDA kernels of sslr1; see sslr1.ops for what they compute";
   m.def("paint", &sslr1::paint, py::arg("sources"), py::arg("canvases"), py::arg("tiles_int"), py::arg("tiles_float"),
         py::arg("tile_count"), py::arg("fill"), py::arg("threads"), py::call_guard<py::gil_scoped_release>());
+  m.def("blur", &sslr1::blur, py::arg("source"), py::arg("target"), py::arg("taps"), py::arg("radius"),
+        py::arg("threads"), py::call_guard<py::gil_scoped_release>());
   m.def("patchify", &sslr1::patchify, py::arg("canvases"), py::arg("table"), py::arg("out"), py::arg("element_size"),
         py::arg("patch"), py::arg("merge"), py::arg("temporal"), py::arg("threads"),
         py::call_guard<py::gil_scoped_release>());

@@ -1,4 +1,4 @@
-// Bytes moved: each canvas pixel written once per tile over it, each source pixel read once (nearest) or four times
+// Bytes moved: a blur reads a picture once and passes twice over a float copy; each canvas pixel is written once per tile over it, each source pixel read once (nearest) or four times
 // (bilinear, mostly from cache); patchify reads a canvas once and writes `temporal` copies of its values.
 #include "render.h"
 
@@ -142,6 +142,37 @@ void paint(const std::vector<Picture>& sources, const std::vector<Picture>& canv
       const std::int64_t* t = ints + 7 * k;
       paint_tile(canvas, Image(sources[static_cast<std::size_t>(t[5])]), t, floats + 22 * k, static_cast<float>(fill));
     }
+  });
+}
+
+void blur(const Picture& source, const Picture& target, std::uintptr_t taps_address, std::int64_t radius, int threads) {
+  const Image in(source), out(target);
+  const auto* taps = reinterpret_cast<const float*>(taps_address);
+  const std::int64_t H = in.height, n = in.width * 3, count = 2 * radius + 1;
+  std::vector<float> rows(static_cast<std::size_t>(H * n), 0.f);  // after the horizontal pass
+  parallel_for(H, threads, [&](std::int64_t y) {
+    std::vector<float> wide(static_cast<std::size_t>(n + 6 * radius));
+    const std::uint8_t* pixels = in.data + y * n;
+    for (std::int64_t i = 0; i < n; ++i) wide[static_cast<std::size_t>(i + 3 * radius)] = pixels[i];
+    for (std::int64_t i = 0; i < 3 * radius; ++i) {
+      wide[static_cast<std::size_t>(i)] = pixels[i % 3];
+      wide[static_cast<std::size_t>(n + 3 * radius + i)] = pixels[n - 3 + i % 3];
+    }
+    float* row = rows.data() + y * n;
+    for (std::int64_t k = 0; k < count; ++k) {
+      const float tap = taps[k];
+      const float* from = wide.data() + 3 * k;
+      for (std::int64_t i = 0; i < n; ++i) row[i] += tap * from[i];
+    }
+  });
+  parallel_for(H, threads, [&](std::int64_t y) {
+    std::vector<float> sum(static_cast<std::size_t>(n), 0.f);
+    for (std::int64_t k = 0; k < count; ++k) {
+      const float tap = taps[k];
+      const float* from = rows.data() + std::clamp<std::int64_t>(y + k - radius, 0, H - 1) * n;
+      for (std::int64_t i = 0; i < n; ++i) sum[static_cast<std::size_t>(i)] += tap * from[i];
+    }
+    for (std::int64_t i = 0; i < n; ++i) out.data[y * n + i] = to_byte(sum[static_cast<std::size_t>(i)]);
   });
 }
 

@@ -13,6 +13,9 @@ using Picture = std::tuple<std::uintptr_t, std::int64_t, std::int64_t>;  // addr
 void paint(const std::vector<Picture>& sources, const std::vector<Picture>& canvases, std::uintptr_t tiles_int,
            std::uintptr_t tiles_float, std::int64_t tile_count, int fill, int threads);
 
+// Separable convolution of a picture with `taps` (float32, 2 * radius + 1 of them, summing to 1), edges repeated.
+void blur(const Picture& source, const Picture& target, std::uintptr_t taps, std::int64_t radius, int threads);
+
 // Canvases, one behind the other, to rows of patches: table [3, 256] and out [n, 3 * temporal * patch * patch] hold
 // elements of element_size bytes (4: float32, 2: bfloat16), which are only moved.
 void patchify(const std::vector<Picture>& canvases, std::uintptr_t table, std::uintptr_t out, int element_size,

@@ -10,14 +10,11 @@ import torch
 from sslr1 import model, ops
 from sslr1.config import Config
 from sslr1.data import Decoder, ImageFolder, ImageStore, PuzzleStream
+from sslr1.errors import UserError
 from sslr1.model import parallel
 from sslr1.rollout import Engine, SamplerWeights
 
 BUILTIN_MODEL, BUILTIN_IMAGES = "builtin:tiny", "builtin:scenes"
-
-
-class UserError(Exception):
-    """Something the user can mend; entry points print it in one line and leave."""
 
 
 @dataclass
@@ -49,9 +46,18 @@ class Built:
         """The training stream of this rank; `batch` puzzles a step (default rollout.prompts)."""
         c = self.config
         return PuzzleStream(
-            self.images.store, self.images.train, self.tokenizer, mixture=c.puzzles.mixture, levels=c.puzzles.levels,
-            batch=batch or c.rollout.prompts, seed=c.train.seed, spec=self.spec, thinking=c.puzzles.thinking,
-            wordings=c.puzzles.wordings, rank=self.world.rank, world_size=self.world.size,
+            self.images.store,
+            self.images.train,
+            self.tokenizer,
+            mixture=c.puzzles.mixture,
+            levels=c.puzzles.levels,
+            batch=batch or c.rollout.prompts,
+            seed=c.train.seed,
+            spec=self.spec,
+            thinking=c.puzzles.thinking,
+            wordings=c.puzzles.wordings,
+            rank=self.world.rank,
+            world_size=self.world.size,
         )
 
 
@@ -110,7 +116,7 @@ def build(config: Config, world: parallel.World, folder: Path) -> Built:
                 ImageFolder.scan(data_path).freeze(listing)
             if config.eval.path:
                 ImageFolder.scan(config.eval.path)
-        except (OSError, ValueError) as error:
+        except (OSError, UserError) as error:
             problem = error
     agree(problem, world)
     model_path, data_path = builtin(config)

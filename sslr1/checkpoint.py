@@ -18,7 +18,12 @@ from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, Hu
 from sslr1.model import parallel
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
-TOKENIZER_FILES = ("preprocessor_config.json", "processor_config.json", "video_preprocessor_config.json", "chat_template.json")
+TOKENIZER_FILES = (
+    "preprocessor_config.json",
+    "processor_config.json",
+    "video_preprocessor_config.json",
+    "chat_template.json",
+)
 
 
 def newest(folder) -> Path | None:
@@ -57,7 +62,9 @@ def save(folder, step, *, learner, sampler, tokenizer, source, trainer: dict, wo
     if world.main:
         try:
             counters = {"step_number": learner.step_number, "skipped": learner.skipped, "optimizer": has_optimizer}
-            (partial / "state" / "trainer.json").write_text(json.dumps({**trainer, "learner": counters}, indent=2) + "\n")
+            (partial / "state" / "trainer.json").write_text(
+                json.dumps({**trainer, "learner": counters}, indent=2) + "\n"
+            )
             save_hf(partial / "hf", sampler, tokenizer, source)
             for path in partial.rglob("*"):
                 _flush(path)

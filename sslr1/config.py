@@ -10,8 +10,10 @@ from typing import Literal, get_args
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from sslr1.errors import UserError
 
-class ConfigError(ValueError):
+
+class ConfigError(UserError):
     """A line for the user: the key's full path, the value, what the key takes."""
 
 
@@ -20,21 +22,34 @@ class Section(BaseModel):
 
 
 class Model(Section):
-    path: str = Field(description="a Hugging Face folder, or builtin:tiny, a tiny Qwen2.5-VL built on first use below log.dir")
-    dtype: Literal["auto", "float32", "bfloat16"] = Field("auto", description="compute dtype; auto is bfloat16 on a GPU, float32 on a CPU")
+    path: str = Field(
+        description="a Hugging Face folder, or builtin:tiny, a tiny Qwen2.5-VL built on first use below log.dir"
+    )
+    dtype: Literal["auto", "float32", "bfloat16"] = Field(
+        "auto", description="compute dtype; auto is bfloat16 on a GPU, float32 on a CPU"
+    )
 
 
 class Data(Section):
-    path: str = Field(description="a folder of images, or builtin:scenes, procedural scenes drawn on first use below log.dir")
+    path: str = Field(
+        description="a folder of images, or builtin:scenes, procedural scenes drawn on first use below log.dir"
+    )
     scenes: int = Field(2000, ge=16, description="how many images builtin:scenes has")
     decoder: Literal["auto", "dali", "pillow"] = Field("auto", description="auto is DALI where it is installed")
     min_side: int = Field(252, ge=28, description="images whose shorter side is under this many px are passed over")
-    holdout: float = Field(0.05, gt=0, lt=1, description="share of the images held out for evaluation: at least 64, at most 2,000 and never more than half of them")
+    holdout: float = Field(
+        0.05,
+        gt=0,
+        lt=1,
+        description="share of the images held out for evaluation: at least 64, at most 2,000 and never more than half of them",
+    )
     cache_mb: int = Field(256, ge=1, description="decoded images kept in memory, MiB a rank")
 
 
 class Warmup(Section):
-    steps: int = Field(0, ge=0, description="steps of format-only warm-up before GRPO: right format, uniformly random answer")
+    steps: int = Field(
+        0, ge=0, description="steps of format-only warm-up before GRPO: right format, uniformly random answer"
+    )
     batch: int = Field(32, ge=1, description="puzzles a warm-up step, over all ranks")
     lr: float = Field(1e-3, gt=0, description="its learning rate, constant")
 
@@ -43,7 +58,9 @@ class Puzzles(Section):
     mixture: dict[str, float] = Field({}, description="share of each puzzle; {} is the default mixture")
     levels: dict[str, int] = Field({}, description="level of each puzzle; where training starts unless given")
     thinking: bool = Field(True, description="ask for <think></think> before the boxed answer")
-    wordings: int | None = Field(None, ge=1, description="use only the first so many wordings of each question, plainest first; all unless given")
+    wordings: int | None = Field(
+        None, ge=1, description="use only the first so many wordings of each question, plainest first; all unless given"
+    )
     rule: Literal["default", "paper", "visual_jigsaw"] = Field("default", description="reward rule")
     min_pixels: int | None = Field(None, ge=1, description="smallest canvas area in px; the model's own unless given")
     max_pixels: int | None = Field(None, ge=1, description="largest canvas area in px; the model's own unless given")
@@ -60,8 +77,12 @@ class Rollout(Section):
 
 
 class Loss(Section):
-    loss_type: Literal["dapo", "grpo", "dr_grpo", "cispo", "gspo"] = Field("dapo", description="how token terms are formed and reduced")
-    advantage: Literal["group", "mean"] = Field("group", description="rewards minus group mean, over the group's standard deviation or not")
+    loss_type: Literal["dapo", "grpo", "dr_grpo", "cispo", "gspo"] = Field(
+        "dapo", description="how token terms are formed and reduced"
+    )
+    advantage: Literal["group", "mean"] = Field(
+        "group", description="rewards minus group mean, over the group's standard deviation or not"
+    )
     clip_low: float = Field(0.2, ge=0, lt=1, description="lower clip of the ratio")
     clip_high: float = Field(0.2, ge=0, description="upper clip of the ratio")
     entropy_coef: float = Field(0.0, ge=0, description="entropy bonus a token, in nats")
@@ -74,7 +95,9 @@ class Optim(Section):
     weight_decay: float = Field(0.0, ge=0, description="AdamW's weight decay")
     clip_norm: float = Field(1.0, ge=0, description="largest gradient norm; 0 is off")
     warmup_steps: int = Field(10, ge=0, description="steps over which the learning rate rises from 0")
-    schedule: Literal["constant", "linear", "cosine"] = Field("constant", description="learning rate behind the rise; linear and cosine end at 0")
+    schedule: Literal["constant", "linear", "cosine"] = Field(
+        "constant", description="learning rate behind the rise; linear and cosine end at 0"
+    )
 
 
 class Train(Section):
@@ -93,12 +116,16 @@ class Checkpoint(Section):
 
 class Log(Section):
     dir: str = Field("runs", description="folder of run folders")
-    name: str = Field("run", description="the run's own folder; starting again with the same name goes on where it stopped")
+    name: str = Field(
+        "run", description="the run's own folder; starting again with the same name goes on where it stopped"
+    )
     samples: int = Field(4, ge=0, description="puzzles a step whose completions go to samples.jsonl")
 
 
 class Eval(Section):
-    every: int = Field(100, ge=1, description="steps between held-out evaluations; there is one before and one after in any case")
+    every: int = Field(
+        100, ge=1, description="steps between held-out evaluations; there is one before and one after in any case"
+    )
     count: int = Field(400, ge=1, description="held-out puzzles of each kind")
     path: str | None = Field(None, description="a folder of images to evaluate on, in place of held-out ones")
 
@@ -130,7 +157,9 @@ class Config(Section):
             raise ConfigError("puzzles.mixture has no puzzle with a share above 0")
         for name, level in self.puzzles.levels.items():
             if level not in LEVELS[name]:
-                raise ConfigError(f"puzzles.levels.{name} is {level}; {name} has levels {', '.join(map(str, LEVELS[name]))}")
+                raise ConfigError(
+                    f"puzzles.levels.{name} is {level}; {name} has levels {', '.join(map(str, LEVELS[name]))}"
+                )
         if self.rollout.group_size == 1:
             raise ConfigError("rollout.group_size is 1: a group of one has no advantage; use 2 or more")
         object.__setattr__(self.puzzles, "mixture", dict(self.puzzles.mixture or MIXTURE))

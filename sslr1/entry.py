@@ -7,29 +7,20 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from sslr1 import config as configuration
-
-
-def read_config(path, overrides):
-    """The checked configuration, or one line on stderr and exit code 2."""
-    try:
-        return configuration.load(path, overrides)
-    except configuration.ConfigError as error:
-        fail(error)
-
-
-def fail(message):
-    if int(os.environ.get("RANK", 0)) == 0:
-        print(f"error: {message}", file=sys.stderr, flush=True)
-    # every rank leaves with 2; torchrun adds its own report behind the line
-    sys.exit(2)
+from sslr1.errors import UserError
 
 
 @contextmanager
-def built(path, overrides, folder=None):
-    """Everything that the configuration names, built; processes joined before and left after."""
+def built(path, overrides):
+    """Everything that the configuration names, built, in a run folder that is locked; processes are joined before and left
+    after. A UserError, here or in the body, ends the program with its line on stderr and exit code 2."""
+    try:
+        config = configuration.load(path, overrides)
+    except UserError as error:
+        _fail(error if os.environ.get("RANK", "0") == "0" else "")  # every rank reads the same file
+
     from transformers.utils import logging as transformers_logging
 
-    config = read_config(path, overrides)
     from sslr1 import build
     from sslr1.model import parallel
 
@@ -39,17 +30,23 @@ def built(path, overrides, folder=None):
     world = parallel.start(config.train.device)
     handle = problem = None
     try:
-        run = Path(folder or Path(config.log.dir) / config.log.name)
+        folder = Path(config.log.dir) / config.log.name
         if world.main:
             try:
-                handle = build.lock(run)
-            except (build.UserError, OSError) as error:
+                handle = build.lock(folder)
+            except (UserError, OSError) as error:
                 problem = error
         build.agree(problem, world)
-        yield build.build(config, world, run)
-    except (build.UserError, configuration.ConfigError, FileNotFoundError) as error:
-        fail(error)
+        yield build.build(config, world, folder)
+    except UserError as error:
+        _fail(error)
     finally:
         parallel.stop()
         if handle is not None:
             handle.close()
+
+
+def _fail(message):
+    if str(message):
+        print(f"error: {message}", file=sys.stderr, flush=True)
+    sys.exit(2)

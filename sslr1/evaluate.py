@@ -1,6 +1,6 @@
 """Held-out puzzles, answered greedily.
 
-    torchrun … -m sslr1.evaluate CONFIG [model.path=FOLDER …]      a table of accuracies with standard errors
+torchrun … -m sslr1.evaluate CONFIG [model.path=FOLDER …]      a table of accuracies with standard errors
 """
 
 import torch
@@ -16,10 +16,23 @@ class Evaluator:
     def __init__(self, built):
         self.built = built
         config = built.config
-        options = {"seed": config.train.seed, "spec": built.spec, "thinking": config.puzzles.thinking,
-                   "wordings": config.puzzles.wordings, "rank": built.world.rank, "world_size": built.world.size}
+        options = {
+            "seed": config.train.seed,
+            "spec": built.spec,
+            "thinking": config.puzzles.thinking,
+            "wordings": config.puzzles.wordings,
+            "rank": built.world.rank,
+            "world_size": built.world.size,
+        }
         self.batches = {
-            name: held_out(built.evaluation.store, built.evaluation.held_out, name, config.puzzles.levels[name], config.eval.count, **options)
+            name: held_out(
+                built.evaluation.store,
+                built.evaluation.held_out,
+                name,
+                config.puzzles.levels[name],
+                config.eval.count,
+                **options,
+            )
             for name in config.puzzles.mixture
         }
 
@@ -62,8 +75,15 @@ def main():
                 table.add_column(column, justify="left" if column == "puzzle" else "right")
             for name in built.config.puzzles.mixture:
                 exact, chance, form, n = (result[f"eval/{name}/{k}"] for k in ("exact", "chance", "format", "n"))
-                table.add_row(name, str(built.config.puzzles.levels[name]), f"{chance:.1%}", f"{exact:.1%}",
-                              f"{100 * standard_error(exact, n):.1f}", f"{form:.1%}", str(n))
+                table.add_row(
+                    name,
+                    str(built.config.puzzles.levels[name]),
+                    f"{chance:.1%}",
+                    f"{exact:.1%}",
+                    f"{100 * standard_error(exact, n):.1f}",
+                    f"{form:.1%}",
+                    str(n),
+                )
             Console().print(table)
 
 

@@ -20,12 +20,21 @@ class Learner:
         self.token_budget, self.steps = token_budget, steps
         self.step_number, self.skipped, self.skipped_in_a_row = 0, 0, 0
         self.loss_options = dict(
-            loss_type=loss.loss_type, advantage=loss.advantage, clip_low=loss.clip_low, clip_high=loss.clip_high,
-            entropy_coef=loss.entropy_coef, temperature=temperature, max_tokens=max_tokens,
+            loss_type=loss.loss_type,
+            advantage=loss.advantage,
+            clip_low=loss.clip_low,
+            clip_high=loss.clip_high,
+            entropy_coef=loss.entropy_coef,
+            temperature=temperature,
+            max_tokens=max_tokens,
         )
         self.optimizer = torch.optim.AdamW(
-            [p for p in policy.parameters() if p.requires_grad], lr=optim.lr, betas=optim.betas, eps=optim.eps,
-            weight_decay=optim.weight_decay, fused=world.device.type == "cuda" or None,
+            [p for p in policy.parameters() if p.requires_grad],
+            lr=optim.lr,
+            betas=optim.betas,
+            eps=optim.eps,
+            weight_decay=optim.weight_decay,
+            fused=world.device.type == "cuda" or None,
         )
 
     def learning_rate(self) -> float:
@@ -57,7 +66,10 @@ class Learner:
         for number, piece in enumerate(pieces):
             chosen = [n for n, _ in piece]
             packed = pack(
-                [groups[n] for n in chosen], group_size=rewards.shape[1], numbers=chosen, parts=[r for _, r in piece],
+                [groups[n] for n in chosen],
+                group_size=rewards.shape[1],
+                numbers=chosen,
+                parts=[r for _, r in piece],
                 **self.policy.pack_options,
             ).to(device)
             options = dict(self.loss_options, token_count=token_count, sequence_count=sequence_count)
@@ -73,12 +85,20 @@ class Learner:
 
             value, logprobs, *stats = self.policy(packed, loss)
             value.backward()
-            drawn = torch.cat([groups[n].samples[s].logprobs for n, r in piece for s in r] or [torch.zeros(0)]).to(device)
+            drawn = torch.cat([groups[n].samples[s].logprobs for n, r in piece for s in r] or [torch.zeros(0)]).to(
+                device
+            )
             gap = (logprobs - drawn).abs()
-            found = dict(zip(names, stats), loss=value.detach(), gap_mean=gap.sum() / token_count,
-                         gap_max=gap.max() if len(gap) else gap.new_zeros(()))
+            found = dict(
+                zip(names, stats),
+                loss=value.detach(),
+                gap_mean=gap.sum() / token_count,
+                gap_max=gap.max() if len(gap) else gap.new_zeros(()),
+            )
             for name, x in found.items():
-                combine = {"ratio_min": torch.minimum, "ratio_max": torch.maximum, "gap_max": torch.maximum}.get(name, torch.add)
+                combine = {"ratio_min": torch.minimum, "ratio_max": torch.maximum, "gap_max": torch.maximum}.get(
+                    name, torch.add
+                )
                 totals[name] = combine(totals[name], x) if name in totals else x
         return self._update(totals) | {"tokens": token_count}
 
@@ -101,9 +121,17 @@ class Learner:
             reduced = parallel.all_reduce(torch.stack([totals[n].double() for n in names]), way).tolist()
             totals.update(zip(names, reduced))
         return {
-            "loss": totals["loss"], "policy_loss": totals["policy_loss"], "entropy": totals["entropy"],
-            "clip_ratio/low_mean": totals["clip_low"], "clip_ratio/high_mean": totals["clip_high"],
-            "ratio/mean": totals["ratio_mean"], "ratio/min": totals["ratio_min"], "ratio/max": totals["ratio_max"],
-            "sampling/logp_difference/mean": totals["gap_mean"], "sampling/logp_difference/max": totals["gap_max"],
-            "grad_norm": float(norm), "learning_rate": lr, "skipped_steps": self.skipped,
+            "loss": totals["loss"],
+            "policy_loss": totals["policy_loss"],
+            "entropy": totals["entropy"],
+            "clip_ratio/low_mean": totals["clip_low"],
+            "clip_ratio/high_mean": totals["clip_high"],
+            "ratio/mean": totals["ratio_mean"],
+            "ratio/min": totals["ratio_min"],
+            "ratio/max": totals["ratio_max"],
+            "sampling/logp_difference/mean": totals["gap_mean"],
+            "sampling/logp_difference/max": totals["gap_max"],
+            "grad_norm": float(norm),
+            "learning_rate": lr,
+            "skipped_steps": self.skipped,
         }

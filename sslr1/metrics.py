@@ -11,7 +11,16 @@ from sslr1.model import parallel
 
 def rollout_metrics(names, levels, scores, groups, mixture, levels_now, device) -> dict:
     """Metrics of a step's completions over all ranks. scores: a list of `Score` for each of this rank's puzzles."""
-    sums = {"puzzles": 0.0, "completions": 0.0, "reward": 0.0, "reward_std": 0.0, "flat": 0.0, "length": 0.0, "clipped": 0.0, "format": 0.0}
+    sums = {
+        "puzzles": 0.0,
+        "completions": 0.0,
+        "reward": 0.0,
+        "reward_std": 0.0,
+        "flat": 0.0,
+        "length": 0.0,
+        "clipped": 0.0,
+        "format": 0.0,
+    }
     for name in mixture:
         sums |= {f"{name}/n": 0.0, f"{name}/reward": 0.0, f"{name}/accuracy": 0.0, f"{name}/exact": 0.0}
     for name, group_scores, group in zip(names, scores, groups):
@@ -28,12 +37,17 @@ def rollout_metrics(names, levels, scores, groups, mixture, levels_now, device) 
         sums[f"{name}/reward"] += rewards.sum().item()
         sums[f"{name}/accuracy"] += sum(s.accuracy for s in group_scores)
         sums[f"{name}/exact"] += sum(s.exact for s in group_scores)
-    total = dict(zip(sums, parallel.all_reduce(torch.tensor(list(sums.values()), dtype=torch.float64, device=device)).tolist()))
+    total = dict(
+        zip(sums, parallel.all_reduce(torch.tensor(list(sums.values()), dtype=torch.float64, device=device)).tolist())
+    )
     n, puzzles = total["completions"], total["puzzles"]
     out = {
-        "reward": total["reward"] / n, "reward_std": total["reward_std"] / puzzles,
-        "frac_reward_zero_std": total["flat"] / puzzles, "format": total["format"] / n,
-        "completions/mean_length": total["length"] / n, "completions/clipped_ratio": total["clipped"] / n,
+        "reward": total["reward"] / n,
+        "reward_std": total["reward_std"] / puzzles,
+        "frac_reward_zero_std": total["flat"] / puzzles,
+        "format": total["format"] / n,
+        "completions/mean_length": total["length"] / n,
+        "completions/clipped_ratio": total["clipped"] / n,
     }
     for name in mixture:
         if total[f"{name}/n"]:
@@ -98,6 +112,14 @@ def final_table(records, mixture, levels):
         key = f"eval/{name}"
         before, after, n = first[f"{key}/exact"], last[f"{key}/exact"], last[f"{key}/n"]
         error = math.hypot(standard_error(before, first[f"{key}/n"]), standard_error(after, n))
-        table.add_row(name, str(levels[name]), f"{last[f'{key}/chance']:.1%}", f"{before:.1%}", f"{after:.1%}",
-                      f"{100 * (after - before):+.1f}", f"{100 * error:.1f}", str(n))
+        table.add_row(
+            name,
+            str(levels[name]),
+            f"{last[f'{key}/chance']:.1%}",
+            f"{before:.1%}",
+            f"{after:.1%}",
+            f"{100 * (after - before):+.1f}",
+            f"{100 * error:.1f}",
+            str(n),
+        )
     return table

@@ -1,7 +1,7 @@
 """GRPO on puzzles cut out of plain images.
 
-    torchrun --nproc_per_node=N -m sslr1.train CONFIG [section.key=value …]
-    python -m sslr1.train CONFIG [section.key=value …]
+torchrun --nproc_per_node=N -m sslr1.train CONFIG [section.key=value …]
+python -m sslr1.train CONFIG [section.key=value …]
 """
 
 import argparse
@@ -30,8 +30,10 @@ def train(built):
         with run.clock("rollout"):
             groups = built.engine.generate(batch.prompts, step=step, **run.sampling)
         with run.clock("reward"):
-            scores = [[run.score(answer, sample.text) for sample in group.samples]
-                      for answer, group in zip(batch.puzzles.answers, groups)]
+            scores = [
+                [run.score(answer, sample.text) for sample in group.samples]
+                for answer, group in zip(batch.puzzles.answers, groups)
+            ]
             rewards = torch.tensor([[s.reward for s in row] for row in scores])
         with run.clock("learner"):
             learned = run.learner.step(groups, rewards)
@@ -51,12 +53,21 @@ class Run:
         self.built, self.config, self.world = built, built.config, built.world
         c = self.config
         self.learner = Learner(
-            built.policy, built.world, optim=c.optim, loss=c.loss, temperature=c.rollout.temperature,
-            max_tokens=c.rollout.max_tokens, token_budget=c.train.token_budget, steps=c.train.steps,
+            built.policy,
+            built.world,
+            optim=c.optim,
+            loss=c.loss,
+            temperature=c.rollout.temperature,
+            max_tokens=c.rollout.max_tokens,
+            token_budget=c.train.token_budget,
+            steps=c.train.steps,
         )
         self.sampling = dict(
-            group_size=c.rollout.group_size, seed=c.train.seed, temperature=c.rollout.temperature,
-            top_p=c.rollout.top_p, top_k=c.rollout.top_k,
+            group_size=c.rollout.group_size,
+            seed=c.train.seed,
+            temperature=c.rollout.temperature,
+            top_p=c.rollout.top_p,
+            top_k=c.rollout.top_k,
         )
         self.checkpoints = built.folder / "checkpoints"
         self.metrics = metrics.JsonLines(built.folder / "metrics.jsonl")
@@ -95,8 +106,11 @@ class Run:
             if self.world.main:
                 self.metrics.cut(self.step)
                 self.samples.cut(self.step)
-            self.progress.say(f"going on from {found}" if self.step < self.config.train.steps else
-                              f"{self.built.folder} has already made its {self.step} steps; raise train.steps to go on, or choose another log.name")
+            self.progress.say(
+                f"going on from {found}"
+                if self.step < self.config.train.steps
+                else f"{self.built.folder} has already made its {self.step} steps; raise train.steps to go on, or choose another log.name"
+            )
         self.evaluator = Evaluator(self.built)
         if not found:
             if self.config.train.warmup.steps:
@@ -111,8 +125,15 @@ class Run:
         """Log a finished step; evaluate and checkpoint where it is time."""
         c = self.config
         self.step = step
-        rolled = metrics.rollout_metrics(batch.puzzles.names, batch.puzzles.levels, scores, groups, c.puzzles.mixture,
-                                         c.puzzles.levels, self.world.device)
+        rolled = metrics.rollout_metrics(
+            batch.puzzles.names,
+            batch.puzzles.levels,
+            scores,
+            groups,
+            c.puzzles.mixture,
+            c.puzzles.levels,
+            self.world.device,
+        )
         speed = {f"timing_s/{phase}": seconds for phase, seconds in self.times.items()}
         speed["timing_s/step"] = sum(self.times.values())
         speed["perf/tokens_per_second"] = learned.pop("tokens") / speed["timing_s/step"]
@@ -120,13 +141,33 @@ class Run:
             speed["perf/max_memory_allocated_gb"] = torch.cuda.max_memory_allocated() / 2**30
         self.times = {}
         if self.world.main:
-            for prompt, name, answer, group, row in list(zip(batch.prompts, batch.puzzles.names, batch.puzzles.answers, groups, scores))[: c.log.samples]:
-                self.samples.write({"step": step, "puzzle": name, "slot": prompt.id, "answer": answer.to_dict(), "completions": [
-                    {"text": s.text, "reward": r.reward, "exact": r.exact, "finish": s.finish, "tokens": len(s.tokens)} for s, r in zip(group.samples, row)]})
+            for prompt, name, answer, group, row in list(
+                zip(batch.prompts, batch.puzzles.names, batch.puzzles.answers, groups, scores)
+            )[: c.log.samples]:
+                self.samples.write(
+                    {
+                        "step": step,
+                        "puzzle": name,
+                        "slot": prompt.id,
+                        "answer": answer.to_dict(),
+                        "completions": [
+                            {
+                                "text": s.text,
+                                "reward": r.reward,
+                                "exact": r.exact,
+                                "finish": s.finish,
+                                "tokens": len(s.tokens),
+                            }
+                            for s, r in zip(group.samples, row)
+                        ],
+                    }
+                )
         line = {"step": step, **rolled, **learned, **speed}
         self.progress.show(step, {k: line[k] for k in ("reward", "entropy", "timing_s/step")})
         if self.learner.skipped_in_a_row >= 10:
-            raise FloatingPointError("10 steps in a row had a gradient that is not finite; the last checkpoint is whole")
+            raise FloatingPointError(
+                "10 steps in a row had a gradient that is not finite; the last checkpoint is whole"
+            )
         if step % c.eval.every == 0 or step == c.train.steps:
             self._evaluate(line)
         elif self.world.main:
@@ -143,31 +184,48 @@ class Run:
         if self.saved != self.step:
             self._checkpoint()
         if self.world.main:
-            self.progress.table(metrics.final_table(self.metrics.read(), self.config.puzzles.mixture, self.config.puzzles.levels))
-            self.progress.say(f"{self.step} of {self.config.train.steps} steps in {self.built.folder}, "
-                              f"{time.monotonic() - self.began:.0f} s in this process")
+            self.progress.table(
+                metrics.final_table(self.metrics.read(), self.config.puzzles.mixture, self.config.puzzles.levels)
+            )
+            self.progress.say(
+                f"{self.step} of {self.config.train.steps} steps in {self.built.folder}, "
+                f"{time.monotonic() - self.began:.0f} s in this process"
+            )
 
     def _evaluate(self, line):
         found = self.evaluator.run()
-        mean = sum(found[f"eval/{name}/exact"] for name in self.config.puzzles.mixture) / len(self.config.puzzles.mixture)
+        mean = sum(found[f"eval/{name}/exact"] for name in self.config.puzzles.mixture) / len(
+            self.config.puzzles.mixture
+        )
         if mean > self.best:
             self.best, self.best_step = mean, self.step
         if self.world.main:
             self.metrics.write({"step": self.step, **line, **found})
-        self.progress.say(f"step {self.step} held out: " + ", ".join(
-            f"{name} {found[f'eval/{name}/exact']:.1%}" for name in self.config.puzzles.mixture))
+        self.progress.say(
+            f"step {self.step} held out: "
+            + ", ".join(f"{name} {found[f'eval/{name}/exact']:.1%}" for name in self.config.puzzles.mixture)
+        )
 
     def _checkpoint(self):
         checkpoint.save(
-            self.checkpoints, self.step, learner=self.learner, sampler=self.built.weights.model, tokenizer=self.built.tokenizer,
-            source=self.built.model_path, world=self.world, keep=self.config.checkpoint.keep, best=self.best_step,
+            self.checkpoints,
+            self.step,
+            learner=self.learner,
+            sampler=self.built.weights.model,
+            tokenizer=self.built.tokenizer,
+            source=self.built.model_path,
+            world=self.world,
+            keep=self.config.checkpoint.keep,
+            best=self.best_step,
             trainer={"step": self.step, "best": self.best, "best_step": self.best_step},
         )
         self.saved = self.step
 
 
 def main():
-    parser = argparse.ArgumentParser(prog="python -m sslr1.train", description="Train a multimodal language model on puzzles by GRPO.")
+    parser = argparse.ArgumentParser(
+        prog="python -m sslr1.train", description="Train a multimodal language model on puzzles by GRPO."
+    )
     parser.add_argument("config", help="a YAML file, e.g. configs/tiny.yaml")
     parser.add_argument("overrides", nargs="*", metavar="section.key=value")
     arguments = parser.parse_args()

@@ -21,8 +21,14 @@ def warm_up(built, report=lambda step, learned: None):
     optim = config.optim.model_copy(update={"lr": options.lr, "warmup_steps": 5, "schedule": "constant"})
     loss = config.loss.model_copy(update={"loss_type": "dapo", "entropy_coef": 0.0})
     learner = Learner(
-        built.policy, built.world, optim=optim, loss=loss, temperature=1.0, max_tokens=config.rollout.max_tokens,
-        token_budget=config.train.token_budget, steps=options.steps,
+        built.policy,
+        built.world,
+        optim=optim,
+        loss=loss,
+        temperature=1.0,
+        max_tokens=config.rollout.max_tokens,
+        token_budget=config.train.token_budget,
+        steps=options.steps,
     )
     stream = built.stream(options.batch)
     for step in range(options.steps):
@@ -33,10 +39,14 @@ def warm_up(built, report=lambda step, learned: None):
             text = f"\\boxed{{{random_answer_text(answer, draw)}}}"
             if config.puzzles.thinking:
                 text = f"<think>{THOUGHT}</think>{text}"
-            tokens = torch.tensor(built.tokenizer(text, add_special_tokens=False)["input_ids"] + [built.tokenizer.eos_token_id])
+            tokens = torch.tensor(
+                built.tokenizer(text, add_special_tokens=False)["input_ids"] + [built.tokenizer.eos_token_id]
+            )
             groups.append(Group(prompt, [Sample(tokens, torch.zeros(len(tokens)), text, "stop")]))
         ones = torch.ones(len(groups), 1)
-        learned = learner.step(groups, ones, advantages=ones)  # advantage 1 everywhere makes the loss's gradient that of -log-prob
+        learned = learner.step(
+            groups, ones, advantages=ones
+        )  # advantage 1 everywhere makes the loss's gradient that of -log-prob
         report(step + 1, learned)
     stream.close()
     built.weights.refresh(built.policy)
@@ -48,7 +58,9 @@ def main():
 
     from sslr1 import checkpoint, entry
 
-    parser = argparse.ArgumentParser(prog="python -m sslr1.warmup", description="Format-only warm-up of a model folder.")
+    parser = argparse.ArgumentParser(
+        prog="python -m sslr1.warmup", description="Format-only warm-up of a model folder."
+    )
     parser.add_argument("config")
     parser.add_argument("out", help="folder for the warmed-up model")
     parser.add_argument("overrides", nargs="*", metavar="section.key=value")

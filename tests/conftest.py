@@ -48,7 +48,9 @@ def photographs():
     """Real photographs, uint8 [H, W, 3] of several sizes."""
     from skimage import data
 
-    return [torch.from_numpy(np.ascontiguousarray(f())) for f in (data.astronaut, data.coffee, data.chelsea, data.rocket)]
+    return [
+        torch.from_numpy(np.ascontiguousarray(f())) for f in (data.astronaut, data.coffee, data.chelsea, data.rocket)
+    ]
 
 
 @pytest.fixture
@@ -80,10 +82,22 @@ def one_process():
 
 def launch(*arguments, ranks=1, check=True, timeout=300, **environment):
     """Run `python -m …` or, for several ranks, `torchrun … -m …` in a process of its own; returns the finished process."""
-    start = [sys.executable] if ranks == 1 else [
-        sys.executable, "-m", "torch.distributed.run", f"--nproc_per_node={ranks}", "--rdzv-backend=c10d", "--rdzv-endpoint=localhost:0"]
+    start = (
+        [sys.executable]
+        if ranks == 1
+        else [
+            sys.executable,
+            "-m",
+            "torch.distributed.run",
+            f"--nproc_per_node={ranks}",
+            "--rdzv-backend=c10d",
+            "--rdzv-endpoint=localhost:0",
+        ]
+    )
     env = {**os.environ, "OMP_NUM_THREADS": "1", **environment}
-    done = subprocess.run([*start, "-m", *map(str, arguments)], cwd=ROOT, env=env, capture_output=True, text=True, timeout=timeout)
+    done = subprocess.run(
+        [*start, "-m", *map(str, arguments)], cwd=ROOT, env=env, capture_output=True, text=True, timeout=timeout
+    )
     if check and done.returncode:
         raise AssertionError(f"{arguments} exited {done.returncode}\n{done.stdout[-3000:]}\n{done.stderr[-6000:]}")
     return done

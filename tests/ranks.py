@@ -19,7 +19,11 @@ def main(folder, tiny, seed, budget, share):
     torch.use_deterministic_algorithms(True)
     learner, weights = make_learner(tiny, world, int(budget))
     groups, rewards = make_groups(tiny, photographs, int(seed))
-    mine = [n for n in range(4) if share == "even" and n % world.size == world.rank or share == "uneven" and (n == 3) == (world.rank == 1)]
+    mine = [
+        n
+        for n in range(4)
+        if (share == "even" and n % world.size == world.rank) or (share == "uneven" and (n == 3) == (world.rank == 1))
+    ]
     if world.size == 1:
         mine = range(4)
     found = learner.step([groups[n] for n in mine], rewards[list(mine)])
@@ -27,7 +31,9 @@ def main(folder, tiny, seed, budget, share):
     weights.refresh(learner.policy)
     whole = dict(parallel.iter_full_params(learner.policy))
     replica = dict(weights.model.named_parameters())
-    assert set(replica) == set(whole) and all(torch.equal(replica[n], whole[n]) for n in whole), "the sampler's weights are not the learner's"
+    assert set(replica) == set(whole) and all(torch.equal(replica[n], whole[n]) for n in whole), (
+        "the sampler's weights are not the learner's"
+    )
     assert weights.shared == (world.size == 1)
     half = model.load_model(tiny)
     from sslr1.rollout import SamplerWeights
@@ -35,7 +41,9 @@ def main(folder, tiny, seed, budget, share):
     bf16 = SamplerWeights(half, torch.bfloat16).attach(learner.policy, world)
     assert not bf16.shared and all(torch.equal(p, whole[n].bfloat16()) for n, p in bf16.model.named_parameters())
     if world.main:
-        numbers = torch.tensor([found["loss"], found["grad_norm"], found["entropy"], found["tokens"]], dtype=torch.float64)
+        numbers = torch.tensor(
+            [found["loss"], found["grad_norm"], found["entropy"], found["tokens"]], dtype=torch.float64
+        )
         save_file({"numbers": numbers, **{n: p.contiguous() for n, p in whole.items()}}, f"{folder}/result.safetensors")
     parallel.stop()
 

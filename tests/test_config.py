@@ -15,24 +15,27 @@ def error(tree):
     return text
 
 
-@pytest.mark.parametrize("change, words", [
-    ({"optim": {"learning_rate": 1}}, ["optim.learning_rate is not a setting", "known: lr"]),
-    ({"optim": {"leer": 1}}, ["optim.leer is not a setting", "lr"]),
-    ({"optimiser": {}}, ["optimiser is not a setting", "did you mean optim?"]),
-    ({"rollout": {"group_sise": 4}}, ["rollout.group_sise", "did you mean group_size?"]),
-    ({"train": {"warmup": {"step": 4}}}, ["train.warmup.step", "did you mean steps?"]),
-    ({"train": {"steps": "many"}}, ["train.steps is 'many'", "integer", "optimiser steps"]),
-    ({"train": {"steps": -1}}, ["train.steps is -1", "greater than or equal to 0"]),
-    ({"data": {}}, ["data.path is missing", "a folder of images"]),
-    ({"data": {"path": "d", "holdout": 1.5}}, ["data.holdout is 1.5", "less than 1"]),
-    ({"loss": {"loss_type": "ppo"}}, ["loss.loss_type is 'ppo'", "'dapo'", "'gspo'"]),
-    ({"rollout": {"group_size": 1}}, ["rollout.group_size is 1", "use 2 or more"]),
-    ({"puzzles": {"mixture": {"rotaton": 1}}}, ["puzzles.mixture.rotaton", "did you mean rotation?"]),
-    ({"puzzles": {"mixture": {"rotation": -1}}}, ["puzzles.mixture.rotation is -1"]),
-    ({"puzzles": {"mixture": {"rotation": 0}}}, ["no puzzle with a share"]),
-    ({"puzzles": {"levels": {"rotation": 7}}}, ["puzzles.levels.rotation is 7", "1, 2"]),
-    ({"optim": 3}, ["optim"]),
-])
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        ({"optim": {"learning_rate": 1}}, ["optim.learning_rate is not a setting", "known: lr"]),
+        ({"optim": {"leer": 1}}, ["optim.leer is not a setting", "lr"]),
+        ({"optimiser": {}}, ["optimiser is not a setting", "did you mean optim?"]),
+        ({"rollout": {"group_sise": 4}}, ["rollout.group_sise", "did you mean group_size?"]),
+        ({"train": {"warmup": {"step": 4}}}, ["train.warmup.step", "did you mean steps?"]),
+        ({"train": {"steps": "many"}}, ["train.steps is 'many'", "integer", "optimiser steps"]),
+        ({"train": {"steps": -1}}, ["train.steps is -1", "greater than or equal to 0"]),
+        ({"data": {}}, ["data.path is missing", "a folder of images"]),
+        ({"data": {"path": "d", "holdout": 1.5}}, ["data.holdout is 1.5", "less than 1"]),
+        ({"loss": {"loss_type": "ppo"}}, ["loss.loss_type is 'ppo'", "'dapo'", "'gspo'"]),
+        ({"rollout": {"group_size": 1}}, ["rollout.group_size is 1", "use 2 or more"]),
+        ({"puzzles": {"mixture": {"rotaton": 1}}}, ["puzzles.mixture.rotaton", "did you mean rotation?"]),
+        ({"puzzles": {"mixture": {"rotation": -1}}}, ["puzzles.mixture.rotation is -1"]),
+        ({"puzzles": {"mixture": {"rotation": 0}}}, ["no puzzle with a share"]),
+        ({"puzzles": {"levels": {"rotation": 7}}}, ["puzzles.levels.rotation is 7", "1, 2"]),
+        ({"optim": 3}, ["optim"]),
+    ],
+)
 def test_errors_name_the_key_and_what_it_takes(change, words):
     text = error({**GOOD, **change})
     assert all(word in text for word in words), text
@@ -41,16 +44,34 @@ def test_errors_name_the_key_and_what_it_takes(change, words):
 def test_overrides(tmp_path):
     path = tmp_path / "c.yaml"
     path.write_text("model: {path: m}\ndata: {path: d}\n")
-    c = config.load(path, ["optim.lr=3e-4", "train.warmup.steps=7", "puzzles.mixture={ordering: 1}", "data.path=/my folder", "log.name=a=b"])
+    c = config.load(
+        path,
+        [
+            "optim.lr=3e-4",
+            "train.warmup.steps=7",
+            "puzzles.mixture={ordering: 1}",
+            "data.path=/my folder",
+            "log.name=a=b",
+        ],
+    )
     assert (c.optim.lr, c.train.warmup.steps, c.data.path, c.log.name) == (3e-4, 7, "/my folder", "a=b")
     assert c.puzzles.mixture == {"ordering": 1.0} and c.puzzles.levels["rotation"] == 2
-    for bad, words in (("optim", "section.key=value"), ("=3", "section.key=value"), ("model.path.x=3", "model.path is a value"), ("optim.lt=1", "did you mean lr")):
+    for bad, words in (
+        ("optim", "section.key=value"),
+        ("=3", "section.key=value"),
+        ("model.path.x=3", "model.path is a value"),
+        ("optim.lt=1", "did you mean lr"),
+    ):
         with pytest.raises(config.ConfigError, match=words):
             config.load(path, [bad])
 
 
 def test_files_that_are_no_configuration(tmp_path):
-    for text, words in (("[1, 2]", "must hold sections"), ("a: [", "is not YAML"), ("!!python/object/apply:os.system ['true']", "is not YAML")):
+    for text, words in (
+        ("[1, 2]", "must hold sections"),
+        ("a: [", "is not YAML"),
+        ("!!python/object/apply:os.system ['true']", "is not YAML"),
+    ):
         path = tmp_path / "c.yaml"
         path.write_text(text)
         with pytest.raises(config.ConfigError, match=words):

@@ -8,7 +8,9 @@ from sslr1.model import parallel
 from sslr1.rollout import SamplerWeights
 from tests.model.test_packing import some_prompts, with_samples
 
-OPTIONS = config.check({"model": {"path": "m"}, "data": {"path": "d"}, "optim": {"lr": 1e-3, "warmup_steps": 2, "schedule": "cosine"}})
+OPTIONS = config.check(
+    {"model": {"path": "m"}, "data": {"path": "d"}, "optim": {"lr": 1e-3, "warmup_steps": 2, "schedule": "cosine"}}
+)
 
 
 def make_learner(tiny, world, token_budget=100_000, **changes):
@@ -16,7 +18,9 @@ def make_learner(tiny, world, token_budget=100_000, **changes):
     weights = SamplerWeights(network, torch.float32)
     policy = parallel.shard(model.Policy(network), world)
     weights.attach(policy, world)
-    options = dict(optim=OPTIONS.optim, loss=OPTIONS.loss, temperature=1.0, max_tokens=10, token_budget=token_budget, steps=10)
+    options = dict(
+        optim=OPTIONS.optim, loss=OPTIONS.loss, temperature=1.0, max_tokens=10, token_budget=token_budget, steps=10
+    )
     return Learner(policy, world, **{**options, **changes}), weights
 
 

@@ -14,7 +14,12 @@ def step(folder, tiny, seed, ranks, budget=100_000, share="even"):
 
 def test_one_rank_and_more_take_the_same_step(tmp_path, tiny, seed):
     one = step(tmp_path / "1", tiny, seed, 1)
-    cases = {"2": (2, 100_000, "even"), "2, micro-batches": (2, 230, "even"), "2, uneven": (2, 230, "uneven"), "3": (3, 100_000, "even")}
+    cases = {
+        "2": (2, 100_000, "even"),
+        "2, micro-batches": (2, 230, "even"),
+        "2, uneven": (2, 230, "uneven"),
+        "3": (3, 100_000, "even"),
+    }
     for name, (ranks, budget, share) in cases.items():
         other = step(tmp_path / name, tiny, seed, ranks, budget, share)
         assert other["numbers"].tolist() == pytest.approx(one["numbers"].tolist(), rel=1e-5), name

@@ -6,6 +6,7 @@ Cost: 4 bytes read an element, two exponentials an element. One program a row; a
 """
 
 import torch
+
 import triton
 import triton.language as tl
 

@@ -2,9 +2,11 @@
 
 from collections import OrderedDict
 from pathlib import Path
+from threading import Lock
 
 import torch
 
+from sslr1.errors import UserError
 from sslr1.ops import keys
 from sslr1.puzzles.plan import SAME, difference, thumbnail
 
@@ -20,15 +22,17 @@ class ImageFolder:
 
     @classmethod
     def scan(cls, root) -> "ImageFolder":
-        """Every image file below `root`. Raises FileNotFoundError or ValueError in one line if there are none or too few."""
+        """Every image file below `root`. Raises UserError if there are none or too few."""
         root = Path(root)
         if not root.is_dir():
-            raise FileNotFoundError(f"data.path {str(root)!r} is not a folder")
+            raise UserError(f"data.path {str(root)!r} is not a folder")
         paths = sorted(p for p in root.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
         if not paths:
-            raise ValueError(f"data.path {str(root)!r} holds no images ({', '.join(SUFFIXES)})")
+            raise UserError(f"data.path {str(root)!r} holds no images ({', '.join(SUFFIXES)})")
         if len(paths) < FEWEST:
-            raise ValueError(f"data.path {str(root)!r} holds {len(paths)} images; at least {FEWEST} are needed, some to train on and some to hold out")
+            raise UserError(
+                f"data.path {str(root)!r} holds {len(paths)} images; at least {FEWEST} are needed, some to train on and some to hold out"
+            )
         return cls(root, [(p.relative_to(root).as_posix(), p.stat().st_size) for p in paths])
 
     @classmethod
@@ -66,9 +70,16 @@ class ImageStore:
         self.folder, self.decoder, self.min_side, self.cache_bytes = folder, decoder, min_side, cache_bytes
         self.bad = {}
         self._cache, self._held = OrderedDict(), 0
+        self._lock = (
+            Lock()
+        )  # the stream prepares the next step on a thread of its own, and a pipeline serves one at a time
 
     def get(self, numbers) -> list:
-        """uint8 [H, W, 3] tensors, None for bad images, in the order asked for."""
+        """uint8 [H, W, 3] tensors, None for bad images, in the order asked for. May be called from several threads."""
+        with self._lock:
+            return self._get(numbers)
+
+    def _get(self, numbers):
         missing = [n for n in dict.fromkeys(numbers) if n not in self._cache and n not in self.bad]
         data = []
         for n in missing:
@@ -92,6 +103,13 @@ class ImageStore:
         while self._held > self.cache_bytes:
             self._held -= self._cache.popitem(last=False)[1].numel()
         return [found.get(n) for n in numbers]
+
+    def complaint(self) -> str:
+        """What is bad so far, as the end of a sentence; empty if nothing is."""
+        if not self.bad:
+            return ""
+        first = min(self.bad)
+        return f"; {len(self.bad)} bad so far, e.g. {self.folder.files[first][0]}: {self.bad[first]}"
 
     def _reason(self, image):
         if image is None:
@@ -118,4 +136,6 @@ class Pool:
             (image,) = self.store.get([self.numbers[(i + step) % len(self)]])
             if image is not None:
                 return image
-        raise ValueError(f"none of the {len(self)} images of the pool is usable; the first: {self.store.bad[self.numbers[0]]}")
+        raise UserError(
+            f"none of the {len(self)} images of the pool is usable; the first: {self.store.bad[self.numbers[0]]}"
+        )

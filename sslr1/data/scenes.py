@@ -1,6 +1,6 @@
 """Procedural scenes as JPEG files: pictures with an up and a down, objects and texture, for the demo and the tests.
 
-    python -m sslr1.data.scenes FOLDER [--count N] [--size PX] [--seed N]
+python -m sslr1.data.scenes FOLDER [--count N] [--size PX] [--seed N]
 """
 
 import argparse
@@ -34,7 +34,11 @@ def scene(number: int, size: int = 128, seed: int = 0) -> np.ndarray:
         wave = sum(draw.uniform(0.01, 0.05) * np.sin(2 * np.pi * (f * x[0] + draw.uniform())) for f in (1, 2, 3))
         paint(y > horizon - 0.06 + 0.04 * k + wave[None], draw.uniform(70, 150, 3) * (1 - 0.15 * k))
     land = y > horizon + 0.02 * np.sin(2 * np.pi * (x * draw.uniform(0.5, 2) + draw.uniform()))
-    stripes = 1 + 0.12 * np.sin(2 * np.pi * draw.uniform(5, 14) * np.maximum(y - horizon, 0) ** 0.7) if draw.random() < 0.5 else 1.0
+    stripes = (
+        1 + 0.12 * np.sin(2 * np.pi * draw.uniform(5, 14) * np.maximum(y - horizon, 0) ** 0.7)
+        if draw.random() < 0.5
+        else 1.0
+    )
     shade = stripes * (1.1 - 0.5 * (y - horizon))
     img[land] = (ground * shade[..., None])[land]
     for _ in range(draw.integers(2, 6)):
@@ -44,12 +48,21 @@ def scene(number: int, size: int = 128, seed: int = 0) -> np.ndarray:
             w, h = reach * draw.uniform(0.7, 1.1), reach * draw.uniform(0.8, 1.3)
             paint((abs(x - middle) < w / 2) & (y < base) & (y > base - h), draw.uniform(90, 220, 3))
             roof = base - h
-            paint((y < roof) & (y > roof - 0.5 * w) & (abs(x - middle) < 0.62 * w * (1 - (roof - y) / (0.5 * w))), draw.uniform((110, 30, 20), (190, 80, 60)))
+            paint(
+                (y < roof) & (y > roof - 0.5 * w) & (abs(x - middle) < 0.62 * w * (1 - (roof - y) / (0.5 * w))),
+                draw.uniform((110, 30, 20), (190, 80, 60)),
+            )
             paint((abs(x - middle) < w / 9) & (y < base) & (y > base - 0.45 * h), draw.uniform(20, 70, 3))
         else:  # a tree
             h, r = reach * draw.uniform(1.0, 1.6), reach * draw.uniform(0.3, 0.5)
-            paint((abs(x - middle) < 0.12 * r + 0.004) & (y < base) & (y > base - h), draw.uniform((60, 35, 15), (100, 65, 40)))
-            paint((x - middle) ** 2 + ((y - base + h) / draw.uniform(1, 1.6)) ** 2 < r**2, draw.uniform((15, 70, 15), (80, 140, 50)))
+            paint(
+                (abs(x - middle) < 0.12 * r + 0.004) & (y < base) & (y > base - h),
+                draw.uniform((60, 35, 15), (100, 65, 40)),
+            )
+            paint(
+                (x - middle) ** 2 + ((y - base + h) / draw.uniform(1, 1.6)) ** 2 < r**2,
+                draw.uniform((15, 70, 15), (80, 140, 50)),
+            )
     img += draw.normal(0, draw.uniform(2, 7), (size, size, 1))
     return img.clip(0, 255).astype(np.uint8)
 
@@ -68,7 +81,9 @@ def write_scenes(folder, count: int = 2000, size: int = 128, seed: int = 0) -> P
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(prog="python -m sslr1.data.scenes", description="Draw procedural scenes as JPEG files.")
+    parser = argparse.ArgumentParser(
+        prog="python -m sslr1.data.scenes", description="Draw procedural scenes as JPEG files."
+    )
     parser.add_argument("folder")
     parser.add_argument("--count", type=int, default=2000)
     parser.add_argument("--size", type=int, default=128)

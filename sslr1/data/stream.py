@@ -4,12 +4,15 @@ Slot q = step * batch + j is place q mod n of epoch q div n's keyed permutation 
 size. A slot whose image is bad, or can't decide any puzzle, takes a substitute by key; other slots don't move.
 """
 
+from bisect import bisect_right
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import accumulate
 
 from sslr1 import model, puzzles
 from sslr1.data.images import Pool
+from sslr1.errors import UserError
 from sslr1.ops import keys
 
 SUBSTITUTES = 50  # tries for one slot before the folder is taken to be unusable
@@ -29,11 +32,19 @@ class PuzzleStream:
     """store: ImageStore; numbers: images to train on; mixture: {puzzle: share}; levels: {puzzle: level}; batch: puzzles a
     step over all ranks, of which this rank takes every `world_size`-th."""
 
-    def __init__(self, store, numbers, tokenizer, *, mixture, levels, batch, seed, spec, thinking, wordings, rank=0, world_size=1):
+    def __init__(
+        self, store, numbers, tokenizer, *, mixture, levels, batch, seed, spec, thinking, wordings, rank=0, world_size=1
+    ):
         self.store, self.numbers, self.tokenizer = store, numbers, tokenizer
         self.mixture = {name: share for name, share in mixture.items() if share > 0}
         self.levels, self.batch, self.seed = levels, batch, seed
-        self.options = {"seed": seed, "spec": spec, "thinking": thinking, "wordings": wordings, "pool": Pool(store, numbers)}
+        self.options = {
+            "seed": seed,
+            "spec": spec,
+            "thinking": thinking,
+            "wordings": wordings,
+            "pool": Pool(store, numbers),
+        }
         self.mine = range(rank, batch, world_size)
         self._permutation = lru_cache(2)(lambda epoch: keys.generator("epoch", seed, epoch).permutation(len(numbers)))
         self._worker = ThreadPoolExecutor(1, "puzzles")
@@ -53,14 +64,8 @@ class PuzzleStream:
         """Puzzle of each slot of a step: the mixture's shares as exactly as the batch allows, in keyed order."""
         draw = keys.generator("mixture", self.seed, step)
         points = (draw.permutation(self.batch) + draw.random()) / self.batch * sum(self.mixture.values())
-        out = []
-        for point in points:
-            for name, share in self.mixture.items():
-                point -= share
-                if point < 0:
-                    break
-            out.append(name)
-        return out
+        edges = list(accumulate(self.mixture.values()))
+        return [list(self.mixture)[min(bisect_right(edges, point), len(edges) - 1)] for point in points]
 
     def build(self, step: int) -> StreamBatch:
         names = self.names(step)
@@ -70,8 +75,13 @@ class PuzzleStream:
             bad = [slot for slot, image in zip(slots, images) if image is None]
             if not bad:
                 made = puzzles.make(
-                    images, [s.name for s in slots], index=[s.number for s in slots], epoch=[s.epoch for s in slots],
-                    attempt=[s.attempt for s in slots], level=[self.levels[s.name] for s in slots], **self.options,
+                    images,
+                    [s.name for s in slots],
+                    index=[s.number for s in slots],
+                    epoch=[s.epoch for s in slots],
+                    attempt=[s.attempt for s in slots],
+                    level=[self.levels[s.name] for s in slots],
+                    **self.options,
                 )
                 undecided = [slot for slot, decidable in zip(slots, made.decidable) if not decidable]
                 if not undecided:
@@ -103,19 +113,25 @@ class _Slot:
     def other_image(self):
         self.attempt += 1
         if self.attempt > SUBSTITUTES:
-            bad = self.stream.store.bad
-            why = f"; bad so far: {len(bad)}, e.g. {self.stream.store.folder.files[min(bad)][0]}: {bad[min(bad)]}" if bad else ""
-            raise ValueError(f"no usable image after {SUBSTITUTES} tries in {str(self.stream.store.folder.root)!r}{why}")
+            store = self.stream.store
+            raise UserError(
+                f"no usable image after {SUBSTITUTES} tries in {str(store.folder.root)!r}{store.complaint()}"
+            )
         numbers = self.stream.numbers
-        self.number = numbers[keys.fold("substitute", self.stream.seed, self.epoch, self.q, self.attempt) % len(numbers)]
+        self.number = numbers[
+            keys.fold("substitute", self.stream.seed, self.epoch, self.q, self.attempt) % len(numbers)
+        ]
         self.name, self.tried = self.first, {self.first}
 
 
-def held_out(store, numbers, name, level, count, *, seed, spec, thinking, wordings, rank=0, world_size=1, chunk=64) -> list:
+def held_out(
+    store, numbers, name, level, count, *, seed, spec, thinking, wordings, rank=0, world_size=1, chunk=64
+) -> list:
     """This rank's share of `count` puzzles of one kind from held-out images, as PuzzleBatches of at most `chunk`.
 
-    They are the same ones whenever asked: puzzle i is on image i mod n in epoch i div n; bad images and undecidable
-    puzzles are passed over. Raises ValueError if too few can be made.
+    They are the same ones whenever asked: images are gone through in turn, in epoch after epoch; bad images and undecidable
+    puzzles are passed over. Single answers come in turn too (a puzzle is drawn again, by key, until its answer is the one
+    whose turn it is), so that a constant answer scores chance and no more. Raises UserError if too few can be made.
     """
     options = {"spec": spec, "thinking": thinking, "wordings": wordings, "pool": Pool(store, numbers), "level": level}
     options["seed"] = keys.fold("evaluation", seed)
@@ -123,15 +139,30 @@ def held_out(store, numbers, name, level, count, *, seed, spec, thinking, wordin
     for i in range(20 * count):
         number, epoch = numbers[i % len(numbers)], i // len(numbers)
         (image,) = store.get([number])
-        if image is not None and puzzles.make([image], name, index=[number], epoch=epoch, **options).decidable[0]:
-            chosen.append((number, epoch))
+        attempt = None if image is None else _wanted(image, name, number, epoch, len(chosen), options)
+        if attempt is not None:
+            chosen.append((number, epoch, attempt))
         if len(chosen) == count:
             break
     else:
-        raise ValueError(f"only {len(chosen)} of {count} {name} puzzles could be made from {len(numbers)} held-out images")
+        raise UserError(
+            f"only {len(chosen)} of {count} {name} puzzles could be made from {len(numbers)} held-out images{store.complaint()}"
+        )
     chosen = chosen[rank::world_size]
     batches = []
     for start in range(0, len(chosen), chunk):
-        index, epochs = zip(*chosen[start : start + chunk])
-        batches.append(puzzles.make(store.get(index), name, index=index, epoch=epochs, **options))
+        index, epochs, attempts = zip(*chosen[start : start + chunk])
+        batches.append(puzzles.make(store.get(index), name, index=index, epoch=epochs, attempt=attempts, **options))
     return batches
+
+
+def _wanted(image, name, number, epoch, turn, options):
+    """The first attempt that is decidable and has the answer whose turn it is; None if none of a fair number is."""
+    for attempt in range(64):
+        batch = puzzles.make([image], name, index=[number], epoch=epoch, attempt=attempt, **options)
+        choices = batch.answers[0].choices
+        if not batch.decidable[0]:
+            return None
+        if not choices or batch.answers[0].value == choices[turn % len(choices)]:
+            return attempt
+    return None

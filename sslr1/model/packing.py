@@ -5,6 +5,8 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
+from sslr1.errors import UserError
+
 IMAGE_PAD = "<|image_pad|>"
 
 
@@ -75,7 +77,9 @@ def prompts(batch, tokenizer, first_id=0) -> list:
             content.append({"type": "image"})
             if piece:
                 content.append({"type": "text", "text": piece})
-        text = tokenizer.apply_chat_template([{"role": "user", "content": content}], tokenize=False, add_generation_prompt=True)
+        text = tokenizer.apply_chat_template(
+            [{"role": "user", "content": content}], tokenize=False, add_generation_prompt=True
+        )
         ids = np.asarray(tokenizer(text, add_special_tokens=False)["input_ids"])
         repeats = np.ones(len(ids), np.int64)
         repeats[ids == pad] = (patches[canvas : canvas + count] // spec.merge**2).numpy()
@@ -149,9 +153,15 @@ def pack(groups, *, image_token_id, merge, group_size=None, numbers=None, parts=
         layout.append((L, tuple(lengths)))
     none = [torch.zeros(0, dtype=torch.int64)]
     return Packed(
-        torch.cat(ids), torch.cat(positions, 1),
-        torch.cat([g.prompt.pixel_values for g in groups]), torch.cat([g.prompt.image_grid_thw for g in groups]),
-        layout, torch.cat(predictors or none), torch.cat(tokens or none), torch.cat(sequence or none), numbers,
+        torch.cat(ids),
+        torch.cat(positions, 1),
+        torch.cat([g.prompt.pixel_values for g in groups]),
+        torch.cat([g.prompt.image_grid_thw for g in groups]),
+        layout,
+        torch.cat(predictors or none),
+        torch.cat(tokens or none),
+        torch.cat(sequence or none),
+        numbers,
     )
 
 
@@ -160,7 +170,7 @@ def split(groups, token_budget, count=None) -> list:
     (group number, range of samples). A group above the budget is split by completions and repeats its prompt.
 
     count: exactly so many micro-batches (a rank's number must equal the others'); the largest are halved until they are.
-    Raises ValueError where a prompt and one completion exceed the budget, or `count` can't be reached.
+    Raises UserError where a prompt and one completion exceed the budget, or `count` can't be reached.
     """
     pieces = []
     for number, group in enumerate(groups):
@@ -172,7 +182,7 @@ def split(groups, token_budget, count=None) -> list:
                 total += lengths[end]
                 end += 1
             if end == start and lengths:
-                raise ValueError(
+                raise UserError(
                     f"train.token_budget is {token_budget}: a prompt of {L} tokens and its completion of {lengths[start]} don't fit; raise it"
                 )
             pieces.append((number, range(start, end), total))
@@ -194,7 +204,7 @@ def split(groups, token_budget, count=None) -> list:
         else:
             number, samples, total = batch[0]
             if len(samples) < 2:
-                raise ValueError(f"{len(groups)} groups can't be cut into {count} micro-batches")
+                raise UserError(f"{len(groups)} groups can't be cut into {count} micro-batches")
             middle = (samples.start + samples.stop) // 2
             halves = [(number, range(samples.start, middle), total)], [(number, range(middle, samples.stop), total)]
         batches[largest : largest + 1] = halves

@@ -50,7 +50,9 @@ def shard(policy, world: World, dtype: torch.dtype = torch.float32):
     Gradients are summed over ranks, not averaged: losses are divided by global counts.
     """
     mesh = init_device_mesh(world.device.type, (world.size,))
-    precision = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.promote_types(dtype, torch.float32), cast_forward_inputs=False)
+    precision = MixedPrecisionPolicy(
+        param_dtype=dtype, reduce_dtype=torch.promote_types(dtype, torch.float32), cast_forward_inputs=False
+    )
     inner = policy.model.model
     for block in [*inner.visual.blocks, *inner.language_model.layers]:
         fully_shard(block, mesh=mesh, mp_policy=precision)

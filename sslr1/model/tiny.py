@@ -9,9 +9,37 @@ import json
 import os
 from pathlib import Path
 
-SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|vision_pad|>",
-           "<|image_pad|>", "<|video_pad|>")
+SPECIAL = (
+    "<|endoftext|>",
+    "<|im_start|>",
+    "<|im_end|>",
+    "<|vision_start|>",
+    "<|vision_end|>",
+    "<|vision_pad|>",
+    "<|image_pad|>",
+    "<|video_pad|>",
+)
 VOCABULARY = 768
+
+TEXT = dict(
+    hidden_size=128,
+    intermediate_size=256,
+    num_hidden_layers=2,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    max_position_embeddings=4096,
+    initializer_range=0.06,
+    rope_parameters={"rope_type": "default", "rope_theta": 2.0, "mrope_section": [4, 6, 6]},
+)
+VISION = dict(
+    depth=2,
+    hidden_size=64,
+    intermediate_size=128,
+    num_heads=4,
+    out_hidden_size=128,
+    fullatt_block_indexes=[0, 1],
+    initializer_range=0.06,
+)
 
 CHAT_TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n"
@@ -36,7 +64,10 @@ def tiny_tokenizer():
     bpe = Tokenizer(models.BPE())
     pieces = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
     bpe.pre_tokenizer = pre_tokenizers.Sequence(
-        [pre_tokenizers.Split(Regex(pieces), "isolated"), pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
+        [
+            pre_tokenizers.Split(Regex(pieces), "isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
     )
     bpe.decoder = decoders.ByteLevel()
     bpe.train_from_iterator(
@@ -53,26 +84,30 @@ def tiny_tokenizer():
     return tokenizer
 
 
-def build_tiny(folder, seed: int = 0, tie: bool = True, **text_changes) -> Path:
-    """Write the model to `folder` (made if missing) and return it. 0.65 million parameters; heads of 32 with mRoPE sections
-    4/6/6. theta 2 and a wide initialisation make position along the image's width visible to so small a model."""
+def build_tiny(folder, seed: int = 0, tie: bool = True, text=None, vision=None, max_pixels: int = 112 * 112) -> Path:
+    """Write the model to `folder` (made if missing) and return it: 0.65 million parameters unless `text` and `vision` change
+    the configuration. theta 2 and a wide initialisation make place along an image's width visible to so small a model.
+
+    seed: of the weights; tie: head and embeddings share one matrix; max_pixels: the processor's bound on a canvas."""
     import torch
     from transformers import GenerationConfig, Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
     tokenizer = tiny_tokenizer()
     ids = {token: tokenizer.convert_tokens_to_ids(token) for token in SPECIAL}
-    text = dict(
-        vocab_size=VOCABULARY, hidden_size=128, intermediate_size=256, num_hidden_layers=2, num_attention_heads=4,
-        num_key_value_heads=2, max_position_embeddings=4096, initializer_range=0.06, tie_word_embeddings=tie,
-        rope_parameters={"rope_type": "default", "rope_theta": 2.0, "mrope_section": [4, 6, 6]},
-        bos_token_id=ids["<|endoftext|>"], eos_token_id=ids["<|im_end|>"], pad_token_id=ids["<|endoftext|>"],
+    special = dict(
+        vocab_size=VOCABULARY,
+        tie_word_embeddings=tie,
+        bos_token_id=ids["<|endoftext|>"],
+        eos_token_id=ids["<|im_end|>"],
+        pad_token_id=ids["<|endoftext|>"],
     )
     config = Qwen2_5_VLConfig(
-        text_config=text | text_changes,
-        vision_config=dict(depth=2, hidden_size=64, intermediate_size=128, num_heads=4, out_hidden_size=128,
-                           fullatt_block_indexes=[0, 1], initializer_range=0.06),
-        image_token_id=ids["<|image_pad|>"], video_token_id=ids["<|video_pad|>"],
-        vision_start_token_id=ids["<|vision_start|>"], vision_end_token_id=ids["<|vision_end|>"],
+        text_config={**TEXT, **(text or {}), **special},
+        vision_config={**VISION, **(vision or {})},
+        image_token_id=ids["<|image_pad|>"],
+        video_token_id=ids["<|video_pad|>"],
+        vision_start_token_id=ids["<|vision_start|>"],
+        vision_end_token_id=ids["<|vision_end|>"],
         tie_word_embeddings=tie,
     )
     with torch.random.fork_rng(devices=[]):
@@ -85,9 +120,14 @@ def build_tiny(folder, seed: int = 0, tie: bool = True, **text_changes) -> Path:
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     processor = dict(
-        image_processor_type="Qwen2VLImageProcessor", patch_size=14, merge_size=2, temporal_patch_size=2,
-        min_pixels=56 * 56, max_pixels=112 * 112,
-        image_mean=[0.48145466, 0.4578275, 0.40821073], image_std=[0.26862954, 0.26130258, 0.27577711],
+        image_processor_type="Qwen2VLImageProcessor",
+        patch_size=14,
+        merge_size=2,
+        temporal_patch_size=2,
+        min_pixels=56 * 56,
+        max_pixels=max_pixels,
+        image_mean=[0.48145466, 0.4578275, 0.40821073],
+        image_std=[0.26862954, 0.26130258, 0.27577711],
     )
     partial = folder / "preprocessor_config.json.partial"
     partial.write_text(json.dumps(processor, indent=2) + "\n")
@@ -96,7 +136,9 @@ def build_tiny(folder, seed: int = 0, tie: bool = True, **text_changes) -> Path:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(prog="python -m sslr1.model.tiny", description="Write a tiny Qwen2.5-VL with random weights.")
+    parser = argparse.ArgumentParser(
+        prog="python -m sslr1.model.tiny", description="Write a tiny Qwen2.5-VL with random weights."
+    )
     parser.add_argument("folder")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()

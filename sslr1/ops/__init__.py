@@ -1,7 +1,7 @@
 """Tensor operations: they know tensors, not puzzles or models. One operation a file."""
 
 from sslr1.ops.attention import decode_attention, shared_prefix_attention, varlen_attention
-from sslr1.ops.grpo_loss import GrpoLoss, advantages, grpo_loss, token_logprobs
+from sslr1.ops.grpo_loss import GrpoLoss, advantages, float_logits, grpo_loss, token_logprobs
 from sslr1.ops.keys import fold, fold_tensor, generator, uniform
 from sslr1.ops.render import PatchSpec, render, render_patches
 from sslr1.ops.sampling import sample
@@ -11,6 +11,7 @@ __all__ = [
     "PatchSpec",
     "advantages",
     "decode_attention",
+    "float_logits",
     "fold",
     "fold_tensor",
     "generator",

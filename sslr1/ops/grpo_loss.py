@@ -48,10 +48,11 @@ def advantages(rewards, kind="group", reward_std=None):
 
 
 def _logprobs_entropy(hidden, lm_head, tokens, temperature):
-    logits = hidden @ lm_head.T
-    if logits.dtype in (torch.bfloat16, torch.float16):
-        logits = logits.float()
-    logprobs_V = (logits / temperature).log_softmax(-1)
+    wide = torch.promote_types(
+        hidden.dtype, torch.float32
+    )  # rounded logits would put per cents of error into the ratio
+    hidden, lm_head = hidden.to(wide), lm_head.to(wide)
+    logprobs_V = (hidden @ lm_head.T / temperature).log_softmax(-1)
     entropy = -(logprobs_V.exp() * logprobs_V).sum(-1)
     return logprobs_V.gather(-1, tokens[:, None])[:, 0], entropy
 
@@ -68,18 +69,25 @@ def token_logprobs(hidden, lm_head, tokens, temperature=1.0, backend="auto", chu
         raise ValueError(f"token_logprobs has no backend {backend!r}; it has 'reference', 'triton' and 'cuda'")
     _check_rows(hidden, lm_head, tokens)
     if backend in ("auto", "reference"):
-        parts = [_logprobs_entropy(h, lm_head, t, temperature) for h, t in zip(hidden.split(chunk), tokens.split(chunk))]
+        parts = [
+            _logprobs_entropy(h, lm_head, t, temperature) for h, t in zip(hidden.split(chunk), tokens.split(chunk))
+        ]
     else:
         row_kernel = _triton_rows if backend == "triton" else _cuda_rows
-        parts = [row_kernel(_float_logits(h, lm_head), t, temperature) for h, t in zip(hidden.split(chunk), tokens.split(chunk))]
+        parts = [
+            row_kernel(float_logits(h, lm_head), t, temperature)
+            for h, t in zip(hidden.split(chunk), tokens.split(chunk))
+        ]
     logprobs, entropy = zip(*parts)
     return torch.cat(logprobs), torch.cat(entropy)
 
 
-def _float_logits(hidden, lm_head):
-    if hidden.is_cuda and hidden.dtype != torch.float32:
-        return torch.mm(hidden, lm_head.T, out_dtype=torch.float32)
-    return hidden.float() @ lm_head.float().T
+def float_logits(hidden, lm_head):
+    """Logits [N, V] in float32 (float64 for float64) from states and head, not rounded to it on the way. No gradient on a GPU."""
+    wide = torch.promote_types(hidden.dtype, torch.float32)
+    if hidden.is_cuda and hidden.dtype != wide:
+        return torch.mm(hidden, lm_head.T, out_dtype=wide)
+    return hidden.to(wide) @ lm_head.to(wide).T
 
 
 def _triton_rows(logits, tokens, temperature):
@@ -96,7 +104,14 @@ def _cuda_rows(logits, tokens, temperature):
     N, V = logits.shape
     logprobs, entropy = torch.empty(2, N, dtype=torch.float32, device=logits.device)
     _C.row_logprobs(
-        logits.data_ptr(), tokens.data_ptr(), logprobs.data_ptr(), entropy.data_ptr(), N, V, logits.stride(0), 1.0 / temperature,
+        logits.data_ptr(),
+        tokens.data_ptr(),
+        logprobs.data_ptr(),
+        entropy.data_ptr(),
+        N,
+        V,
+        logits.stride(0),
+        1.0 / temperature,
         torch.cuda.current_stream(logits.device).cuda_stream,
     )
     return logprobs, entropy
@@ -148,8 +163,12 @@ def grpo_loss(
         raise ValueError(f"kl_coef is {kl_coef}: give ref_logprobs")
     if rewards.ndim != 2:
         raise ValueError(f"rewards must be [P, G], got shape {tuple(rewards.shape)}")
-    for name, x in (("sequence", sequence), ("old_logprobs", old_logprobs), ("ref_logprobs", ref_logprobs),
-                    ("token_weights", token_weights)):
+    for name, x in (
+        ("sequence", sequence),
+        ("old_logprobs", old_logprobs),
+        ("ref_logprobs", ref_logprobs),
+        ("token_weights", token_weights),
+    ):
         if x is not None and x.shape != (N,):
             raise ValueError(f"{name} must be [{N}], got shape {tuple(x.shape)}")
     if advantages is not None and advantages.shape != rewards.shape:
@@ -235,6 +254,8 @@ def _check_backend(backend):
 
 def _check_rows(hidden, lm_head, tokens):
     if hidden.ndim != 2 or lm_head.ndim != 2 or hidden.shape[1] != lm_head.shape[1]:
-        raise ValueError(f"hidden must be [N, D] and lm_head [V, D], got {list(hidden.shape)} and {list(lm_head.shape)}")
+        raise ValueError(
+            f"hidden must be [N, D] and lm_head [V, D], got {list(hidden.shape)} and {list(lm_head.shape)}"
+        )
     if tokens.shape != hidden.shape[:1] or tokens.dtype != torch.int64:
         raise ValueError(f"tokens must be int64 [{hidden.shape[0]}], got {tokens.dtype} {list(tokens.shape)}")

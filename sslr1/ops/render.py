@@ -25,6 +25,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from sslr1.errors import UserError
+
 try:
     from sslr1 import _C
 except ImportError:  # not built: the reference does the same, slower
@@ -61,7 +63,9 @@ class PatchSpec:
         """Read `preprocessor_config.json` of a Hugging Face model folder. `changes` override fields."""
         path = Path(folder) / "preprocessor_config.json"
         if not path.is_file():
-            raise FileNotFoundError(f"{path} is missing: a vision-language model folder holds its image processor's settings there")
+            raise UserError(
+                f"{path} is missing: a vision-language model folder holds its image processor's settings there"
+            )
         c = json.loads(path.read_text())
         size = c.get("size") or {}
         spec = cls(
@@ -80,7 +84,9 @@ class PatchSpec:
         lowest = math.ceil(math.sqrt(self.min_pixels) / self.unit) * self.unit
         highest = math.floor(math.sqrt(self.max_pixels) / self.unit) * self.unit
         if lowest > highest:
-            raise ValueError(f"no square canvas of multiples of {self.unit} px lies between {self.min_pixels} and {self.max_pixels} pixels")
+            raise ValueError(
+                f"no square canvas of multiples of {self.unit} px lies between {self.min_pixels} and {self.max_pixels} pixels"
+            )
         return min(max(int(side // self.unit) * self.unit, lowest), highest)
 
     def table(self) -> torch.Tensor:
@@ -114,12 +120,19 @@ def render(images, plan, backend="auto"):
             raise ValueError("a tile does not lie inside its canvas")
     canvases = [torch.empty((h, w, 3), dtype=torch.uint8, device=device) for h, w in sizes.tolist()]
     sources = [
-        _blur(_mip(images[image], level), sigma).contiguous()
+        _blur(_mip(images[image], level), sigma, backend).contiguous()
         for (image, level), sigma in zip(plan.sources_int.tolist(), plan.sources_float.tolist())
     ]
     if backend == "cpp":
-        _C.paint(_pictures(sources), _pictures(canvases), tiles_int.data_ptr(), tiles_float.data_ptr(), len(tiles_int), FILL,
-                 torch.get_num_threads())
+        _C.paint(
+            _pictures(sources),
+            _pictures(canvases),
+            tiles_int.data_ptr(),
+            tiles_float.data_ptr(),
+            len(tiles_int),
+            FILL,
+            torch.get_num_threads(),
+        )
         return canvases
     for canvas in canvases:
         canvas.fill_(FILL)
@@ -134,7 +147,9 @@ def _choose(backend, device):
         return "cpp" if _C is not None and device.type == "cpu" else "reference"
     if backend == "cpp":
         if _C is None:
-            raise ValueError("backend 'cpp' needs the compiled extension sslr1._C: install the package (pip install -e .)")
+            raise ValueError(
+                "backend 'cpp' needs the compiled extension sslr1._C: install the package (pip install -e .)"
+            )
         if device.type != "cpu":
             raise ValueError(f"backend 'cpp' renders CPU tensors, the images are on {device}")
     elif backend != "reference":
@@ -154,7 +169,9 @@ def render_patches(images, plan, spec, backend="auto"):
     """
     for h, w in plan.canvases.tolist():
         if h % spec.unit or w % spec.unit:
-            raise ValueError(f"a canvas of {h}x{w} px is no multiple of patch*merge = {spec.unit}: was the plan made for another PatchSpec?")
+            raise ValueError(
+                f"a canvas of {h}x{w} px is no multiple of patch*merge = {spec.unit}: was the plan made for another PatchSpec?"
+            )
     canvases = render(images, plan, backend)
     table = _table(spec.mean, spec.std).to(spec.dtype)
     columns = 3 * spec.temporal * spec.patch**2
@@ -164,8 +181,16 @@ def render_patches(images, plan, spec, backend="auto"):
         return torch.zeros(0, columns, dtype=spec.dtype), grid_thw
     if _choose(backend, canvases[0].device) == "cpp" and spec.dtype.itemsize in (2, 4):
         out = torch.empty(int(grid_thw.prod(1).sum()), columns, dtype=spec.dtype)
-        _C.patchify(_pictures(canvases), table.data_ptr(), out.data_ptr(), spec.dtype.itemsize, spec.patch, spec.merge, spec.temporal,
-                    torch.get_num_threads())
+        _C.patchify(
+            _pictures(canvases),
+            table.data_ptr(),
+            out.data_ptr(),
+            spec.dtype.itemsize,
+            spec.patch,
+            spec.merge,
+            spec.temporal,
+            torch.get_num_threads(),
+        )
         return out, grid_thw
     return torch.cat([_patchify(c, table.to(c.device), spec) for c in canvases]), grid_thw
 
@@ -190,12 +215,16 @@ def _mip(image, level):
     return image
 
 
-def _blur(image, sigma):
+def _blur(image, sigma, backend):
     if sigma == 0:
         return image
     radius = max(1, math.ceil(3 * sigma))
     taps = torch.exp(-0.5 * (torch.arange(-radius, radius + 1, device=image.device) / sigma) ** 2)
     taps = taps / taps.sum()
+    if backend == "cpp":
+        image, out = image.contiguous(), torch.empty(image.shape, dtype=torch.uint8)
+        _C.blur(_pictures([image])[0], _pictures([out])[0], taps.data_ptr(), radius, torch.get_num_threads())
+        return out
     x = image.permute(2, 0, 1)[:, None].float()
     x = F.conv2d(F.pad(x, (radius, radius, 0, 0), "replicate"), taps.view(1, 1, 1, -1))
     x = F.conv2d(F.pad(x, (0, 0, radius, radius), "replicate"), taps.view(1, 1, -1, 1))

@@ -45,7 +45,9 @@ class PuzzleBatch:
         """(pixel_values, image_grid_thw) of all canvases in order; ValueError for a spec of another patch*merge."""
         spec = spec or self.spec
         if spec.unit != self.spec.unit:
-            raise ValueError(f"these puzzles were made for patch*merge = {self.spec.unit}, the spec has {spec.unit}: pass it to make()")
+            raise ValueError(
+                f"these puzzles were made for patch*merge = {self.spec.unit}, the spec has {spec.unit}: pass it to make()"
+            )
         return render_patches(self.images, self.plan, spec, backend)
 
 
@@ -56,8 +58,22 @@ def _per_item(value, B, what):
     return values
 
 
-def make(images, puzzle="ordering", *, seed=0, index=None, epoch=0, attempt=0, level=None, thinking=True, pool=None,
-         spec=None, composed=False, preset="default", wordings=None):
+def make(
+    images,
+    puzzle="ordering",
+    *,
+    seed=0,
+    index=None,
+    epoch=0,
+    attempt=0,
+    level=None,
+    thinking=True,
+    pool=None,
+    spec=None,
+    composed=False,
+    preset="default",
+    wordings=None,
+):
     """Cut a puzzle out of each image.
 
     images: uint8 [B, H, W, 3] on any device, or a list of uint8 [H, W, 3]. puzzle: a name or B names. index: B integers
@@ -81,8 +97,9 @@ def make(images, puzzle="ordering", *, seed=0, index=None, epoch=0, attempt=0, l
     index = range(B) if index is None else [int(i) for i in index]
     if len(index) != B:
         raise ValueError(f"index has {len(index)} entries for {B} images")
-    names, levels, epochs, attempts = (_per_item(v, B, w) for v, w in
-                                       ((puzzle, "puzzle"), (level, "level"), (epoch, "epoch"), (attempt, "attempt")))
+    names, levels, epochs, attempts = (
+        _per_item(v, B, w) for v, w in ((puzzle, "puzzle"), (level, "level"), (epoch, "epoch"), (attempt, "attempt"))
+    )
     batch = PuzzleBatch(names, levels, [], [], [], [], thinking, spec, Plan(), [], [])
     for i, (image, name) in enumerate(zip(images, names)):
         if name not in _PUZZLES:

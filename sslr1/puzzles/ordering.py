@@ -66,4 +66,6 @@ def tile_size(pitch_y, pitch_x, spec):
     for step in tries:
         if legal(step):
             return (*sides(step), step)
-    raise ValueError(f"no tile of multiples of {spec.unit} px lies between {spec.min_pixels} and {spec.max_pixels} pixels")
+    raise ValueError(
+        f"no tile of multiples of {spec.unit} px lies between {spec.min_pixels} and {spec.max_pixels} pixels"
+    )

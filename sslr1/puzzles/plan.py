@@ -41,7 +41,17 @@ class Plan:
         s = 0.5**level
         sigma = blur * step * s
         matrix = (a * s, b * s, c * s, d * s, e * s, f * s, 0.0, 0.0, 1.0)
-        self.tile(canvas, top, left, height, width, self.source(image, level, sigma), matrix, bilinear=not exact, colour=colour)
+        self.tile(
+            canvas,
+            top,
+            left,
+            height,
+            width,
+            self.source(image, level, sigma),
+            matrix,
+            bilinear=not exact,
+            colour=colour,
+        )
 
     def extend(self, other: "Plan", image_offset: int) -> None:
         """Append another plan whose images start at `image_offset` of this plan's list."""

@@ -33,7 +33,9 @@ def build(draw, image, level, spec, pool) -> Puzzle:
             images.append(other)
             small.append(look)
     else:
-        raise ValueError(f"similarity needs {CANDIDATES - 1} images that differ from the one shown; the pool of {len(pool)} has too few")
+        raise ValueError(
+            f"similarity needs {CANDIDATES - 1} images that differ from the one shown; the pool of {len(pool)} has too few"
+        )
     truth = int(draw.integers(0, CANDIDATES))
     places = list(range(1, CANDIDATES))  # the image that each candidate shows; 0 is the puzzle's own
     places.insert(truth, 0)
@@ -118,7 +120,9 @@ def scale_about(centre, factor):
 
 def saturate(factor):
     """Blend with the luma: 1 leaves the colours, 0 makes grey."""
-    return tuple(v for r in range(3) for v in [*((factor if c == r else 0.0) + (1 - factor) * LUMA[c] for c in range(3)), 0.0])
+    return tuple(
+        v for r in range(3) for v in [*((factor if c == r else 0.0) + (1 - factor) * LUMA[c] for c in range(3)), 0.0]
+    )
 
 
 def rotate_hue(angle):

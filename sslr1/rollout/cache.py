@@ -39,8 +39,12 @@ class GroupCache:
             buffer[layer, :, :, :, t] = new[0].transpose(0, 1).view(P, G, *buffer.shape[3:4], -1)
         out = ops.decode_attention(
             query[0].transpose(0, 1).reshape(P, G, query.shape[1], -1),
-            self.prompt_k[layer], self.prompt_v[layer], self.prompt_mask,
-            self.own_k[layer, :, :, :, : t + 1], self.own_v[layer, :, :, :, : t + 1], scale,
+            self.prompt_k[layer],
+            self.prompt_v[layer],
+            self.prompt_mask,
+            self.own_k[layer, :, :, :, : t + 1],
+            self.own_v[layer, :, :, :, : t + 1],
+            scale,
         )
         return out.reshape(1, P * G, query.shape[1], -1)
 

@@ -25,7 +25,9 @@ class Engine:
         self.suppressed = suppressed_ids(model, tokenizer, self.stop_ids)
 
     @torch.inference_mode()
-    def generate(self, prompts, group_size=8, seed=0, step=0, attempt=0, temperature=1.0, top_p=1.0, top_k=0, max_tokens=None):
+    def generate(
+        self, prompts, group_size=8, seed=0, step=0, attempt=0, temperature=1.0, top_p=1.0, top_k=0, max_tokens=None
+    ):
         """group_size completions of each prompt: list of Group in the prompts' order, tensors on the CPU.
 
         Draws are keyed by (seed, step, attempt, prompt.id, sample, position) and nothing else. Sampling stops at any of
@@ -49,7 +51,7 @@ class Engine:
         cache = GroupCache(model.config.text_config, lengths, G, max_tokens, model.dtype, device)
         hidden = run(model, packed, cache)
         ends = torch.tensor(lengths, device=device).cumsum(0)
-        logits = model.lm_head(hidden[ends - 1]).repeat_interleave(G, 0)
+        logits = ops.float_logits(hidden[ends - 1], model.lm_head.weight).repeat_interleave(G, 0)
         first_position = torch.stack([p.max() for p in packed.position_ids.split(lengths, 1)]) + 1
 
         tokens = torch.zeros(P * G, max_tokens, dtype=torch.int64, device=device)
@@ -83,7 +85,7 @@ class Engine:
                 cache=cache,
             ).last_hidden_state[0]
             cache.filled += 1
-            logits = model.lm_head(states)
+            logits = ops.float_logits(states, model.lm_head.weight)
         if not bool(torch.isfinite(logprobs).all()):
             raise FloatingPointError("the sampler met logits that are not finite: the weights have diverged")
         return self._groups(prompts, G, tokens.cpu(), logprobs.cpu(), counts.tolist())
@@ -104,7 +106,9 @@ class Engine:
     def _groups(self, prompts, G, tokens, logprobs, counts):
         groups = [Group(p) for p in prompts]
         stop = set(self.stop_ids)
-        texts = self.tokenizer.batch_decode([row[:n].tolist() for row, n in zip(tokens, counts)], skip_special_tokens=True)
+        texts = self.tokenizer.batch_decode(
+            [row[:n].tolist() for row, n in zip(tokens, counts)], skip_special_tokens=True
+        )
         for row, (count, text) in enumerate(zip(counts, texts)):
             ids = tokens[row, :count].clone()
             finish = "stop" if int(ids[-1]) in stop else "length"

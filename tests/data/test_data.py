@@ -10,9 +10,13 @@ from PIL import Image
 
 from sslr1 import model, ops, puzzles
 from sslr1.data import Decoder, ImageFolder, ImageStore, Pool, PuzzleStream, held_out
+from sslr1.errors import UserError
 
 SPEC = ops.PatchSpec(max_pixels=112 * 112)
-BACKENDS = ["pillow", pytest.param("dali", marks=pytest.mark.skipif(Decoder().backend != "dali", reason="DALI is not installed"))]
+BACKENDS = [
+    "pillow",
+    pytest.param("dali", marks=pytest.mark.skipif(Decoder().backend != "dali", reason="DALI is not installed")),
+]
 
 
 def encoded(array, kind="JPEG", **options):
@@ -48,7 +52,7 @@ def test_exif_orientation_is_honoured(backend):
 
 
 def test_folders(tmp_path, scenes):
-    with pytest.raises(FileNotFoundError, match="not a folder"):
+    with pytest.raises(UserError, match="not a folder"):
         ImageFolder.scan(tmp_path / "missing")
     with pytest.raises(ValueError, match="holds no images"):
         ImageFolder.scan(tmp_path)
@@ -116,13 +120,25 @@ def tokenizer(tiny):
 
 
 def stream(folder, tokenizer, **changes):
-    options = dict(mixture={"rotation": 0.5, "ordering": 0.25, "similarity": 0.25}, levels={"rotation": 2, "ordering": 1, "similarity": 1},
-                   batch=12, seed=4, spec=SPEC, thinking=False, wordings=None)
-    return PuzzleStream(ImageStore(folder, Decoder(), min_side=112), list(range(len(folder))), tokenizer, **{**options, **changes})
+    options = dict(
+        mixture={"rotation": 0.5, "ordering": 0.25, "similarity": 0.25},
+        levels={"rotation": 2, "ordering": 1, "similarity": 1},
+        batch=12,
+        seed=4,
+        spec=SPEC,
+        thinking=False,
+        wordings=None,
+    )
+    return PuzzleStream(
+        ImageStore(folder, Decoder(), min_side=112), list(range(len(folder))), tokenizer, **{**options, **changes}
+    )
 
 
 def content(batch):
-    return [(p.id, q, a, i, p.pixel_values.numpy().tobytes()) for p, q, a, i in zip(batch.prompts, batch.puzzles.questions, batch.puzzles.answers, batch.images)]
+    return [
+        (p.id, q, a, i, p.pixel_values.numpy().tobytes())
+        for p, q, a, i in zip(batch.prompts, batch.puzzles.questions, batch.puzzles.answers, batch.images)
+    ]
 
 
 def test_stream_has_addresses(scenes, tokenizer):
@@ -195,3 +211,5 @@ def test_held_out_puzzles_are_the_same_ones_whatever_the_ranks(scenes):
         parts = [held_out(store, numbers, name, 1, 100, rank=r, world_size=2, **options) for r in (0, 1)]
         answers = [[a for b in batches for a in b.answers] for batches in (whole, *parts)]
         assert answers[0][0::2] == answers[1] and answers[0][1::2] == answers[2]
+        if answers[0][0].choices:  # a constant answer scores chance exactly
+            assert [[a.value for a in answers[0]].count(c) for c in answers[0][0].choices] == [25] * 4

@@ -35,13 +35,22 @@ def test_positions_are_transformers_own(loaded, photographs, seed):
             expected, delta = network.model.get_rope_index(prompt.input_ids[None], types, prompt.image_grid_thw)
             got = model.mrope_positions(prompt.input_ids, prompt.image_grid_thw, pad, 2)
             assert torch.equal(got, expected[:, 0])
-            assert int(got.max()) + 1 == len(prompt.input_ids) + int(delta)  # where transformers goes on when it generates
+            assert int(got.max()) + 1 == len(prompt.input_ids) + int(
+                delta
+            )  # where transformers goes on when it generates
     # two images side by side with no text between them, and one at the very start and end
     ids = torch.tensor([pad] * 4 + [pad] * 8 + [1, 2] + [pad] * 4)
     grid = torch.tensor([[1, 4, 4], [1, 4, 8], [1, 4, 4]])
     got = model.mrope_positions(ids, grid, pad, 2)
-    expected = torch.cat([network.model.get_vision_position_ids(0, grid[0], 1, 2), network.model.get_vision_position_ids(2, grid[1], 1, 2),
-                          torch.arange(6, 8).expand(3, 2), network.model.get_vision_position_ids(8, grid[2], 1, 2)], 1)
+    expected = torch.cat(
+        [
+            network.model.get_vision_position_ids(0, grid[0], 1, 2),
+            network.model.get_vision_position_ids(2, grid[1], 1, 2),
+            torch.arange(6, 8).expand(3, 2),
+            network.model.get_vision_position_ids(8, grid[2], 1, 2),
+        ],
+        1,
+    )
     assert torch.equal(got, expected)
 
 
@@ -50,7 +59,10 @@ def test_packed_rows(loaded, photographs, seed):
     prompts = some_prompts(tokenizer, photographs)
     groups = with_samples(prompts, [[3, 1, 0], [2, 5, 4], [0, 0, 0], [1, 1, 1]])
     packed = model.pack(groups, image_token_id=network.config.image_token_id, merge=2)
-    assert packed.layout == [(len(p.input_ids), tuple(n for n in row if n)) for p, row in zip(prompts, [[3, 1, 0], [2, 5, 4], [0, 0, 0], [1, 1, 1]])]
+    assert packed.layout == [
+        (len(p.input_ids), tuple(n for n in row if n))
+        for p, row in zip(prompts, [[3, 1, 0], [2, 5, 4], [0, 0, 0], [1, 1, 1]])
+    ]
     assert packed.tokens.tolist() == [t for g in groups for s in g.samples for t in s.tokens.tolist()]
     assert packed.sequence.tolist() == [0, 0, 0, 1, 3, 3, 4, 4, 4, 4, 4, 5, 5, 5, 5, 9, 10, 11]
     row, places = 0, iter(range(len(packed.tokens)))
@@ -75,7 +87,10 @@ def test_mask_lets_completions_see_their_prompt_and_themselves():
 
 def sized(*lengths, prompt=10):
     empty = Prompt(torch.zeros(prompt, dtype=torch.int64), torch.zeros(0, 1176), torch.zeros(0, 3, dtype=torch.int64))
-    return [Group(empty, [Sample(torch.zeros(n, dtype=torch.int64), torch.zeros(n), "", "stop") for n in row]) for row in lengths]
+    return [
+        Group(empty, [Sample(torch.zeros(n, dtype=torch.int64), torch.zeros(n), "", "stop") for n in row])
+        for row in lengths
+    ]
 
 
 def test_split_covers_everything_once_and_keeps_the_budget(draw):

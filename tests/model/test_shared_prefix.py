@@ -23,10 +23,20 @@ def loss_and_gradients(policy, batches, rewards, **options):
     total = 0.0
     tokens = sum(len(b.tokens) for b in batches)
     for packed in batches:
+
         def loss(hidden, lm_head, packed=packed):
             chosen = rewards[packed.group_numbers] if len(batches) > 1 else rewards
-            out = ops.grpo_loss(hidden, lm_head, packed.tokens, packed.sequence, chosen, entropy_coef=0.1, token_count=tokens,
-                                sequence_count=rewards.numel(), **options)
+            out = ops.grpo_loss(
+                hidden,
+                lm_head,
+                packed.tokens,
+                packed.sequence,
+                chosen,
+                entropy_coef=0.1,
+                token_count=tokens,
+                sequence_count=rewards.numel(),
+                **options,
+            )
             return (out.loss,)
 
         (value,) = policy(packed, loss)
@@ -65,7 +75,10 @@ def transformers_loss(network, groups, rewards):
     mask = torch.stack([(torch.arange(longest) < len(ids)).long() for _, ids, _ in rows])
     types = (input_ids == network.config.image_token_id).int() * mask.int()
     out = network(
-        input_ids=input_ids, attention_mask=mask, mm_token_type_ids=types, use_cache=False,
+        input_ids=input_ids,
+        attention_mask=mask,
+        mm_token_type_ids=types,
+        use_cache=False,
         pixel_values=torch.cat([g.prompt.pixel_values for g, _, _ in rows]).double(),
         image_grid_thw=torch.cat([g.prompt.image_grid_thw for g, _, _ in rows]),
     ).logits
@@ -96,7 +109,9 @@ def test_shared_prefix_equals_separate_sequences_and_transformers(network, tiny,
 
     shared = loss_and_gradients(policy, [pack(groups, policy)], rewards)
     separate = loss_and_gradients(
-        policy, [pack([g], policy, numbers=[n], parts=[range(s, s + 1)]) for n, g in enumerate(groups) for s in range(3)], rewards
+        policy,
+        [pack([g], policy, numbers=[n], parts=[range(s, s + 1)]) for n, g in enumerate(groups) for s in range(3)],
+        rewards,
     )
     assert_equal(shared, expected, bound)
     assert_equal(separate, expected, bound)
@@ -112,7 +127,9 @@ def test_packing_order_and_cuts_change_nothing(network, tiny, photographs, seed,
     for budget in (180, 230, 400):
         cut = model.split(groups, budget)
         assert len(cut) > 1
-        batches = [pack([groups[n] for n, _ in b], policy, numbers=[n for n, _ in b], parts=[r for _, r in b]) for b in cut]
+        batches = [
+            pack([groups[n] for n, _ in b], policy, numbers=[n for n, _ in b], parts=[r for _, r in b]) for b in cut
+        ]
         assert_equal(loss_and_gradients(policy, batches, rewards), whole, 1e-12)
 
 
@@ -133,8 +150,12 @@ def test_the_model_stays_usable_as_any_other(tiny, photographs):
     """Plugged in, a plain transformers forward gives what it gave before."""
     network, tokenizer = model.load_model(tiny), model.load_tokenizer(tiny)
     prompt = some_prompts(tokenizer, photographs)[1]
-    inputs = dict(input_ids=prompt.input_ids[None], pixel_values=prompt.pixel_values, image_grid_thw=prompt.image_grid_thw,
-                  mm_token_type_ids=(prompt.input_ids == network.config.image_token_id).int()[None])
+    inputs = dict(
+        input_ids=prompt.input_ids[None],
+        pixel_values=prompt.pixel_values,
+        image_grid_thw=prompt.image_grid_thw,
+        mm_token_type_ids=(prompt.input_ids == network.config.image_token_id).int()[None],
+    )
     with torch.no_grad():
         before = network(**inputs).logits
         model.shared_prefix.plug_in(network)

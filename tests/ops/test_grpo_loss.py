@@ -23,8 +23,26 @@ def make(dtype=torch.float64, spread=3.0):
     return hidden, head, tokens, sequence, rewards, lengths
 
 
-def by_the_book(hidden, head, tokens, sequence, rewards, lengths, *, old=None, ref=None, weights=None, temperature=1.0, loss_type="dapo",
-                advantage="group", low=0.2, high=0.2, kl=0.0, bonus=0.0, max_tokens=20):
+def by_the_book(
+    hidden,
+    head,
+    tokens,
+    sequence,
+    rewards,
+    lengths,
+    *,
+    old=None,
+    ref=None,
+    weights=None,
+    temperature=1.0,
+    loss_type="dapo",
+    advantage="group",
+    low=0.2,
+    high=0.2,
+    kl=0.0,
+    bonus=0.0,
+    max_tokens=20,
+):
     R = rewards.double()
     total, T, S = 0.0, int(lengths.sum()), P * G
     for s in range(S):
@@ -57,11 +75,15 @@ def by_the_book(hidden, head, tokens, sequence, rewards, lengths, *, old=None, r
             r = ref[rows] - logp
             term = term + kl * (r.exp() - r - 1)
         term = term - bonus * entropy
-        total = total + term.sum() * {"dapo": 1 / T, "cispo": 1 / T, "dr_grpo": 1 / (S * max_tokens)}.get(loss_type, 1 / (S * len(rows)))
+        total = total + term.sum() * {"dapo": 1 / T, "cispo": 1 / T, "dr_grpo": 1 / (S * max_tokens)}.get(
+            loss_type, 1 / (S * len(rows))
+        )
     return total
 
 
-@pytest.mark.parametrize("loss_type, advantage, off_policy", list(itertools.product(LOSS_TYPES, ADVANTAGES, [False, True])))
+@pytest.mark.parametrize(
+    "loss_type, advantage, off_policy", list(itertools.product(LOSS_TYPES, ADVANTAGES, [False, True]))
+)
 def test_loss_and_gradients(seed, loss_type, advantage, off_policy):
     hidden, head, tokens, sequence, rewards, lengths = make()
     temperature = 0.7
@@ -69,11 +91,42 @@ def test_loss_and_gradients(seed, loss_type, advantage, off_policy):
         now, _ = ops.token_logprobs(hidden, head, tokens, temperature)
     noise = lambda: now + 0.3 * torch.randn(len(tokens), dtype=torch.float64)  # noqa: E731
     old, ref, weights = (noise() if off_policy else None), noise(), torch.rand(len(tokens), dtype=torch.float64)
-    out = ops.grpo_loss(hidden, head, tokens, sequence, rewards.double(), old_logprobs=old, ref_logprobs=ref, token_weights=weights,
-                        temperature=temperature, loss_type=loss_type, advantage=advantage, clip_low=0.1, clip_high=0.25, kl_coef=0.3,
-                        entropy_coef=0.05, max_tokens=20)
-    expected = by_the_book(hidden, head, tokens, sequence, rewards, lengths, old=old, ref=ref, weights=weights, temperature=temperature,
-                           loss_type=loss_type, advantage=advantage, low=0.1, high=0.25, kl=0.3, bonus=0.05)
+    out = ops.grpo_loss(
+        hidden,
+        head,
+        tokens,
+        sequence,
+        rewards.double(),
+        old_logprobs=old,
+        ref_logprobs=ref,
+        token_weights=weights,
+        temperature=temperature,
+        loss_type=loss_type,
+        advantage=advantage,
+        clip_low=0.1,
+        clip_high=0.25,
+        kl_coef=0.3,
+        entropy_coef=0.05,
+        max_tokens=20,
+    )
+    expected = by_the_book(
+        hidden,
+        head,
+        tokens,
+        sequence,
+        rewards,
+        lengths,
+        old=old,
+        ref=ref,
+        weights=weights,
+        temperature=temperature,
+        loss_type=loss_type,
+        advantage=advantage,
+        low=0.1,
+        high=0.25,
+        kl=0.3,
+        bonus=0.05,
+    )
     assert torch.allclose(out.loss, expected, rtol=1e-12, atol=1e-14)
     got = torch.autograd.grad(out.loss, (hidden, head))
     wanted = torch.autograd.grad(expected, (hidden, head))
@@ -92,8 +145,18 @@ def test_counts_make_cuts_invisible(seed):
         parts = []
         for p in range(P):
             rows = (sequence // G == p).nonzero()[:, 0]
-            parts.append(ops.grpo_loss(hidden[rows], head, tokens[rows], sequence[rows] - p * G, rewards[p : p + 1],
-                                       token_count=len(tokens), sequence_count=P * G, **options))
+            parts.append(
+                ops.grpo_loss(
+                    hidden[rows],
+                    head,
+                    tokens[rows],
+                    sequence[rows] - p * G,
+                    rewards[p : p + 1],
+                    token_count=len(tokens),
+                    sequence_count=P * G,
+                    **options,
+                )
+            )
         assert torch.allclose(whole.loss, sum(o.loss for o in parts), rtol=1e-12)
         for name, value in whole.stats.items():
             values = torch.stack([o.stats[name] for o in parts])
@@ -125,11 +188,19 @@ def test_not_finite_stays_not_finite(seed):
         assert not torch.isfinite(ops.grpo_loss(broken, head, tokens, sequence, rewards).loss)
 
 
-@pytest.mark.parametrize("change, words", [
-    ({"loss_type": "ppo"}, "loss_type"), ({"loss_type": "dr_grpo"}, "max_tokens"), ({"kl_coef": 0.1}, "ref_logprobs"),
-    ({"advantage": "best"}, "advantage"), ({"old_logprobs": torch.zeros(3)}, "old_logprobs"), ({"backend": "abacus"}, "backend"),
-    ({"advantages": torch.zeros(2, 2)}, "advantages"), ({"token_weights": torch.zeros(1)}, "token_weights"),
-])
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        ({"loss_type": "ppo"}, "loss_type"),
+        ({"loss_type": "dr_grpo"}, "max_tokens"),
+        ({"kl_coef": 0.1}, "ref_logprobs"),
+        ({"advantage": "best"}, "advantage"),
+        ({"old_logprobs": torch.zeros(3)}, "old_logprobs"),
+        ({"backend": "abacus"}, "backend"),
+        ({"advantages": torch.zeros(2, 2)}, "advantages"),
+        ({"token_weights": torch.zeros(1)}, "token_weights"),
+    ],
+)
 def test_errors_name_the_argument(change, words):
     hidden, head, tokens, sequence, rewards, _ = make()
     with pytest.raises(ValueError, match=words):

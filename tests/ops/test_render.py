@@ -34,12 +34,33 @@ def random_plan(draw, images, tiles=25):
             matrix = (1.0, 0, float(draw.integers(-5, 20)), 0, 1.0, float(draw.integers(-5, 20)), 0, 0, 1.0)
         elif kind == 1:
             a, s = draw.uniform(0, 2 * math.pi), draw.uniform(0.3, 2)
-            matrix = (s * math.cos(a), -s * math.sin(a), draw.uniform(0, 30), s * math.sin(a), s * math.cos(a), draw.uniform(0, 30), 0, 0, 1.0)
+            matrix = (
+                s * math.cos(a),
+                -s * math.sin(a),
+                draw.uniform(0, 30),
+                s * math.sin(a),
+                s * math.cos(a),
+                draw.uniform(0, 30),
+                0,
+                0,
+                1.0,
+            )
         else:
             matrix = (*draw.uniform(-0.5, 1.5, 3), *draw.uniform(-0.5, 1.5, 3), *draw.uniform(-0.002, 0.002, 2), 1.0)
         colour = IDENTITY_COLOUR if draw.random() < 0.5 else tuple(draw.normal(0, 0.6, 12) + np.array(IDENTITY_COLOUR))
         alpha = 1.0 if draw.random() < 0.7 else draw.uniform(0, 1)
-        plan.tile(canvas, top, left, h, w, source, tuple(map(float, matrix)), bilinear=bool(draw.integers(0, 2)), colour=colour, alpha=alpha)
+        plan.tile(
+            canvas,
+            top,
+            left,
+            h,
+            w,
+            source,
+            tuple(map(float, matrix)),
+            bilinear=bool(draw.integers(0, 2)),
+            colour=colour,
+            alpha=alpha,
+        )
     return plan
 
 
@@ -57,7 +78,12 @@ def by_hand(image, matrix, h, w):
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_nearest_is_what_the_definition_says(draw, backend):
     (image,) = random_images(draw, [(23, 31)])
-    for matrix in [(1, 0, 3, 0, 1, 2, 0, 0, 1), (1, 0, -7, 0, 1, 9, 0, 0, 1), (0, 1, 2, -1, 0, 22, 0, 0, 1), (1.2507, 0.5013, 0.3171, -0.2003, 0.9019, 4.2137, 0.0101, 0.0031, 1)]:
+    for matrix in [
+        (1, 0, 3, 0, 1, 2, 0, 0, 1),
+        (1, 0, -7, 0, 1, 9, 0, 0, 1),
+        (0, 1, 2, -1, 0, 22, 0, 0, 1),
+        (1.2507, 0.5013, 0.3171, -0.2003, 0.9019, 4.2137, 0.0101, 0.0031, 1),
+    ]:
         plan = Plan()
         plan.canvas(28, 28)
         plan.tile(0, 3, 5, 20, 17, plan.source(0), tuple(map(float, matrix)), bilinear=False)
@@ -69,7 +95,10 @@ def test_nearest_is_what_the_definition_says(draw, backend):
 
 def test_bilinear_hits_pixels_at_their_centres_and_means_between_them(draw):
     (image,) = random_images(draw, [(40, 40)])
-    for shift, expected in ((0.0, image[:28, :28].float()), (0.5, (image[:28, :28].float() + image[:28, 1:29].float()) / 2)):
+    for shift, expected in (
+        (0.0, image[:28, :28].float()),
+        (0.5, (image[:28, :28].float() + image[:28, 1:29].float()) / 2),
+    ):
         plan = Plan()
         plan.canvas(28, 28)
         plan.tile(0, 0, 0, 28, 28, plan.source(0), (1.0, 0, shift, 0, 1.0, 0, 0, 0, 1.0), bilinear=True)
@@ -85,7 +114,9 @@ def test_backends_agree(draw, backend):
         expected, got = ops.render(images, plan, "reference"), ops.render(images, plan, backend)
         for a, b in zip(expected, got):
             difference = (a.int() - b.int()).abs()
-            assert difference.max() <= 1 and (difference > 0).float().mean() < 0.01  # last-bit rounding of a bilinear value
+            assert (
+                difference.max() <= 1 and (difference > 0).float().mean() < 0.01
+            )  # last-bit rounding of a bilinear value
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -93,7 +124,9 @@ def test_backends_agree(draw, backend):
 def test_patches_equal_hugging_face(draw, photographs, backend, patch):
     from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
-    images = photographs + random_images(draw, [(int(draw.integers(112, 300)), int(draw.integers(112, 300))) for _ in range(4)])
+    images = photographs + random_images(
+        draw, [(int(draw.integers(112, 300)), int(draw.integers(112, 300))) for _ in range(4)]
+    )
     names = [puzzles.NAMES[i % len(puzzles.NAMES)] for i in range(len(images))]
     for level in (1, 2):
         spec = ops.PatchSpec(patch=patch)
@@ -117,9 +150,16 @@ def test_rotation_turned_back_is_a_crop_of_the_source(draw, photographs, backend
             upright = canvas.rot90(batch.answers[0].value // 90)  # counter-clockwise, so it undoes clockwise turns
             side = canvas.shape[0]
             windows = image.unfold(0, side, 1).unfold(1, side, 1)
-            found = [(y, x) for y in range(windows.shape[0]) for x in range(windows.shape[1]) if torch.equal(image[y : y + side, x : x + side], upright)]
+            found = [
+                (y, x)
+                for y in range(windows.shape[0])
+                for x in range(windows.shape[1])
+                if torch.equal(image[y : y + side, x : x + side], upright)
+            ]
             assert found, (seed, batch.answers[0])
-            turned = [torch.equal(image[y : y + side, x : x + side], canvas.rot90(k)) for k in range(4) for y, x in found]
+            turned = [
+                torch.equal(image[y : y + side, x : x + side], canvas.rot90(k)) for k in range(4) for y, x in found
+            ]
             assert sum(turned) == 1  # and by no other angle
 
 
@@ -143,7 +183,9 @@ def test_ordered_tiles_are_the_source(draw, photographs, backend, level):
         for seed in range(6):
             batch = puzzles.make([image], "ordering", level=level, seed=seed)
             (tiles,) = batch.render(backend)
-            rows, columns = next((r, c) for r in range(1, 4) for c in range(1, 4) if r * c == len(tiles) and f"{r}" and fits(batch, r, c))
+            rows, columns = next(
+                (r, c) for r in range(1, 4) for c in range(1, 4) if r * c == len(tiles) and f"{r}" and fits(batch, r, c)
+            )
             h, w = tiles[0].shape[:2]
             rim_y, rim_x = round(0.03 * h), round(0.03 * w)
             order = batch.answers[0].value
@@ -194,7 +236,9 @@ def test_similarity_truth_alone_shows_the_source(photographs, backend):
                     grid_x = ((torch.arange(w) + 0.5) * a + x) / small.shape[2] * 2 - 1
                     grid_y = ((torch.arange(h) + 0.5) * d + y) / small.shape[1] * 2 - 1
                     grid = torch.stack(torch.meshgrid(grid_y, grid_x, indexing="ij")[::-1], -1)
-                    view = torch.nn.functional.grid_sample(small[None], grid[None], align_corners=False, padding_mode="border")[0].permute(1, 2, 0)
+                    view = torch.nn.functional.grid_sample(
+                        small[None], grid[None], align_corners=False, padding_mode="border"
+                    )[0].permute(1, 2, 0)
                     error.append((view - canvas.float()).abs().mean().item())
                 assert (min(range(4), key=error.__getitem__) == b) is (i in (0, truth)), (seed, b, i, error)
                 assert min(error) < 1.5

@@ -46,20 +46,31 @@ print("interpreted")
 
 def test_triton_in_the_interpreter(seed):
     environment = {**os.environ, "TRITON_INTERPRET": "1"}
-    done = subprocess.run([sys.executable, "-c", INTERPRETED, str(seed)], cwd=ROOT, env=environment, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", INTERPRETED, str(seed)], cwd=ROOT, env=environment, capture_output=True, text=True
+    )
     assert done.stdout == "interpreted\n", done.stderr[-3000:]
 
 
 def test_triton_compiles_for_hopper_without_spills(tmp_path):
     import triton
+    from sslr1.kernels import row_logprobs as module
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
-    from sslr1.kernels import row_logprobs as module
-
-    signature = dict(logits="*fp32", tokens="*i64", logprobs="*fp32", entropy="*fp32", vocabulary="i32", stride="i64",
-                     inverse_temperature="fp32", BLOCK="constexpr")
-    source = ASTSource(module.kernel, signature, {(7,): module.BLOCK}, {(i,): [["tt.divisibility", 16]] for i in range(6)})
+    signature = dict(
+        logits="*fp32",
+        tokens="*i64",
+        logprobs="*fp32",
+        entropy="*fp32",
+        vocabulary="i32",
+        stride="i64",
+        inverse_temperature="fp32",
+        BLOCK="constexpr",
+    )
+    source = ASTSource(
+        module.kernel, signature, {(7,): module.BLOCK}, {(i,): [["tt.divisibility", 16]] for i in range(6)}
+    )
     compiled = triton.compile(source, target=GPUTarget("cuda", 90, 32))
     cubin = tmp_path / "kernel.cubin"
     cubin.write_bytes(compiled.asm["cubin"])
@@ -70,7 +81,20 @@ def test_triton_compiles_for_hopper_without_spills(tmp_path):
 def test_cuda_sources_compile_for_hopper_without_spills(tmp_path):
     for source in (ROOT / "csrc" / "cuda").glob("*.cu"):
         cubin = tmp_path / (source.stem + ".cubin")
-        subprocess.run(["nvcc", "-O3", "-std=c++17", "-cubin", "-gencode", "arch=compute_90a,code=sm_90a", str(source), "-o", str(cubin)], check=True)
+        subprocess.run(
+            [
+                "nvcc",
+                "-O3",
+                "-std=c++17",
+                "-cubin",
+                "-gencode",
+                "arch=compute_90a,code=sm_90a",
+                str(source),
+                "-o",
+                str(cubin),
+            ],
+            check=True,
+        )
         assert_no_spills(cubin)
 
 
@@ -78,7 +102,9 @@ def assert_no_spills(cubin):
     import triton
 
     tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
-    report = subprocess.run([str(tool), "--dump-resource-usage", str(cubin)], check=True, capture_output=True, text=True).stdout
+    report = subprocess.run(
+        [str(tool), "--dump-resource-usage", str(cubin)], check=True, capture_output=True, text=True
+    ).stdout
     assert "REG:" in report and "STACK:" in report, report
     assert all(word.split(":")[1] == "0" for word in report.split() if word.startswith(("STACK:", "LOCAL:"))), report
 

@@ -21,7 +21,10 @@ def images():
 
 
 def fingerprint(batch):
-    return [(q, a, tuple(c.numpy().tobytes() for c in row)) for q, a, row in zip(batch.questions, batch.answers, batch.render())]
+    return [
+        (q, a, tuple(c.numpy().tobytes() for c in row))
+        for q, a, row in zip(batch.questions, batch.answers, batch.render())
+    ]
 
 
 @pytest.mark.parametrize("name", puzzles.NAMES)
@@ -33,7 +36,9 @@ def test_a_puzzle_has_an_address(images, name, level):
     assert whole == backwards[::-1]
     alone = fingerprint(puzzles.make([images[4]], index=[14], **base))
     assert alone == whole[4:5]
-    mixed = puzzles.make([images[0], images[4]], index=[10, 14], **{**base, "puzzle": ["rotation", name], "level": [2, level]})
+    mixed = puzzles.make(
+        [images[0], images[4]], index=[10, 14], **{**base, "puzzle": ["rotation", name], "level": [2, level]}
+    )
     assert fingerprint(mixed)[1] == whole[4]
     for change in ({"seed": 4}, {"epoch": 2}, {"attempt": 1}, {"index": range(8)}):
         other = fingerprint(puzzles.make(images, **{"index": range(10, 18), **base, **change}))
@@ -65,8 +70,9 @@ def test_decidable_refuses_what_can_not_be_told():
     rng = np.random.default_rng(0)
     quarter = rng.integers(0, 256, (7, 7, 3)).repeat(8, 0).repeat(8, 1).astype(np.uint8)
     top = np.concatenate([quarter, np.rot90(quarter, 3)], 1)
-    symmetric = torch.from_numpy(np.concatenate([top, np.rot90(top, 2)], 0).copy())  # looks the same after quarter turns
-    twice = torch.from_numpy(np.tile(quarter, (2, 2, 1)))  # its tiles are all the same
+    symmetric = torch.from_numpy(np.concatenate([top, np.rot90(top, 2)], 0).copy())  # the same after quarter turns
+    cell = rng.integers(0, 256, (10, 10, 3)).repeat(6, 0).repeat(6, 1).astype(np.uint8)
+    twice = torch.from_numpy(np.tile(cell, (2, 2, 1)))  # 60 px is the pitch of a 56 px tile: all tiles are the same
     for image in (flat, symmetric):  # 112 px: the crop has no choice of place
         assert puzzles.make([image], "rotation", level=2, spec=SPEC).decidable == [False]
     for image in (flat, twice):
@@ -74,8 +80,14 @@ def test_decidable_refuses_what_can_not_be_told():
 
 
 def test_errors_say_what_is_wrong(images):
-    for change, words in (({"puzzle": "chess"}, "chess"), ({"level": 9}, "no level 9"), ({"puzzle": ["rotation"]}, "1 entries"),
-                          ({"index": [1, 2]}, "2 entries"), ({"composed": True}, "composed"), ({"preset": "paper"}, "preset")):
+    for change, words in (
+        ({"puzzle": "chess"}, "chess"),
+        ({"level": 9}, "no level 9"),
+        ({"puzzle": ["rotation"]}, "1 entries"),
+        ({"index": [1, 2]}, "2 entries"),
+        ({"composed": True}, "composed"),
+        ({"preset": "paper"}, "preset"),
+    ):
         with pytest.raises(ValueError, match=words):
             puzzles.make(images, **{"puzzle": "rotation", **change})
     with pytest.raises(ValueError, match=r"images\[0\]"):

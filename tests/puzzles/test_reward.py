@@ -31,7 +31,24 @@ def test_wrong_choices(text):
     assert (s.reward, s.exact, s.format_ok) == (0.1, 0.0, True)
 
 
-@pytest.mark.parametrize("text", ["270", "270°", "270 degrees", "-90", "+270", r"270^\circ", r"270^{\circ}", r"270\degree", "630", "270.", "(270)", "270.0", r"\text{270}"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "270",
+        "270°",
+        "270 degrees",
+        "-90",
+        "+270",
+        r"270^\circ",
+        r"270^{\circ}",
+        r"270\degree",
+        "630",
+        "270.",
+        "(270)",
+        "270.0",
+        r"\text{270}",
+    ],
+)
 def test_number_spellings(text):
     assert direct(NUMBER, rf"\boxed{{{text}}}").exact == 1.0
 
@@ -46,7 +63,9 @@ def test_sequence_spellings(text):
     assert direct(THREE, rf"\boxed{{{text}}}").exact == 1.0
 
 
-@pytest.mark.parametrize("text", ["2,3", "2,3,1,1", "2,3,3", "0,1,2", "2,3,4", "2,,3,1", "231", "-2,3,1", "2;3;1", "2,3,1,4"])
+@pytest.mark.parametrize(
+    "text", ["2,3", "2,3,1,1", "2,3,3", "0,1,2", "2,3,4", "2,,3,1", "231", "-2,3,1", "2;3;1", "2,3,1,4"]
+)
 def test_invalid_sequences_earn_nothing_but_the_format(text):
     s = direct(THREE, rf"\boxed{{{text}}}")
     assert (s.reward, s.accuracy, s.parsed) == (0.1, 0.0, None)
@@ -73,7 +92,10 @@ def test_partial_credit_of_each_rule():
         assert direct(NINE, r"\boxed{9,8,7,6,5,4,3,2,1}", rule).reward == pytest.approx(full)
 
 
-@pytest.mark.parametrize("text", ["B", r"\boxed{B", r"\boxed{B}\boxed{B}", r"\boxed{B} \boxed{C}", "", r"\boxed", r"boxed{B}", r"\boxed{\boxed{B}}"])
+@pytest.mark.parametrize(
+    "text",
+    ["B", r"\boxed{B", r"\boxed{B}\boxed{B}", r"\boxed{B} \boxed{C}", "", r"\boxed", r"boxed{B}", r"\boxed{\boxed{B}}"],
+)
 def test_direct_format_failures(text):
     s = direct(CHOICE, text)
     assert (s.reward, s.format_ok) == (0.0, False)
@@ -84,23 +106,26 @@ def test_direct_format_allows_words_around_and_braces_inside():
     assert direct(CHOICE, r"\boxed{{{B}}}").exact == 1.0
 
 
-@pytest.mark.parametrize("text, ok", [
-    (r"<think>hm</think>\boxed{B}", True),
-    ("  <think>hm</think>\n\nSo: \\boxed{B}", True),
-    (r"<think></think>\boxed{B}", False),
-    ("<think> \n </think>\\boxed{B}", False),
-    (r"\boxed{B}", False),
-    (r"hm</think>\boxed{B}", False),
-    (r"<think>hm\boxed{B}", False),
-    (r"<think>hm</think>", False),
-    (r"<think>hm\boxed{B}</think>", False),
-    (r"<think>\boxed{A}</think>\boxed{B}", False),
-    (r"well <think>hm</think>\boxed{B}", False),
-    (r"<think>a</think><think>b</think>\boxed{B}", False),
-    (r"<think>a<think>b</think>\boxed{B}", False),
-    (r"<think>hm</think>\boxed{B}</think>", False),
-    (r"<think>hm</think>\boxed{A}\boxed{B}", False),
-])
+@pytest.mark.parametrize(
+    "text, ok",
+    [
+        (r"<think>hm</think>\boxed{B}", True),
+        ("  <think>hm</think>\n\nSo: \\boxed{B}", True),
+        (r"<think></think>\boxed{B}", False),
+        ("<think> \n </think>\\boxed{B}", False),
+        (r"\boxed{B}", False),
+        (r"hm</think>\boxed{B}", False),
+        (r"<think>hm\boxed{B}", False),
+        (r"<think>hm</think>", False),
+        (r"<think>hm\boxed{B}</think>", False),
+        (r"<think>\boxed{A}</think>\boxed{B}", False),
+        (r"well <think>hm</think>\boxed{B}", False),
+        (r"<think>a</think><think>b</think>\boxed{B}", False),
+        (r"<think>a<think>b</think>\boxed{B}", False),
+        (r"<think>hm</think>\boxed{B}</think>", False),
+        (r"<think>hm</think>\boxed{A}\boxed{B}", False),
+    ],
+)
 def test_thinking_format(text, ok):
     assert score(CHOICE, text, thinking=True).format_ok is ok
 
@@ -125,19 +150,47 @@ def test_unknown_rule_and_bad_answers_are_errors():
         Answer("essay", "B")
 
 
-PIECES = ["\\boxed{", "}", "{", "<think>", "</think>", "1", "2", ",", " ", "\n", "B", "\x00", "‮", "\\text{", "°", "90", "[", ")", "é", "𝟙"]
+PIECES = [
+    "\\boxed{",
+    "}",
+    "{",
+    "<think>",
+    "</think>",
+    "1",
+    "2",
+    ",",
+    " ",
+    "\n",
+    "B",
+    "\x00",
+    "‮",
+    "\\text{",
+    "°",
+    "90",
+    "[",
+    ")",
+    "é",
+    "𝟙",
+]
 
 
 @settings(max_examples=400, deadline=None)
-@given(st.lists(st.one_of(st.sampled_from(PIECES), st.text(max_size=5)), max_size=40).map("".join), st.booleans(),
-       st.sampled_from(RULES), st.sampled_from([CHOICE, NUMBER, THREE, FOUR, NINE]))
+@given(
+    st.lists(st.one_of(st.sampled_from(PIECES), st.text(max_size=5)), max_size=40).map("".join),
+    st.booleans(),
+    st.sampled_from(RULES),
+    st.sampled_from([CHOICE, NUMBER, THREE, FOUR, NINE]),
+)
 def test_any_string_gets_a_reward_in_range(text, thinking, rule, answer):
     s = score(answer, text, rule, thinking)
     assert 0.0 <= s.reward <= 1.2 and 0.0 <= s.accuracy <= 1.0 and s.exact in (0.0, 1.0)
     assert s.format_ok or s.reward == 0.0
 
 
-@pytest.mark.parametrize("unit", ["\\boxed{", "\\boxed{}", "{", "<think>", "</think>", "\x00", "\\boxed{1 ", "\\text{", " ", "1,", "\\boxed{x}{"])
+@pytest.mark.parametrize(
+    "unit",
+    ["\\boxed{", "\\boxed{}", "{", "<think>", "</think>", "\x00", "\\boxed{1 ", "\\text{", " ", "1,", "\\boxed{x}{"],
+)
 @pytest.mark.timeout(120)  # quadratic time would take hours
 def test_megabytes_take_linear_time(unit):
     text = unit * (2_000_000 // len(unit))

@@ -32,9 +32,15 @@ def test_greedy_is_transformers_generate(tiny, engine, prompts, group_size):
     groups = engine.generate(prompts, group_size=group_size, temperature=0)
     for prompt, group in zip(prompts, groups):
         out = plain.generate(
-            input_ids=prompt.input_ids[None], attention_mask=torch.ones_like(prompt.input_ids)[None], pixel_values=prompt.pixel_values,
-            image_grid_thw=prompt.image_grid_thw, mm_token_type_ids=(prompt.input_ids == plain.config.image_token_id).int()[None],
-            do_sample=False, max_new_tokens=20, repetition_penalty=1.0, suppress_tokens=engine.suppressed,
+            input_ids=prompt.input_ids[None],
+            attention_mask=torch.ones_like(prompt.input_ids)[None],
+            pixel_values=prompt.pixel_values,
+            image_grid_thw=prompt.image_grid_thw,
+            mm_token_type_ids=(prompt.input_ids == plain.config.image_token_id).int()[None],
+            do_sample=False,
+            max_new_tokens=20,
+            repetition_penalty=1.0,
+            suppress_tokens=engine.suppressed,
         )[0, len(prompt.input_ids) :].tolist()
         assert len(group.samples) == group_size
         assert all(s.tokens.tolist() == out for s in group.samples)
@@ -81,14 +87,18 @@ def test_every_stop_id_stops_and_compaction_loses_nothing(engine, prompts):
                 for s in group.samples:
                     ids = s.tokens.tolist()
                     assert not set(ids[:-1]) & stops and len(ids) == len(s.logprobs) and (s.logprobs < 0).all()
-                    assert s.finish == ("stop" if ids[-1] in stops else "length") and (s.finish == "stop" or len(ids) == 20)
+                    assert s.finish == ("stop" if ids[-1] in stops else "length") and (
+                        s.finish == "stop" or len(ids) == 20
+                    )
                     assert s.text == engine.tokenizer.decode(ids, skip_special_tokens=True)
                     seen |= set(ids) & stops
                     lengths.add(len(ids))
             policy = model.Policy(engine.model)
             packed = model.pack(groups, **policy.pack_options)
             with torch.no_grad():
-                (logprobs,) = policy(packed, lambda h, w, packed=packed: (ops.token_logprobs(h, w, packed.tokens, 2.0)[0],))
+                (logprobs,) = policy(
+                    packed, lambda h, w, packed=packed: (ops.token_logprobs(h, w, packed.tokens, 2.0)[0],)
+                )
             assert (logprobs - torch.cat([s.logprobs for g in groups for s in g.samples])).abs().max() <= 1e-5
     finally:
         with torch.no_grad():
@@ -98,7 +108,9 @@ def test_every_stop_id_stops_and_compaction_loses_nothing(engine, prompts):
 
 def test_vision_and_placeholder_ids_are_never_drawn(engine, prompts):
     names = ("<|vision_start|>", "<|vision_end|>", "<|vision_pad|>", "<|image_pad|>", "<|video_pad|>")
-    never = {engine.tokenizer.convert_tokens_to_ids(n) for n in names} | set(range(len(engine.tokenizer), engine.model.config.text_config.vocab_size))
+    never = {engine.tokenizer.convert_tokens_to_ids(n) for n in names} | set(
+        range(len(engine.tokenizer), engine.model.config.text_config.vocab_size)
+    )
     assert never <= set(engine.suppressed) and not set(engine.stop_ids) & set(engine.suppressed)
     drawn, attempt = [], 0
     while sum(map(len, drawn)) < 20_000:

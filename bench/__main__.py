@@ -1,0 +1,152 @@
+"""`python bench/` measures everything that this machine can run; `python bench/ NAME…` some of it.
+
+Ours and the peer run in turn (A B A B …) in one process on the same random inputs, after a check that they agree; figures
+are medians. One table is printed, and one JSON file a machine is written to bench/results/.
+"""
+
+import argparse
+import json
+import os
+import platform
+import re
+import statistics
+import time
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import learner
+import render
+import rollout
+import stream
+import torch
+from transformers.utils import logging as transformers_logging
+
+BENCHES = {"render": render, "stream": stream, "learner": learner, "rollout": rollout}
+PACKAGES = ("torch", "triton", "transformers", "nvidia-dali-cuda130", "numpy", "pillow")
+
+
+def interleaved(ours, peer, seconds):
+    """Medians of both, in seconds a call: warmed up, then in turn until `seconds` have gone by, three rounds at least."""
+    ours(), peer()
+    times, start = ([], []), time.perf_counter()
+    while len(times[0]) < 3 or time.perf_counter() - start < seconds:
+        for run, found in zip((ours, peer), times):
+            begin = time.perf_counter()
+            run()
+            found.append(time.perf_counter() - begin)
+    return [statistics.median(found) for found in times], len(times[0])
+
+
+def copy_bandwidth():
+    """GB/s of a large copy, read and write counted: the ceiling beside which memory-bound rows stand."""
+    a = torch.randint(0, 256, (1 << 28,), dtype=torch.uint8)
+    b = torch.empty_like(a)
+    b.copy_(a)
+    found = []
+    for _ in range(5):
+        begin = time.perf_counter()
+        b.copy_(a)
+        found.append(2 * len(a) / (time.perf_counter() - begin) / 1e9)
+    return statistics.median(found)
+
+
+def matrix_rate():
+    """GFLOP/s of a float32 matrix product of 1,536."""
+    a, b = torch.randn(1536, 1536), torch.randn(1536, 1536)
+    a @ b
+    found = []
+    for _ in range(5):
+        begin = time.perf_counter()
+        a @ b
+        found.append(2 * 1536**3 / (time.perf_counter() - begin) / 1e9)
+    return statistics.median(found)
+
+
+def machine():
+    cpu = platform.processor() or platform.machine()
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        cpu = next(
+            (line.split(":", 1)[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")),
+            cpu,
+        )
+    versions = {}
+    for package in PACKAGES:
+        try:
+            versions[package] = version(package)
+        except PackageNotFoundError:
+            versions[package] = None
+    return {"cpu": cpu, "cores": os.cpu_count(), "python": platform.python_version(), "versions": versions}
+
+
+def main():
+    parser = argparse.ArgumentParser(prog="python bench/", description=__doc__)
+    parser.add_argument("names", nargs="*", help=f"some of: {', '.join(BENCHES)}")
+    parser.add_argument("--seconds", type=float, default=20, help="time for each row")
+    arguments = parser.parse_args()
+    for name in arguments.names:
+        if name not in BENCHES:
+            parser.error(f"no benchmark {name!r}; there are {', '.join(BENCHES)}")
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    seed = time.time_ns() % 2**31
+    torch.manual_seed(seed)
+    found = {
+        **machine(),
+        "date": time.strftime("%Y-%m-%d"),
+        "seed": seed,
+        "ceilings": {"copy_gb_s": copy_bandwidth(), "matrix_fp32_gflop_s": matrix_rate()},
+        "rows": [],
+    }
+    for name in arguments.names or BENCHES:
+        for row in BENCHES[name].rows():
+            ours, peer = row.pop("ours"), row.pop("peer")
+            if peer is None:  # can't run here; the row says why
+                found["rows"].append({"bench": name, **row})
+                continue
+            (a, b), rounds = interleaved(ours, peer, arguments.seconds)
+            moved = row.pop("bytes", None)
+            found["rows"].append(
+                {"bench": name, **row, "ours_s": a, "peer_s": b, "ratio": b / a, "rounds": rounds}
+                | ({"share_of_copy": moved / a / 1e9 / found["ceilings"]["copy_gb_s"]} if moved else {})
+            )
+    show(found)
+    slug = re.sub(r"[^a-z0-9]+", "-", f"{found['cpu']} {found['cores']} cores".lower()).strip("-")
+    path = Path(__file__).parent / "results" / f"{slug}.json"
+    if path.exists():  # rows that were not run this time stay
+        rerun = {row["bench"] for row in found["rows"]}
+        found["rows"] = [r for r in json.loads(path.read_text())["rows"] if r["bench"] not in rerun] + found["rows"]
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(json.dumps(found, indent=2) + "\n")
+    print(path)
+
+
+def show(found):
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(
+        title=f"{found['cpu']}, {found['cores']} cores, {found['ceilings']['copy_gb_s']:.1f} GB/s copy, "
+        f"{found['ceilings']['matrix_fp32_gflop_s']:.0f} GFLOP/s fp32"
+    )
+    for column in ("what", "against", "ours, ms", "peer, ms", "peer / ours", "goal", "of copy rate"):
+        table.add_column(column, justify="left" if column in ("what", "against") else "right")
+    for row in found["rows"]:
+        if "ratio" not in row:
+            table.add_row(row["what"], row["against"], "", "", row["why_not"], row["goal"], "")
+            continue
+        share = f"{row['share_of_copy']:.0%}" if "share_of_copy" in row else ""
+        table.add_row(
+            row["what"],
+            row["against"],
+            f"{1e3 * row['ours_s']:.2f}",
+            f"{1e3 * row['peer_s']:.2f}",
+            f"{row['ratio']:.2f}",
+            row["goal"],
+            share,
+        )
+    Console(width=160).print(table)
+
+
+if __name__ == "__main__":
+    main()

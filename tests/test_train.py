@@ -1,0 +1,239 @@
+"""The command as a user runs it: real JPEG files, torchrun, resuming, and errors in one line."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tests.conftest import ROOT, launch
+
+SMALL = (
+    "data.min_side=112",
+    "rollout.prompts=8",
+    "rollout.group_size=4",
+    "train.steps=6",
+    "train.warmup.steps=4",
+    "train.warmup.batch=8",
+    "eval.count=20",
+    "eval.every=3",
+    "checkpoint.every=2",
+    "checkpoint.keep=9",
+    "train.threads=1",
+)
+
+
+def train(tmp_path, tiny, scenes, name, *overrides, ranks=1, **options):
+    return launch(
+        "sslr1.train",
+        "configs/tiny.yaml",
+        f"model.path={tiny}",
+        f"data.path={scenes}",
+        f"log.dir={tmp_path}",
+        f"log.name={name}",
+        *SMALL,
+        *overrides,
+        ranks=ranks,
+        **options,
+    )
+
+
+def records(folder):
+    """metrics.jsonl without what the clock decides."""
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in row.items() if not k.startswith(("timing_s/", "perf/"))} for row in rows]
+
+
+@pytest.fixture(scope="module")
+def unbroken(tmp_path_factory, tiny, scenes):
+    folder = tmp_path_factory.mktemp("runs")
+    done = train(folder, tiny, scenes, "unbroken")
+    return folder / "unbroken", done.stdout
+
+
+def test_a_run_leaves_what_is_promised(unbroken):
+    folder, shown = unbroken
+    for name in ("config.yaml", "files.txt", "metrics.jsonl", "samples.jsonl"):
+        assert (folder / name).stat().st_size
+    rows = records(folder)
+    assert [r["step"] for r in rows] == list(range(7))
+    for key in (
+        "reward",
+        "reward_std",
+        "frac_reward_zero_std",
+        "completions/mean_length",
+        "completions/clipped_ratio",
+        "entropy",
+        "grad_norm",
+        "learning_rate",
+        "clip_ratio/low_mean",
+        "clip_ratio/high_mean",
+        "rewards/rotation/mean",
+        "accuracy/rotation/level2",
+        "sampling/logp_difference/max",
+    ):
+        assert all(key in r for r in rows[1:]), key
+    assert all(r["sampling/logp_difference/max"] < 1e-4 and r["ratio/max"] == 1 for r in rows[1:])
+    assert [r["step"] for r in rows if "eval/rotation/exact" in r] == [0, 3, 6]
+    assert all(r["eval/ordering/n"] == 20 for r in rows if "eval/ordering/n" in r)
+    samples = [json.loads(line) for line in (folder / "samples.jsonl").read_text().splitlines()]
+    assert {s["step"] for s in samples} == set(range(1, 7)) and all(len(s["completions"]) == 4 for s in samples)
+    assert "Held-out accuracy" in shown and "rotation" in shown and "before" in shown
+
+
+def test_checkpoints_are_hugging_face_folders(unbroken, tiny):
+    from transformers import AutoModelForImageTextToText, AutoTokenizer
+
+    folder = unbroken[0] / "checkpoints" / "step-000006" / "hf"
+    network = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32)
+    AutoTokenizer.from_pretrained(folder)
+    assert (folder / "preprocessor_config.json").read_text() == (tiny / "preprocessor_config.json").read_text()
+    assert network.config._attn_implementation == "sdpa"
+    assert (
+        network.generation_config.eos_token_id
+        == AutoModelForImageTextToText.from_pretrained(tiny).generation_config.eos_token_id
+    )
+    state = {}
+    for part in (unbroken[0] / "checkpoints" / "step-000006" / "state").glob("*.safetensors"):
+        state |= load_file(part)
+    for name, p in network.named_parameters():
+        assert torch.equal(p, state[f"model.{name}"]), name
+
+
+def test_the_sampler_learns_from_where_it_stopped(unbroken, tmp_path, tiny, scenes):
+    """Killed behind step 4 and started again: every number is what it would have been."""
+    whole = unbroken[0]
+    shutil.copytree(whole, tmp_path / "unbroken")
+    for late in ("step-000006",):
+        shutil.rmtree(tmp_path / "unbroken" / "checkpoints" / late)
+    (tmp_path / "unbroken" / "checkpoints" / "partial-000006").mkdir()  # what a kill while writing leaves
+    with (tmp_path / "unbroken" / "metrics.jsonl").open("a") as f:
+        f.write('{"step": 7, "rew')
+    done = train(tmp_path, tiny, scenes, "unbroken")
+    assert "going on from" in done.stdout and "step-000004" in done.stdout
+    assert records(tmp_path / "unbroken") == records(whole)
+    assert (tmp_path / "unbroken" / "samples.jsonl").read_text() == (whole / "samples.jsonl").read_text()
+    a, b = (
+        {
+            k: v
+            for p in (f / "checkpoints" / "step-000006" / "state").glob("*.safetensors")
+            for k, v in load_file(p).items()
+        }
+        for f in (whole, tmp_path / "unbroken")
+    )
+    assert a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+
+def test_two_ranks_train_alike_and_go_on_as_one(unbroken, tmp_path, tiny, scenes):
+    """Two ranks make the run of one, up to rounding; a checkpoint of two is resumed by one."""
+    train(tmp_path, tiny, scenes, "two", "train.steps=4", ranks=2)
+    one, two = records(unbroken[0])[:5], records(tmp_path / "two")
+    for a, b in zip(one, two):
+        for key in ("reward", "entropy", "grad_norm", "eval/rotation/exact"):
+            if key in a:
+                assert b[key] == pytest.approx(a[key], rel=1e-3, abs=1e-4), (a["step"], key)
+    train(tmp_path, tiny, scenes, "two", "train.steps=6")
+    assert [r["step"] for r in records(tmp_path / "two")] == list(range(7))
+
+
+def test_a_finished_run_says_so(unbroken, tmp_path, tiny, scenes):
+    shutil.copytree(unbroken[0], tmp_path / "unbroken")
+    done = train(tmp_path, tiny, scenes, "unbroken")
+    assert "has already made its 6 steps" in done.stdout and "Held-out accuracy" in done.stdout
+    assert records(tmp_path / "unbroken") == records(unbroken[0])
+
+
+def test_sigterm_ends_the_step_and_saves(tmp_path, tiny, scenes):
+    command = [
+        sys.executable,
+        "-m",
+        "sslr1.train",
+        "configs/tiny.yaml",
+        f"model.path={tiny}",
+        f"data.path={scenes}",
+        f"log.dir={tmp_path}",
+        "log.name=long",
+        *SMALL,
+        "train.steps=10000",
+        "checkpoint.every=10000",
+    ]
+    process = subprocess.Popen(
+        command, cwd=ROOT, stdout=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}
+    )
+    metrics = tmp_path / "long" / "metrics.jsonl"
+    while process.poll() is None and (not metrics.exists() or len(metrics.read_text().splitlines()) < 4):
+        time.sleep(0.1)
+    process.send_signal(signal.SIGTERM)
+    out, _ = process.communicate(timeout=120)
+    assert process.returncode == 0, out
+    last = records(tmp_path / "long")[-1]["step"]
+    assert (tmp_path / "long" / "checkpoints" / f"step-{last:06d}" / "hf" / "model.safetensors").exists()
+
+
+@pytest.mark.parametrize(
+    "overrides, words",
+    [
+        (["optim.lrr=1"], "error: optim.lrr is not a setting; did you mean lr?"),
+        (["data.path={empty}"], "holds no images"),
+        (["data.path={empty}/missing"], "is not a folder"),
+        (["model.path={empty}/missing"], "does not exist"),
+        (["model.path={empty}"], "no config.json"),
+        (["model.path={no_tokenizer}"], "has no tokenizer"),
+        (["model.path={remote}"], "run its own code"),
+        (["model.path={other}"], "'llama' model; supported: qwen2_5_vl"),
+        (["rollout.group_size=1"], "rollout.group_size is 1"),
+        (["train.token_budget=20"], "train.token_budget is 20"),
+        (["eval.path={empty}"], "holds no images"),
+        (["data.min_side=5000"], "the shorter side is under data.min_side 5000"),
+    ],
+)
+def test_errors_end_in_one_line(tmp_path, tiny, scenes, overrides, words):
+    places = {name: tmp_path / name for name in ("empty", "no_tokenizer", "remote", "other")}
+    places["empty"].mkdir()
+    for name in ("no_tokenizer", "remote", "other"):
+        shutil.copytree(tiny, places[name])
+    (places["no_tokenizer"] / "tokenizer.json").unlink()
+    for name, change in (("remote", {"auto_map": {"AutoModel": "x.Y"}}), ("other", {"model_type": "llama"})):
+        path = places[name] / "config.json"
+        path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
+    done = train(tmp_path, tiny, scenes, "run", *[o.format(**places) for o in overrides], check=False)
+    assert done.returncode == 2
+    lines = done.stderr.strip().splitlines()
+    assert len(lines) == 1 and lines[0].startswith("error: ") and words in lines[0], done.stderr
+
+
+def test_ranks_must_divide_the_batch(tmp_path, tiny, scenes):
+    done = train(tmp_path, tiny, scenes, "run", "rollout.prompts=7", ranks=2, check=False)
+    assert done.returncode and "error: rollout.prompts is 7, not divisible by the 2 ranks" in done.stderr
+
+
+def test_two_runs_in_one_folder_are_refused(tmp_path, tiny, scenes):
+    import fcntl
+
+    (tmp_path / "run").mkdir()
+    with (tmp_path / "run" / "run.lock").open("w") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        done = train(tmp_path, tiny, scenes, "run", check=False)
+    assert done.returncode == 2 and "in use by another run" in done.stderr
+
+
+def test_evaluate_and_warm_up_commands(unbroken, tmp_path, tiny, scenes):
+    common = (f"data.path={scenes}", f"log.dir={tmp_path}", *SMALL)
+    launch(
+        "sslr1.warmup",
+        "configs/tiny.yaml",
+        tmp_path / "warm",
+        f"model.path={tiny}",
+        *common,
+        "train.warmup.steps=30",
+        "train.warmup.batch=16",
+    )
+    done = launch("sslr1.evaluate", "configs/tiny.yaml", f"model.path={tmp_path / 'warm'}", *common)
+    assert "rotation" in done.stdout and "chance" in done.stdout
+    assert "100.0%" in done.stdout.split("rotation")[1]  # thirty steps teach the format
