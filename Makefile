@@ -1,7 +1,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: setup demo test test-gpu test-slow bench lint clean
+.PHONY: setup demo test test-gpu bench lint clean
 
 setup: .venv/.done
 
@@ -19,14 +19,12 @@ test: setup
 test-gpu: setup
 	$(BIN)/python -m pytest -q -m gpu
 
-test-slow: setup
-	$(BIN)/python -m pytest -q -m slow
-
 bench: setup
 	$(BIN)/python bench/
 
 lint: setup
 	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
 
 clean:
 	rm -rf .venv build runs *.egg-info sslr1/*.so

@@ -6,23 +6,18 @@ are medians. One table is printed, and one JSON file a machine is written to ben
 
 import argparse
 import json
-import os
-import platform
-import re
 import statistics
 import time
-from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 
 import learner
 import render
 import rollout
 import stream
 import torch
+from machine import machine, results_file
 from transformers.utils import logging as transformers_logging
 
 BENCHES = {"render": render, "stream": stream, "learner": learner, "rollout": rollout}
-PACKAGES = ("torch", "triton", "transformers", "nvidia-dali-cuda130", "numpy", "pillow")
 
 
 def interleaved(ours, peer, seconds):
@@ -62,23 +57,6 @@ def matrix_rate():
     return statistics.median(found)
 
 
-def machine():
-    cpu = platform.processor() or platform.machine()
-    info = Path("/proc/cpuinfo")
-    if info.exists():
-        cpu = next(
-            (line.split(":", 1)[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")),
-            cpu,
-        )
-    versions = {}
-    for package in PACKAGES:
-        try:
-            versions[package] = version(package)
-        except PackageNotFoundError:
-            versions[package] = None
-    return {"cpu": cpu, "cores": os.cpu_count(), "python": platform.python_version(), "versions": versions}
-
-
 def main():
     parser = argparse.ArgumentParser(prog="python bench/", description=__doc__)
     parser.add_argument("names", nargs="*", help=f"some of: {', '.join(BENCHES)}")
@@ -111,13 +89,11 @@ def main():
                 | ({"share_of_copy": moved / a / 1e9 / found["ceilings"]["copy_gb_s"]} if moved else {})
             )
     show(found)
-    slug = re.sub(r"[^a-z0-9]+", "-", f"{found['cpu']} {found['cores']} cores".lower()).strip("-")
-    path = Path(__file__).parent / "results" / f"{slug}.json"
+    path = results_file("kernels", found)
     if path.exists():  # rows that were not run this time stay
         rerun = {row["bench"] for row in found["rows"]}
         found["rows"] = [r for r in json.loads(path.read_text())["rows"] if r["bench"] not in rerun] + found["rows"]
-    path.parent.mkdir(exist_ok=True)
-    path.write_text(json.dumps(found, indent=2) + "\n")
+    path.write_text(json.dumps(found, indent=2, ensure_ascii=False) + "\n")
     print(path)
 
 

@@ -53,7 +53,8 @@ def save(folder, step, *, learner, sampler, tokenizer, source, trainer: dict, wo
     folder = Path(folder)
     final, partial = folder / f"step-{step:06d}", folder / f"partial-{step:06d}"
     if world.main:
-        shutil.rmtree(partial, ignore_errors=True)
+        for left in folder.glob("partial-*"):  # by a run that was killed while it wrote
+            shutil.rmtree(left, ignore_errors=True)
         (partial / "state").mkdir(parents=True)
     parallel.barrier()
     has_optimizer = bool(learner.optimizer.state)

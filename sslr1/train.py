@@ -172,7 +172,7 @@ class Run:
             self._evaluate(line)
         elif self.world.main:
             self.metrics.write(line)
-        if step % c.checkpoint.every == 0:
+        if step % c.checkpoint.every == 0 or step == self.best_step:
             self._checkpoint()
 
     def stopping(self) -> bool:

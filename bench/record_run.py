@@ -1,0 +1,35 @@
+"""`python bench/record_run.py runs/demo`: a run's held-out accuracies and times, for bench/results/ and the README."""
+
+import json
+import sys
+from pathlib import Path
+
+import yaml
+from machine import machine, results_file
+
+
+def main(folder):
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    steps = [row for row in rows if "timing_s/step" in row]
+    found = {
+        **machine(),
+        "config": yaml.safe_load((folder / "config.yaml").read_text()),
+        "held_out": [
+            {k: v for k, v in row.items() if k == "step" or k.startswith("eval/")}
+            for row in rows
+            if "eval/rotation/n" in row
+        ],
+        "mean_s_a_step": {
+            phase: sum(row[f"timing_s/{phase}"] for row in steps) / len(steps)
+            for phase in ("stream", "rollout", "reward", "learner", "weights", "step")
+        },
+    }
+    path = results_file(f"run {folder.name}", found)
+    path.write_text(json.dumps(found, indent=2, ensure_ascii=False) + "\n")
+    print(path)
+
+
+if __name__ == "__main__":
+    if len(sys.argv) != 2:
+        sys.exit(__doc__)
+    main(Path(sys.argv[1]))
