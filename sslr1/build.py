@@ -124,7 +124,7 @@ def build(config: Config, world: parallel.World, folder: Path) -> Built:
     tokenizer = model.load_tokenizer(model_path)
     limits = {k: v for k in ("min_pixels", "max_pixels") if (v := getattr(config.puzzles, k))}
     spec = ops.PatchSpec.from_pretrained(model_path, dtype=dtype, **limits)
-    decoder = Decoder(config.data.decoder)
+    decoder = Decoder(config.data.decoder, torch.get_num_threads())
     room = config.data.cache_mb << 20
     store = ImageStore(ImageFolder.thaw(data_path, listing), decoder, config.data.min_side, room)
     images = evaluation = Images(store, *store.folder.hold_out(config.data.holdout))

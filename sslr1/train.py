@@ -31,7 +31,7 @@ def train(built):
             groups = built.engine.generate(batch.prompts, step=step, **run.sampling)
         with run.clock("reward"):
             scores = [
-                [run.score(answer, sample.text) for sample in group.samples]
+                [run.score(answer, sample) for sample in group.samples]
                 for answer, group in zip(batch.puzzles.answers, groups)
             ]
             rewards = torch.tensor([[s.reward for s in row] for row in scores])
@@ -81,7 +81,10 @@ class Run:
     def _on_signal(self, *_):
         self.signalled = True
 
-    def score(self, answer, text):
+    def score(self, answer, sample):
+        """By its text; nothing for a completion that was cut off, or nothing would ever reward stopping."""
+        cut_off = sample.finish == "length" and self.config.rollout.truncated == "zero"
+        text = "" if cut_off else sample.text
         return puzzles.score(answer, text, self.config.puzzles.rule, self.config.puzzles.thinking)
 
     @contextmanager

@@ -237,3 +237,26 @@ def test_evaluate_and_warm_up_commands(unbroken, tmp_path, tiny, scenes):
     done = launch("sslr1.evaluate", "configs/tiny.yaml", f"model.path={tmp_path / 'warm'}", *common)
     assert "rotation" in done.stdout and "chance" in done.stdout
     assert "100.0%" in done.stdout.split("rotation")[1]  # thirty steps teach the format
+
+
+def test_a_completion_cut_off_earns_nothing_unless_asked():
+    from types import SimpleNamespace
+
+    from sslr1 import config
+    from sslr1.model import Sample
+    from sslr1.puzzles import Answer
+    from sslr1.train import Run
+
+    rewards = {}
+    for truncated in ("zero", "score"):
+        tree = {
+            "model": {"path": "m"},
+            "data": {"path": "d"},
+            "rollout": {"truncated": truncated},
+            "puzzles": {"thinking": False},
+        }
+        run = SimpleNamespace(config=config.check(tree))
+        for finish in ("stop", "length"):
+            sample = Sample(torch.zeros(1, dtype=torch.int64), torch.zeros(1), r"\boxed{90}", finish)
+            rewards[truncated, finish] = Run.score(run, Answer("number", 90), sample).reward
+    assert rewards == {("zero", "stop"): 1.0, ("zero", "length"): 0.0, ("score", "stop"): 1.0, ("score", "length"): 1.0}

@@ -1,6 +1,8 @@
 """Bytes to pixels: DALI where it is installed, Pillow elsewhere. EXIF orientation honoured, RGB."""
 
 import io
+from concurrent.futures import ThreadPoolExecutor
+from threading import local
 
 import numpy as np
 import torch
@@ -9,10 +11,11 @@ import torch
 class Decoder:
     """decode(list of bytes) -> list of uint8 [H, W, 3] CPU tensors, None where a file can't be decoded.
 
-    backend: "dali", "pillow" or "auto" (DALI if it imports). `backend` tells which one runs.
+    backend: "dali", "pillow" or "auto" (DALI if it imports); the attribute tells which one runs. threads: files decoded at
+    once.
     """
 
-    def __init__(self, backend="auto", threads=1, batch=64):
+    def __init__(self, backend="auto", threads=1):
         if backend not in ("auto", "dali", "pillow"):
             raise ValueError(f"data.decoder {backend!r} is not one of auto, dali, pillow")
         if backend == "auto":
@@ -22,42 +25,47 @@ class Decoder:
                 backend = "dali"
             except ImportError:
                 backend = "pillow"
-        self.backend, self.threads, self.batch = backend, threads, batch
-        self._pipeline = _pipeline(threads, batch) if backend == "dali" else None
+        self.backend = backend
+        self._one = _Dali() if backend == "dali" else _pillow
+        self._pool = ThreadPoolExecutor(threads, "decode") if threads > 1 else None
 
     def decode(self, files) -> list:
-        if self.backend == "pillow":
-            return [_pillow(data) for data in files]
-        out = []
-        for start in range(0, len(files), self.batch):
-            out += self._dali(files[start : start + self.batch])
-        return out
+        return list((self._pool.map if self._pool else map)(self._one, files))
 
-    def _dali(self, files):
-        # an empty sample is no sample to DALI; None here, None in the answer
-        arrays = [np.frombuffer(data, np.uint8) for data in files if data]
-        if not arrays:
-            return [None] * len(files)
+
+class _Dali:
+    """A DALI pipeline of one sample for each thread that calls.
+
+    One sample a run, because a file whose header can't be parsed makes DALI 2.4 leave `run` while its threads still decode
+    the batch's other samples, which crashes the process; decoding alone costs about a fifth more. A pipeline that met a bad
+    file is unusable and is made anew.
+    """
+
+    def __init__(self):
+        self._local = local()
+
+    def __call__(self, data):
+        if not data:
+            return None
+        pipeline = getattr(self._local, "pipeline", None)
+        if pipeline is None:
+            pipeline = self._local.pipeline = _pipeline()
         try:
-            self._pipeline.feed_input("files", arrays)
-            (decoded,) = self._pipeline.run()
-        except RuntimeError:  # one bad sample spoils a pipeline: make a new one and find the culprit by halves
-            self._pipeline = _pipeline(self.threads, self.batch)
-            if len(files) == 1:
-                return [None]
-            middle = len(files) // 2
-            return self._dali(files[:middle]) + self._dali(files[middle:])
-        images = iter([torch.from_numpy(np.array(decoded.at(i))) for i in range(len(decoded))])
-        return [next(images) if data else None for data in files]
+            pipeline.feed_input("file", [np.frombuffer(data, np.uint8)])
+            (decoded,) = pipeline.run()
+        except RuntimeError:
+            self._local.pipeline = None
+            return None
+        return torch.from_numpy(np.array(decoded.at(0)))
 
 
-def _pipeline(threads, batch):
+def _pipeline():
     from nvidia.dali import fn, pipeline_def, types
 
-    @pipeline_def(batch_size=batch, num_threads=threads, device_id=None, prefetch_queue_depth=1)
+    @pipeline_def(batch_size=1, num_threads=1, device_id=None, prefetch_queue_depth=1)
     def build():
-        files = fn.external_source(name="files", dtype=types.UINT8, ndim=1)
-        return fn.decoders.image(files, device="cpu", output_type=types.RGB)
+        file = fn.external_source(name="file", dtype=types.UINT8, ndim=1)
+        return fn.decoders.image(file, device="cpu", output_type=types.RGB)
 
     pipeline = build()
     pipeline.build()

@@ -10,6 +10,7 @@ from PIL import Image
 
 from sslr1 import model, ops, puzzles
 from sslr1.data import Decoder, ImageFolder, ImageStore, Pool, PuzzleStream, held_out
+from sslr1.data.scenes import scene
 from sslr1.errors import UserError
 
 SPEC = ops.PatchSpec(max_pixels=112 * 112)
@@ -26,12 +27,13 @@ def encoded(array, kind="JPEG", **options):
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_decoding_is_pillows_and_bad_files_are_none(draw, backend):
+@pytest.mark.parametrize("threads", [1, 3])
+def test_decoding_is_pillows_and_bad_files_are_none(draw, backend, threads):
     arrays = [draw.integers(0, 256, (40 + i, 50, 3), dtype=np.uint8).repeat(2, 0).repeat(2, 1) for i in range(6)]
     files = [encoded(a, "PNG" if i % 3 == 2 else "JPEG") for i, a in enumerate(arrays)]
     broken = {1: files[1][:60], 3: b"", 4: b"not a picture", 5: b"\xff\xd8" + bytes(range(200))}
     mixed = [broken.get(i, f) for i, f in enumerate(files)]
-    decoder = Decoder(backend, batch=4)
+    decoder = Decoder(backend, threads)
     for _ in range(2):  # a spoiled pipeline must be whole again
         for given, bad in ((files, set()), (mixed, set(broken))):
             for i, image in enumerate(decoder.decode(given)):
@@ -39,6 +41,25 @@ def test_decoding_is_pillows_and_bad_files_are_none(draw, backend):
                     assert image is None
                 else:
                     assert np.array_equal(image.numpy(), np.asarray(Image.open(io.BytesIO(given[i])).convert("RGB")))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_mutated_files_neither_crash_nor_touch_their_neighbours(draw, backend):
+    """DALI in batches crashes the process on most runs of this."""
+    files = [encoded(scene(i)) for i in range(20)]
+    decoder = Decoder(backend, 2)
+    whole = decoder.decode(files)
+    for _ in range(40):
+        given, spoilt = list(files), set(draw.choice(20, 3, replace=False).tolist())
+        for i in spoilt:
+            data = bytearray(files[i])
+            if draw.random() < 0.5:
+                data = data[: draw.integers(0, len(data))]
+            for place in draw.integers(0, max(1, min(len(data), 700)), draw.integers(0, 8)):
+                data[place : place + 1] = bytes([draw.integers(0, 256)])
+            given[i] = bytes(data)
+        for i, image in enumerate(decoder.decode(given)):
+            assert torch.equal(image, whole[i]) if i not in spoilt else image is None or image.dtype == torch.uint8
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
