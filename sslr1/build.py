@@ -1,6 +1,5 @@
 """What every entry point builds from a configuration: folders, images, tokenizer, policy and sampler."""
 
-import fcntl
 import os
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -32,7 +31,7 @@ class Built:
 
     config: Config
     world: parallel.World
-    folder: Path
+    folder: Path | None
     model_path: Path
     tokenizer: object
     spec: ops.PatchSpec
@@ -61,17 +60,6 @@ class Built:
         )
 
 
-def lock(folder: Path):
-    """Hold the run folder; the lock goes with the process. Raises UserError if another run has it."""
-    folder.mkdir(parents=True, exist_ok=True)
-    handle = (folder / "run.lock").open("w")
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise UserError(f"{folder} is in use by another run: give this one a log.name of its own") from None
-    return handle
-
-
 def builtin(config: Config) -> tuple[Path, Path]:
     """Paths of the model and the images; what is built in is made below log.dir if it isn't there yet."""
     model_path, data_path = config.model.path, config.data.path
@@ -90,9 +78,9 @@ def builtin(config: Config) -> tuple[Path, Path]:
     return Path(model_path), Path(data_path)
 
 
-def build(config: Config, world: parallel.World, folder: Path) -> Built:
+def build(config: Config, world: parallel.World, folder: Path | None = None) -> Built:
     """Build everything. Rank 0 makes what is missing on disk first. Errors that a user can mend are raised before the model
-    is loaded wherever possible."""
+    is loaded wherever possible. With a run folder, its frozen list of images is used, or made."""
     torch.set_num_threads(config.train.threads or max(1, (os.cpu_count() or 1) // _local_ranks()))
     if world.device.type == "cpu":
         torch.use_deterministic_algorithms(True)
@@ -105,15 +93,16 @@ def build(config: Config, world: parallel.World, folder: Path) -> Built:
         raise UserError("model.dtype is bfloat16, which this GPU does not have: set model.dtype=float32")
     dtype = getattr(torch, dtype)
 
-    listing = folder / "files.txt"
+    listing = folder / "files.txt" if folder else None
     problem = None
     if world.main:
         try:
             model_path, data_path = builtin(config)
-            folder.mkdir(parents=True, exist_ok=True)
             model.load_tokenizer(model_path)
-            if not listing.exists():
-                ImageFolder.scan(data_path).freeze(listing)
+            if not listing or not listing.exists():
+                found = ImageFolder.scan(data_path)
+                if listing:
+                    found.freeze(listing)
             if config.eval.path:
                 ImageFolder.scan(config.eval.path)
         except (OSError, UserError) as error:
@@ -126,7 +115,8 @@ def build(config: Config, world: parallel.World, folder: Path) -> Built:
     spec = ops.PatchSpec.from_pretrained(model_path, dtype=dtype, **limits)
     decoder = Decoder(config.data.decoder, torch.get_num_threads())
     room = config.data.cache_mb << 20
-    store = ImageStore(ImageFolder.thaw(data_path, listing), decoder, config.data.min_side, room)
+    files = ImageFolder.thaw(data_path, listing) if listing else ImageFolder.scan(data_path)
+    store = ImageStore(files, decoder, config.data.min_side, room)
     images = evaluation = Images(store, *store.folder.hold_out(config.data.holdout))
     if config.eval.path:
         other = ImageStore(ImageFolder.scan(config.eval.path), decoder, config.data.min_side, room)

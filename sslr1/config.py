@@ -4,6 +4,8 @@ Each field's description is its documentation; unknown keys, wrong types and val
 """
 
 import difflib
+import hashlib
+import json
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -115,12 +117,17 @@ class Train(Section):
 class Checkpoint(Section):
     every: int = Field(100, ge=1, description="steps between checkpoints; the last step always makes one")
     keep: int = Field(2, ge=1, description="newest checkpoints kept, besides the best one")
+    allow_change: bool = Field(
+        False, description="go on with a run although settings that alter its result have changed since it was started"
+    )
 
 
 class Log(Section):
     dir: str = Field("runs", description="folder of run folders")
-    name: str = Field(
-        "run", description="the run's own folder; starting again with the same name goes on where it stopped"
+    name: str | None = Field(
+        None,
+        description="the run's own folder below log.dir; unless given, the configuration's name and a hash of every setting "
+        "that alters the result, so that the same command goes on where it stopped and another begins anew",
     )
     samples: int = Field(4, ge=0, description="puzzles a step whose completions go to samples.jsonl")
 
@@ -199,7 +206,48 @@ def load(path, overrides=()) -> Config:
             node[leaf] = yaml.safe_load(value)
         except yaml.YAMLError:
             node[leaf] = value
-    return check(tree)
+    config = check(tree)
+    if config.log.name is None:
+        material = json.dumps(_material(config.model_dump(mode="json")), sort_keys=True)
+        name = f"{Path(path).stem}-{hashlib.blake2b(material.encode(), digest_size=3).hexdigest()}"
+        config = config.model_copy(update={"log": config.log.model_copy(update={"name": name})})
+    return config
+
+
+# what may change between starts of one run: where and how fast, not what
+IMMATERIAL = (
+    *("checkpoint", "log", "eval", "data.cache_mb", "data.decoder", "rollout.wave_rows"),
+    *("train.threads", "train.device", "train.token_budget"),
+)
+
+
+def _material(tree) -> dict:
+    """Settings that alter a run's result, by dotted key. The number of steps does where the schedule depends on it."""
+    constant = tree["optim"]["schedule"] == "constant"
+
+    def leaves(node, path):
+        for key, value in node.items():
+            where = f"{path}{key}"
+            if where in IMMATERIAL or (where == "train.steps" and constant):
+                continue
+            if isinstance(value, dict) and value:
+                yield from leaves(value, f"{where}.")
+            else:
+                yield where, value
+
+    return dict(leaves(tree, ""))
+
+
+def check_unchanged(started: Path, config: Config) -> None:
+    """Compare with the configuration that a run was started with. Raises ConfigError with every difference that alters the
+    result, unless checkpoint.allow_change."""
+    before, now = (_material(tree) for tree in (yaml.safe_load(started.read_text()), config.model_dump(mode="json")))
+    changes = [f"{k}: {before.get(k)} → {now.get(k)}" for k in sorted({*before, *now}) if before.get(k) != now.get(k)]
+    if changes and not config.checkpoint.allow_change:
+        raise ConfigError(
+            f"{started.parent} was started with other settings ({', '.join(changes)}): give this run a log.name of its own, "
+            "or set checkpoint.allow_change=true"
+        )
 
 
 def check(tree: dict) -> Config:

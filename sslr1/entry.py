@@ -1,5 +1,6 @@
 """How entry points start and end: configuration first, one line for errors that a user can mend, processes left cleanly."""
 
+import fcntl
 import os
 import sys
 import warnings
@@ -11,9 +12,12 @@ from sslr1.errors import UserError
 
 
 @contextmanager
-def built(path, overrides):
-    """Everything that the configuration names, built, in a run folder that is locked; processes are joined before and left
-    after. A UserError, here or in the body, ends the program with its line on stderr and exit code 2."""
+def built(path, overrides, run=False):
+    """Everything that the configuration names, built; processes are joined before and left after.
+
+    run: in the run's own folder, locked, and refused if it was started with other settings. A UserError, here or in the
+    body, ends the program with its line on stderr and exit code 2.
+    """
     try:
         config = configuration.load(path, overrides)
     except UserError as error:
@@ -28,12 +32,12 @@ def built(path, overrides):
     transformers_logging.disable_progress_bar()
     warnings.filterwarnings("ignore", module="torch.distributed")
     world = parallel.start(config.train.device)
-    handle = problem = None
+    lock = problem = None
     try:
-        folder = Path(config.log.dir) / config.log.name
-        if world.main:
+        folder = Path(config.log.dir) / config.log.name if run else None
+        if run and world.main:
             try:
-                handle = build.lock(folder)
+                lock = _take(folder, config)
             except (UserError, OSError) as error:
                 problem = error
         build.agree(problem, world)
@@ -42,8 +46,21 @@ def built(path, overrides):
         _fail(error)
     finally:
         parallel.stop()
-        if handle is not None:
-            handle.close()
+        if lock is not None:
+            lock.close()
+
+
+def _take(folder, config):
+    """Lock a run folder (the lock goes with the process) and see that it is this run's."""
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = (folder / "run.lock").open("w")
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise UserError(f"{folder} is in use by another run: give this one a log.name of its own") from None
+    if (folder / "config.yaml").exists() and any((folder / "checkpoints").glob("step-*")):
+        configuration.check_unchanged(folder / "config.yaml", config)
+    return lock
 
 
 def _fail(message):

@@ -232,7 +232,7 @@ def main():
     parser.add_argument("config", help="a YAML file, e.g. configs/tiny.yaml")
     parser.add_argument("overrides", nargs="*", metavar="section.key=value")
     arguments = parser.parse_args()
-    with entry.built(arguments.config, arguments.overrides) as built:
+    with entry.built(arguments.config, arguments.overrides, run=True) as built:
         train(built)
 
 

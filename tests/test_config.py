@@ -66,6 +66,39 @@ def test_overrides(tmp_path):
             config.load(path, [bad])
 
 
+def test_a_run_is_named_by_what_alters_its_result(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text("model: {path: m}\ndata: {path: d}\n")
+    names = {
+        o: config.load(path, [o] if o else []).log.name
+        for o in (
+            "",
+            "train.steps=7",
+            "log.dir=x",
+            "eval.count=9",
+            "train.threads=3",
+            "data.path=e",
+            "optim.lr=1",
+            "optim.schedule=linear",
+        )
+    }
+    assert len({names[o] for o in ("", "train.steps=7", "log.dir=x", "eval.count=9", "train.threads=3")}) == 1
+    assert len(set(names.values())) == 4 and names[""].startswith("mine-")
+    assert config.load(path, ["optim.schedule=linear", "train.steps=7"]).log.name != names["optim.schedule=linear"]
+
+
+def test_going_on_with_other_settings_is_refused(tmp_path):
+    started = tmp_path / "config.yaml"
+    started.write_text(config.dump(config.check(GOOD)))
+    config.check_unchanged(started, config.check({**GOOD, "train": {"steps": 3, "threads": 2}, "eval": {"every": 1}}))
+    other = {**GOOD, "optim": {"lr": 1}, "puzzles": {"mixture": {"rotation": 1}}}
+    with pytest.raises(
+        config.ConfigError, match=r"optim.lr: 1e-06 → 1.0, puzzles.mixture.ordering: 0.3 → None.*log.name"
+    ):
+        config.check_unchanged(started, config.check(other))
+    config.check_unchanged(started, config.check({**other, "checkpoint": {"allow_change": True}}))
+
+
 def test_files_that_are_no_configuration(tmp_path):
     for text, words in (
         ("[1, 2]", "must hold sections"),

@@ -149,6 +149,12 @@ def test_a_finished_run_says_so(unbroken, tmp_path, tiny, scenes):
     assert records(tmp_path / "unbroken") == records(unbroken[0])
 
 
+def test_other_settings_are_refused_in_the_same_folder(unbroken, tmp_path, tiny, scenes):
+    shutil.copytree(unbroken[0], tmp_path / "unbroken")
+    done = train(tmp_path, tiny, scenes, "unbroken", "optim.lr=1e-2", check=False)
+    assert done.returncode == 2 and "optim.lr: 0.0003 → 0.01" in done.stderr
+
+
 def test_sigterm_ends_the_step_and_saves(tmp_path, tiny, scenes):
     command = [
         sys.executable,

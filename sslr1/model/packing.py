@@ -176,19 +176,17 @@ def split(groups, token_budget, count=None) -> list:
     for number, group in enumerate(groups):
         L, lengths = len(group.prompt.input_ids), [len(s.tokens) for s in group.samples]
         start = 0
-        while start < len(lengths) or (start == 0 and not lengths):
+        while start < len(lengths):
             total, end = L, start
-            while end < len(lengths) and (total + lengths[end] <= token_budget):
+            while end < len(lengths) and total + lengths[end] <= token_budget:
                 total += lengths[end]
                 end += 1
-            if end == start and lengths:
+            if end == start:
                 raise UserError(
                     f"train.token_budget is {token_budget}: a prompt of {L} tokens and its completion of {lengths[start]} don't fit; raise it"
                 )
             pieces.append((number, range(start, end), total))
             start = end
-            if not lengths:
-                break
     batches, room = [], 0
     for number, samples, total in pieces:
         if not batches or total > room:
