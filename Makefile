@@ -11,7 +11,7 @@ setup: .venv/.done
 	touch $@
 
 demo: setup
-	$(BIN)/torchrun --nproc_per_node=2 -m sslr1.train configs/tiny.yaml log.name=demo
+	OMP_NUM_THREADS=1 $(BIN)/torchrun --nproc_per_node=2 -m sslr1.train configs/tiny.yaml log.name=demo
 
 test: setup
 	$(BIN)/python -m pytest -q

@@ -11,9 +11,11 @@ from machine import machine, results_file
 def main(folder):
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     steps = [row for row in rows if "timing_s/step" in row]
+    config = yaml.safe_load((folder / "config.yaml").read_text())
+    del config["log"]  # where it ran is nobody's business
     found = {
         **machine(),
-        "config": yaml.safe_load((folder / "config.yaml").read_text()),
+        "config": config,
         "held_out": [
             {k: v for k, v in row.items() if k == "step" or k.startswith("eval/")}
             for row in rows
@@ -24,6 +26,7 @@ def main(folder):
             for phase in ("stream", "rollout", "reward", "learner", "weights", "step")
         },
     }
+    found["elapsed_s"] = steps[-1]["timing_s/elapsed"]
     path = results_file(f"run {folder.name}", found)
     path.write_text(json.dumps(found, indent=2, ensure_ascii=False) + "\n")
     print(path)

@@ -139,6 +139,7 @@ class Run:
         )
         speed = {f"timing_s/{phase}": seconds for phase, seconds in self.times.items()}
         speed["timing_s/step"] = sum(self.times.values())
+        speed["timing_s/elapsed"] = time.monotonic() - self.began  # since this process started its run
         speed["perf/tokens_per_second"] = learned.pop("tokens") / speed["timing_s/step"]
         if self.world.device.type == "cuda":
             speed["perf/max_memory_allocated_gb"] = torch.cuda.max_memory_allocated() / 2**30
