@@ -63,6 +63,11 @@ def test_draws_are_keyed_and_nothing_else(engine, prompts):
     assert same(whole, alone)
     fewer = engine.generate(prompts[::-1], group_size=3, seed=5, step=2)[::-1]
     assert same([Group(g.prompt, g.samples[:3]) for g in whole], fewer)
+    for prompt in prompts:
+        prompt.id += 1
+    assert not same(whole, engine.generate(prompts, group_size=6, seed=5, step=2))
+    for prompt in prompts:
+        prompt.id -= 1
     engine.wave_rows, kept = 7, engine.wave_rows
     try:
         assert same(whole, engine.generate(prompts, group_size=6, seed=5, step=2))
