@@ -41,6 +41,15 @@ class Built:
     weights: SamplerWeights
     engine: Engine
 
+    def summary(self) -> str:
+        """One line for the start of a run: what was found, and what was chosen where there was a choice."""
+        images, world = self.images, self.world
+        return (
+            f"{len(images.train)} images to train on, {len(self.evaluation.held_out)} held out, decoded by {images.store.decoder.backend}, "
+            f"rendered by {ops.choose_backend('auto', torch.device('cpu'))}; {world.size} {world.device.type} rank(s), "
+            f"{torch.get_num_threads()} thread(s) each, {self.spec.dtype}".replace("torch.", "")
+        )
+
     def stream(self, batch=None) -> PuzzleStream:
         """The training stream of this rank; `batch` puzzles a step (default rollout.prompts)."""
         c = self.config

@@ -99,6 +99,7 @@ class Run:
             (self.built.folder / "config.yaml").write_text(config.dump(self.config), encoding="utf-8")
             self.checkpoints.mkdir(parents=True, exist_ok=True)
         parallel.barrier()
+        self.progress.say(self.built.summary())
         found = checkpoint.newest(self.checkpoints)
         parallel.barrier()
         if found:

@@ -12,6 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from sslr1.data import Decoder
 from tests.conftest import ROOT, launch
 
 SMALL = (
@@ -96,6 +97,8 @@ def test_a_run_leaves_what_is_promised(unbroken):
     assert all(r["eval/ordering/n"] == 20 for r in rows if "eval/ordering/n" in r)
     samples = [json.loads(line) for line in (folder / "samples.jsonl").read_text().splitlines()]
     assert {s["step"] for s in samples} == set(range(1, 7)) and all(len(s["completions"]) == 4 for s in samples)
+    chosen = f"86 images to train on, 64 held out, decoded by {Decoder().backend}, rendered by cpp; 1 cpu rank(s), 1 thread(s)"
+    assert chosen in shown
     assert "Held-out accuracy" in shown and "rotation" in shown and "before" in shown
 
 

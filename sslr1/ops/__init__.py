@@ -3,13 +3,14 @@
 from sslr1.ops.attention import decode_attention, shared_prefix_attention, varlen_attention
 from sslr1.ops.grpo_loss import GrpoLoss, advantages, float_logits, grpo_loss, token_logprobs
 from sslr1.ops.keys import fold, fold_tensor, generator, uniform
-from sslr1.ops.render import PatchSpec, render, render_patches
+from sslr1.ops.render import PatchSpec, choose_backend, render, render_patches
 from sslr1.ops.sampling import sample
 
 __all__ = [
     "GrpoLoss",
     "PatchSpec",
     "advantages",
+    "choose_backend",
     "decode_attention",
     "float_logits",
     "fold",

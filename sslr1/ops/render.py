@@ -111,7 +111,7 @@ def render(images, plan, backend="auto"):
         if image.ndim != 3 or image.shape[2] != 3 or image.dtype != torch.uint8:
             raise ValueError(f"images[{i}] must be uint8 [H, W, 3], got {image.dtype} {list(image.shape)}")
     device = images[0].device if len(images) else torch.device("cpu")
-    backend = _choose(backend, device)
+    backend = choose_backend(backend, device)
     sizes, tiles_int, tiles_float = plan.canvases, plan.tiles_int, plan.tiles_float
     if len(tiles_int):
         canvas, top, left, height, width, _, _ = tiles_int.unbind(1)
@@ -142,7 +142,8 @@ def render(images, plan, backend="auto"):
     return canvases
 
 
-def _choose(backend, device):
+def choose_backend(backend, device) -> str:
+    """What `backend` means for images on `device`: "auto" is cpp where it can run. Raises ValueError where one can't."""
     if backend == "auto":
         return "cpp" if _C is not None and device.type == "cpu" else "reference"
     if backend == "cpp":
@@ -179,7 +180,7 @@ def render_patches(images, plan, spec, backend="auto"):
     grid_thw = torch.cat([torch.ones(len(grids), 1, dtype=torch.int64), grids], 1)
     if not canvases:
         return torch.zeros(0, columns, dtype=spec.dtype), grid_thw
-    if _choose(backend, canvases[0].device) == "cpp" and spec.dtype.itemsize in (2, 4):
+    if choose_backend(backend, canvases[0].device) == "cpp" and spec.dtype.itemsize in (2, 4):
         out = torch.empty(int(grid_thw.prod(1).sum()), columns, dtype=spec.dtype)
         _C.patchify(
             _pictures(canvases),
