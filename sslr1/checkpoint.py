@@ -47,8 +47,8 @@ def save(folder, step, *, learner, sampler, tokenizer, source, trainer: dict, wo
     """Write `folder`/step-NNNNNN; all ranks call it. sampler: the engine's plain model, equal to the learner's in its compute
     dtype, which becomes hf/. source: the model folder whose processor files go along. trainer: JSON-able state.
 
-    Afterwards the `keep` newest and the step `best` are kept, older ones removed. On OSError (a full disk) the partial
-    directory is removed and the earlier checkpoints are left as they are.
+    Afterwards the `keep` newest and the step `best` are kept, older ones removed. An error on the way (a full disk) leaves
+    the earlier checkpoints as they are and a `partial-…` directory, which the next save clears away.
     """
     folder = Path(folder)
     final, partial = folder / f"step-{step:06d}", folder / f"partial-{step:06d}"
@@ -61,20 +61,14 @@ def save(folder, step, *, learner, sampler, tokenizer, source, trainer: dict, wo
     writer = HuggingFaceStorageWriter(str(partial / "state"), save_distributed=True)
     dcp.save(_state(learner.policy, learner.optimizer), storage_writer=writer)
     if world.main:
-        try:
-            counters = {"step_number": learner.step_number, "skipped": learner.skipped, "optimizer": has_optimizer}
-            (partial / "state" / "trainer.json").write_text(
-                json.dumps({**trainer, "learner": counters}, indent=2) + "\n"
-            )
-            save_hf(partial / "hf", sampler, tokenizer, source)
-            for path in partial.rglob("*"):
-                _flush(path)
-            shutil.rmtree(final, ignore_errors=True)
-            os.replace(partial, final)
-            _flush(folder)
-        except OSError:
-            shutil.rmtree(partial, ignore_errors=True)
-            raise
+        counters = {"step_number": learner.step_number, "skipped": learner.skipped, "optimizer": has_optimizer}
+        (partial / "state" / "trainer.json").write_text(json.dumps({**trainer, "learner": counters}, indent=2) + "\n")
+        save_hf(partial / "hf", sampler, tokenizer, source)
+        for path in partial.rglob("*"):
+            _flush(path)
+        shutil.rmtree(final, ignore_errors=True)
+        os.replace(partial, final)
+        _flush(folder)
         checkpoints = sorted(folder.glob("step-*"))
         for old in checkpoints[:-keep]:
             if best is None or old.name != f"step-{best:06d}":

@@ -115,7 +115,9 @@ class Train(Section):
 
 
 class Checkpoint(Section):
-    every: int = Field(100, ge=1, description="steps between checkpoints; the last step always makes one")
+    every: int = Field(
+        100, ge=1, description="steps between checkpoints; a new best evaluation and the last step make one too"
+    )
     keep: int = Field(2, ge=1, description="newest checkpoints kept, besides the best one")
     allow_change: bool = Field(
         False, description="go on with a run although settings that alter its result have changed since it was started"

@@ -188,6 +188,9 @@ class Run:
     def end(self):
         if self.saved != self.step:
             self._checkpoint()
+        bad = self._list_bad_images()
+        if bad:
+            self.progress.say(f"{bad} images were passed over; {self.built.folder / 'bad_images.txt'} says why")
         if self.world.main:
             self.progress.table(
                 metrics.final_table(self.metrics.read(), self.config.puzzles.mixture, self.config.puzzles.levels)
@@ -210,6 +213,18 @@ class Run:
             f"step {self.step} held out: "
             + ", ".join(f"{name} {found[f'eval/{name}/exact']:.1%}" for name in self.config.puzzles.mixture)
         )
+
+    def _list_bad_images(self):
+        """bad_images.txt: every file that any rank met and passed over, with the reason."""
+        store = self.built.images.store
+        met = torch.zeros(len(store.folder), dtype=torch.int32, device=self.world.device)
+        met[list(store.bad)] = 1
+        bad = parallel.all_reduce(met, "max").nonzero()[:, 0].tolist()
+        if bad and self.world.main:
+            store.get(bad)  # for the reasons of those that other ranks met
+            lines = [f"{store.folder.files[n][0]}\t{store.bad.get(n, 'bad when another rank read it')}\n" for n in bad]
+            (self.built.folder / "bad_images.txt").write_text("".join(lines), encoding="utf-8")
+        return len(bad)
 
     def _checkpoint(self):
         checkpoint.save(

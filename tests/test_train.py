@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from sslr1.data import Decoder
+from sslr1.data import Decoder, ImageFolder
 from tests.conftest import ROOT, launch
 
 SMALL = (
@@ -232,6 +232,22 @@ def test_errors_end_in_one_line(tmp_path, tiny, scenes, overrides, words):
 def test_ranks_must_divide_the_batch(tmp_path, tiny, scenes):
     done = train(tmp_path, tiny, scenes, "run", "rollout.prompts=7", ranks=2, check=False)
     assert done.returncode and "error: rollout.prompts is 7, not divisible by the 2 ranks" in done.stderr
+
+
+def test_broken_images_are_passed_over_and_listed(tmp_path, warm, scenes):
+    """Both ranks meet bad files; all of them are listed once, with the reason, and the run ends as any other."""
+    shutil.copytree(scenes, tmp_path / "images")
+    for i in range(0, 60, 3):
+        (tmp_path / "images" / f"scene-{i:05d}.jpg").write_bytes(b"\xff\xd8 no picture")
+    done = train(tmp_path, warm, tmp_path / "images", "run", "train.steps=6", "rollout.prompts=16", ranks=2)
+    rows = [line.split("\t") for line in (tmp_path / "run" / "bad_images.txt").read_text().splitlines()]
+    assert f"{len(rows)} images were passed over" in done.stdout and len(rows) > 5
+    assert len({name for name, _ in rows}) == len(rows)
+    assert all(int(name[6:11]) % 3 == 0 and int(name[6:11]) < 60 and "decoded" in reason for name, reason in rows)
+    folder = ImageFolder.scan(tmp_path / "images")  # 96 slots go through every training image, whichever rank has it
+    bad = {folder.files[n][0] for n in folder.hold_out(0.2)[0] if folder.files[n][1] < 100}
+    assert bad and bad <= {name for name, _ in rows}
+    assert [r["step"] for r in records(tmp_path / "run")] == list(range(7))
 
 
 def test_two_runs_in_one_folder_are_refused(tmp_path, tiny, scenes):

@@ -37,7 +37,7 @@ class _Dali:
     """A DALI pipeline of one sample for each thread that calls.
 
     One sample a run, because a file whose header can't be parsed makes DALI 2.4 leave `run` while its threads still decode
-    the batch's other samples, which crashes the process; decoding alone costs about a fifth more. A pipeline that met a bad
+    the batch's other samples, which crashes the process. A pipeline that met a bad
     file is unusable and is made anew.
     """
 

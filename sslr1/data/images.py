@@ -70,9 +70,7 @@ class ImageStore:
         self.folder, self.decoder, self.min_side, self.cache_bytes = folder, decoder, min_side, cache_bytes
         self.bad = {}
         self._cache, self._held = OrderedDict(), 0
-        self._lock = (
-            Lock()
-        )  # the stream prepares the next step on a thread of its own, and a pipeline serves one at a time
+        self._lock = Lock()  # the stream prepares the next step on a thread of its own
 
     def get(self, numbers) -> list:
         """uint8 [H, W, 3] tensors, None for bad images, in the order asked for. May be called from several threads."""

@@ -45,7 +45,7 @@ class Packed:
     input_ids int64 [T]; position_ids int64 [3, T]; pixel_values, image_grid_thw of all prompts in order;
     layout: (prompt length, completion lengths) of each group; predictors int64 [N]: the row whose state predicts each
     completion token (for a completion's first token its prompt's last row); tokens int64 [N]; sequence int64 [N]: number
-    of the completion, group * G + sample; groups int64: which of the step's groups these are.
+    of the completion, group * G + sample; group_numbers: which of the step's groups these are.
     """
 
     input_ids: torch.Tensor
