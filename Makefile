@@ -1,7 +1,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: setup demo test test-gpu bench lint clean
+.PHONY: setup demo test test-slow test-gpu bench lint clean
 
 setup: .venv/.done
 
@@ -15,6 +15,9 @@ demo: setup
 
 test: setup
 	$(BIN)/python -m pytest -q
+
+test-slow: setup
+	$(BIN)/python -m pytest -q -m slow
 
 test-gpu: setup
 	$(BIN)/python -m pytest -q -m gpu

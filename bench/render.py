@@ -1,8 +1,9 @@
-"""A decoded 640x480 image becomes one 2x3 ordering puzzle as `pixel_values`: the renderer against PIL and Hugging Face."""
+"""A decoded 640x480 image becomes one 3x3 ordering puzzle as `pixel_values`: the renderer against PIL and Hugging Face. Then
+every puzzle where training starts, rendered only, against the same canvases through Hugging Face's processor."""
 
-import numpy as np
 import torch
 from PIL import Image
+from stream import photograph
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 from sslr1 import ops, puzzles
@@ -10,37 +11,49 @@ from sslr1 import ops, puzzles
 
 def rows():
     spec = ops.PatchSpec()
-    image = torch.randint(0, 256, (480, 640, 3), dtype=torch.uint8)
-    seed = next(
-        s
-        for s in range(1000)
-        if puzzles.make([image], "ordering", level=2, seed=s).canvas_counts == [6]
-        and puzzles.make([image], "ordering", level=2, seed=s).plan.sizes[0][0] > 200
-    )
-    batch = puzzles.make([image], "ordering", level=2, seed=seed)
-    (height, width), tiles = batch.plan.sizes[0], batch.plan.tiles
-    corners = [(int(t[1][5]), int(t[1][2])) for t in tiles]
+    images = [torch.from_numpy(photograph()) for _ in range(4)]
     processor = Qwen2VLImageProcessorPil(min_pixels=spec.min_pixels, max_pixels=spec.max_pixels)
-    picture = Image.fromarray(image.numpy())
+    batch = puzzles.make(images, "ordering", level=3)
+    (height, width), tiles = batch.plan.sizes[0], batch.plan.tiles
+    pictures = [Image.fromarray(image.numpy()) for image in images]
+    corners = [(int(t[1][5]), int(t[1][2])) for t in tiles]
 
     def peer():
-        crops = [picture.crop((x, y, x + width, y + height)) for y, x in corners]
-        return processor(crops, return_tensors="pt")
+        found = []
+        for i, picture in enumerate(pictures):
+            crops = [picture.crop((x, y, x + width, y + height)) for y, x in corners[9 * i : 9 * i + 9]]
+            found.append(processor(crops, return_tensors="pt")["pixel_values"])
+        return found
 
-    def backend(name):
-        return lambda: puzzles.make([image], "ordering", level=2, seed=seed).render_patches(backend=name)
-
-    expected = peer()["pixel_values"]
+    expected = torch.cat(peer())
     for name in ("reference", "cpp"):
-        values, _ = backend(name)()
+
+        def ours(name=name):
+            return puzzles.make(images, "ordering", level=3).render_patches(backend=name)
+
+        values, _ = ours()
         assert (values - expected).abs().max() <= 1e-5
         yield {
-            "what": f"640x480 image → 2x3 ordering, drawn and rendered to patches, backend {name}",
+            "what": f"4 images of 640x480 → 3x3 ordering, drawn and rendered to fp32 patches, backend {name}",
             "against": "PIL crops + Qwen2VLImageProcessorPil",
-            "ours": backend(name),
+            "ours": ours,
             "peer": peer,
-            "goal": "15 (at 3x3)",
-            "bytes": 2 * np.prod([6, height, width, 3])
-            + values.numel() * values.element_size()
-            + 6 * height * width * 3,
+            "goal": "15",
+            "bytes": len(values) * 14 * 14 * 3 + values.numel() * values.element_size(),
+        }
+    pool = images + [torch.from_numpy(photograph()) for _ in range(4)]
+    for puzzle in puzzles.NAMES:
+        batch = puzzles.make(images, puzzle, pool=pool)
+        canvases = [[canvas.numpy() for canvas in row] for row in batch.render()]
+        values, _ = batch.render_patches()
+        assert (
+            values - torch.cat([processor(row, return_tensors="pt")["pixel_values"] for row in canvases])
+        ).abs().max() <= 1e-5
+        yield {
+            "what": f"4 {puzzle} puzzles of level {batch.levels[0]}, planned already → fp32 patches, backend cpp",
+            "against": "Qwen2VLImageProcessorPil on their finished canvases",
+            "ours": lambda batch=batch: batch.render_patches(),
+            "peer": lambda canvases=canvases: [processor(row, return_tensors="pt") for row in canvases],
+            "goal": "",
+            "bytes": len(values) * 14 * 14 * 3 + values.numel() * values.element_size(),
         }

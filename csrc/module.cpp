@@ -2,6 +2,7 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include "look.h"
 #include "render.h"
 #ifdef SSLR1_CUDA
 #include "cuda/row_logprobs.h"
@@ -11,13 +12,19 @@ namespace py = pybind11;
 
 PYBIND11_MODULE(_C, m) {
   m.doc() = "C++ and CUDA kernels of sslr1; see sslr1.ops for what they compute";
-  m.def("paint", &sslr1::paint, py::arg("sources"), py::arg("canvases"), py::arg("tiles_int"), py::arg("tiles_float"),
-        py::arg("tile_count"), py::arg("fill"), py::arg("threads"), py::call_guard<py::gil_scoped_release>());
-  m.def("blur", &sslr1::blur, py::arg("source"), py::arg("target"), py::arg("taps"), py::arg("radius"),
+  m.def("render", &sslr1::render, py::arg("images"), py::arg("sources_int"), py::arg("sources_float"),
+        py::arg("canvases"), py::arg("tiles_int"), py::arg("tiles_float"), py::arg("out"), py::arg("values"),
+        py::arg("element_size"), py::arg("patch"), py::arg("merge"), py::arg("temporal"), py::arg("fill"),
         py::arg("threads"), py::call_guard<py::gil_scoped_release>());
-  m.def("patchify", &sslr1::patchify, py::arg("canvases"), py::arg("table"), py::arg("out"), py::arg("element_size"),
-        py::arg("patch"), py::arg("merge"), py::arg("temporal"), py::arg("threads"),
-        py::call_guard<py::gil_scoped_release>());
+  m.def("sample_sums", &sslr1::sample_sums, py::arg("pixels"), py::arg("height"), py::arg("width"), py::arg("samples"),
+        py::arg("sums"), py::call_guard<py::gil_scoped_release>());
+  m.def("cell_means", &sslr1::cell_means, py::arg("sums"), py::arg("samples"), py::arg("height"), py::arg("width"),
+        py::arg("top"), py::arg("left"), py::arg("extent_y"), py::arg("extent_x"), py::arg("rows"), py::arg("columns"),
+        py::arg("means"));
+  m.def("reduced_grey", &sslr1::reduced_grey, py::arg("pixels"), py::arg("height"), py::arg("width"), py::arg("step"),
+        py::arg("grey"), py::call_guard<py::gil_scoped_release>());
+  m.def("corners", &sslr1::corners, py::arg("grey"), py::arg("height"), py::arg("width"), py::arg("grain"),
+        py::arg("share"), py::call_guard<py::gil_scoped_release>());
 #ifdef SSLR1_CUDA
   m.attr("has_cuda") = true;
   m.def("row_logprobs", &sslr1::row_logprobs, py::arg("logits"), py::arg("tokens"), py::arg("logprobs"),

@@ -1,200 +1,418 @@
-// Bytes moved: a blur reads a picture once and passes twice over a float copy; each canvas pixel is written once per tile over it, each source pixel read once (nearest) or four times
-// (bilinear, mostly from cache); patchify reads a canvas once and writes `temporal` copies of its values.
-#include "render.h"
+// Bytes moved, per pixel of a canvas: 3 read from its sources (see paint.h) and 3, or the patches' 3 * temporal *
+// element_size, written. Canvases are painted in strips that stay in cache until they are patches; a canvas that is one
+// crop, flip or quarter turn of a source becomes patches straight from there. Mip levels and blurs are made only where
+// tiles reach.
+#include "paint.h"
 
-#include <algorithm>
 #include <atomic>
-#include <cmath>
-#include <cstring>
+#include <cstdio>
+#include <future>
+#include <map>
+#include <memory>
 #include <stdexcept>
-#include <thread>
+#ifdef __linux__
+#include <sys/mman.h>
+#endif
 
 namespace sslr1 {
 namespace {
 
-struct Image {
-  std::uint8_t* data;
-  std::int64_t height, width;
-  explicit Image(const Picture& p)
-      : data(reinterpret_cast<std::uint8_t*>(std::get<0>(p))), height(std::get<1>(p)), width(std::get<2>(p)) {}
+constexpr float kIdentity[12] = {1, 0, 0, 0, 0, 1, 0, 0, 0, 0, 1, 0};
+constexpr Index kBand = 64;       // rows of a mip level, a blur or a uint8 canvas that a thread takes at a time
+constexpr Index kHuge = 4 << 20;  // bytes of output from which on huge pages are asked for
+// ns of work, roughly: starting a thread takes 25000, and often many more until the scheduler moves it to an idle core.
+constexpr Index kWorthAThread = 400000;
+
+struct Source {
+  Index image, level;
+  float sigma;
+  Box needed;  // empty where no tile reads it
+  Picture picture;
+  Index unblurred;  // number among the mip levels made
 };
 
-// Work is dealt item by item; results don't depend on who does what.
+struct Strip {  // rows of a canvas, or of a picture in the making
+  Index owner, top, bottom;
+};
+
+template <class... Numbers>
+void require(bool met, const char* otherwise, Numbers... numbers) {
+  char text[200];
+  if (met) return;
+  std::snprintf(text, sizeof text, otherwise, static_cast<long long>(numbers)...);
+  throw std::invalid_argument(text);
+}
+
+Box join(const Box& a, const Box& b) {
+  if (!a.height()) return b;
+  return {std::min(a.top, b.top), std::min(a.left, b.left), std::max(a.bottom, b.bottom), std::max(a.right, b.right)};
+}
+
+void cut(std::vector<Strip>& strips, Index owner, Index top, Index bottom, Index rows) {
+  for (; top < bottom; top += rows) strips.push_back({owner, top, std::min(top + rows, bottom)});
+}
+
+// Strips are dealt one by one; what comes out doesn't depend on who does which.
 template <class F>
-void parallel_for(std::int64_t count, int threads, F work) {
-  const int n = static_cast<int>(std::min<std::int64_t>(std::max(threads, 1), count));
-  if (n <= 1) {
-    for (std::int64_t i = 0; i < count; ++i) work(i);
-    return;
-  }
-  std::atomic<std::int64_t> next{0};
-  auto run = [&] {
-    for (std::int64_t i; (i = next.fetch_add(1)) < count;) work(i);
+void share(const std::vector<Strip>& strips, Index work, int threads, F paint_strip) {
+  std::atomic<std::size_t> next{0};
+  const auto run = [&] {
+    const auto scratch = std::make_unique<Scratch>();
+    for (std::size_t i; (i = next++) < strips.size();) paint_strip(strips[i], *scratch);
   };
-  std::vector<std::thread> helpers;
-  for (int i = 1; i < n; ++i) helpers.emplace_back(run);
+  const Index helpers = std::min({Index{threads}, static_cast<Index>(strips.size()), work / kWorthAThread + 1}) - 1;
+  std::vector<std::future<void>> done;
+  for (Index i = 0; i < helpers; ++i) done.push_back(std::async(std::launch::async, run));
   run();
-  for (auto& helper : helpers) helper.join();
+  for (auto& helper : done) helper.get();
 }
 
-std::uint8_t to_byte(float x) { return static_cast<std::uint8_t>(std::floor(std::min(std::max(x, 0.f), 255.f) + 0.5f)); }
+// Find out whether a tile is a crop, a flip or a quarter turn: floats are exact at the sizes asked for.
+void place_exact(Tile& t, const Picture& p) {
+  const float* m = t.map;
+  const auto unit = [](float x) { return x == 1 || x == -1; };
+  const auto whole = [](float x) { return x == std::floor(x) && std::abs(x) < 1 << 22; };
+  const bool turned = m[0] == 0 && unit(m[1]) && unit(m[3]) && m[4] == 0;
+  const bool straight = unit(m[0]) && m[1] == 0 && m[3] == 0 && unit(m[4]);
+  t.exact = t.plain && (turned || straight) && whole(m[2]) && whole(m[5]) && m[6] == 0 && m[7] == 0 && m[8] == 1 &&
+            std::max(t.height, t.width) < 1 << 22;
+  if (!t.exact) return;
+  const Index column = static_cast<Index>(m[2]) - (m[0] + m[1] < 0), row = static_cast<Index>(m[5]) - (m[3] + m[4] < 0);
+  const auto cover = [](float step, Index start, Index limit, Index n, Index& from, Index& to) {
+    from = std::clamp<Index>(step > 0 ? -start : start - limit + 1, 0, n);
+    to = std::clamp<Index>(step > 0 ? limit - start : start + 1, from, n);
+  };
+  Box& c = t.covered;
+  cover(turned ? m[1] : m[4], turned ? column : row, turned ? p.width : p.height, t.height, c.top, c.bottom);
+  cover(turned ? m[3] : m[0], turned ? row : column, turned ? p.height : p.width, t.width, c.left, c.right);
+  t.origin = p.at(row, column);
+  t.across = 3 * static_cast<Index>(m[0]) + p.stride() * static_cast<Index>(m[3]);
+  t.down = 3 * static_cast<Index>(m[1]) + p.stride() * static_cast<Index>(m[4]);
+}
 
-const float kIdentity[12] = {1, 0, 0, 0, 0, 1, 0, 0, 0, 0, 1, 0};
-
-void paint_tile(const Image& canvas, const Image& source, const std::int64_t* t, const float* f, float fill) {
-  const std::int64_t top = t[1], left = t[2], height = t[3], width = t[4];
-  const bool bilinear = t[6] != 0;
-  const float *m = f, *colour = f + 9, alpha = f[21];
-  const bool plain = std::equal(colour, colour + 12, kIdentity) && alpha == 1.f;
-  const bool projective = m[6] != 0.f || m[7] != 0.f || m[8] != 1.f;
-  const std::int64_t H = source.height, W = source.width;
-  const bool shift = !bilinear && !projective && plain && m[0] == 1.f && m[1] == 0.f && m[3] == 0.f && m[4] == 1.f &&
-                     m[2] == std::floor(m[2]) && m[5] == std::floor(m[5]) && m[2] >= 0 && m[5] >= 0 &&
-                     static_cast<std::int64_t>(m[2]) + width <= W && static_cast<std::int64_t>(m[5]) + height <= H;
-  for (std::int64_t y = 0; y < height; ++y) {
-    std::uint8_t* out = canvas.data + ((top + y) * canvas.width + left) * 3;
-    if (shift) {  // an exact crop is a row copy
-      const auto row = static_cast<std::int64_t>(m[5]) + y, column = static_cast<std::int64_t>(m[2]);
-      std::memcpy(out, source.data + (row * W + column) * 3, static_cast<std::size_t>(width) * 3);
-      continue;
+// The part of a height x width picture that a tile may read: at least 2 x 2 pixels, where there are so many.
+Box reach(const Tile& t, Index height, Index width) {
+  double low[2] = {1e9, 1e9}, high[2] = {-1e9, -1e9};
+  for (int corner = 0; corner < 4; ++corner) {  // a rectangle's image is convex as long as z keeps its sign
+    const double x = corner & 1 ? t.width - 0.5 : 0.5, y = corner & 2 ? t.height - 0.5 : 0.5;
+    double point[3], size[3];
+    for (int r = 0; r < 3; ++r) {
+      const double a = t.map[3 * r] * x, b = t.map[3 * r + 1] * y, c = t.map[3 * r + 2];
+      point[r] = a + b + c;
+      size[r] = std::abs(a) + std::abs(b) + std::abs(c);
     }
-    const float yc = static_cast<float>(y) + 0.5f;
-    for (std::int64_t x = 0; x < width; ++x, out += 3) {
-      const float xc = static_cast<float>(x) + 0.5f;
-      float u = m[0] * xc + m[1] * yc + m[2], v = m[3] * xc + m[4] * yc + m[5];
-      if (projective) {
-        const float z = m[6] * xc + m[7] * yc + m[8];
-        u /= z;
-        v /= z;
+    if (!(point[2] > 1e-3 * size[2])) return {0, 0, height, width};
+    for (int r = 0; r < 2; ++r) {
+      const double at = point[r] / point[2];
+      const double slack = 1 + 1e-6 * (size[r] + std::abs(at) * size[2]) / point[2];  // a neighbour; float's rounding
+      low[r] = std::min(low[r], at - slack);
+      high[r] = std::max(high[r], at + slack);
+    }
+  }
+  Index from[2], to[2];
+  for (int r = 0; r < 2; ++r) {
+    const double limit = static_cast<double>(r ? height : width);
+    from[r] = static_cast<Index>(std::clamp(std::floor(low[r]), 0.0, std::max(limit - 2, 0.0)));
+    to[r] = static_cast<Index>(std::clamp(std::ceil(high[r]), std::min(from[r] + 2.0, limit), limit));
+  }
+  return {from[1], from[0], to[1], to[0]};
+}
+
+// ---- patches
+
+struct Layout {
+  const Byte* values;  // [3, 256] elements
+  Index element, patch, merge, temporal;
+  Byte planes[3][4][256];  // byte k of each element, for patch_by_permutes
+  void (*make_patch)(const Byte* in, Index stride, const Layout& layout, Byte* out);
+  Index row() const { return 3 * temporal * patch * patch * element; }
+};
+
+// A patch of P x P pixels (0: of layout.patch) to its row: a table lookup each, copied `temporal` times from L1.
+template <class Element, int P>
+void patch_by_table(const Byte* in, Index stride, const Layout& layout, Byte* out) {
+  const Index side = P ? P : layout.patch, plane = side * side;
+  auto* to = reinterpret_cast<Element*>(out);
+  for (int c = 0; c < 3; ++c) {
+    const Element *table = reinterpret_cast<const Element*>(layout.values) + 256 * c, *first = to;
+    for (Index y = 0; y < side; ++y) {
+      for (Index x = 0; x < side; ++x) *to++ = table[in[y * stride + 3 * x + c]];
+    }
+    for (Index t = 1; t < layout.temporal; ++t, to += plane) std::memcpy(to, first, sizeof(Element) * plane);
+  }
+}
+
+#ifdef SSLR1_X86
+// The same with the table in registers: 64 lookups at once for each byte of the elements.
+#define TARGET_VBMI __attribute__((target("avx512f,avx512bw,avx512vl,avx512vbmi")))
+template <class Element, int P>
+TARGET_VBMI void patch_by_permutes(const Byte* in, Index stride, const Layout& layout, Byte* out) {
+  constexpr int kPlane = P * P, kSize = sizeof(Element);
+  Byte channels[3][kPlane + 16], order[64];
+  for (int i = 0; i < 64; ++i) order[i] = static_cast<Byte>(i % 16 * 3 + i / 16);
+  const __m512i by_channel = _mm512_loadu_si512(order);
+  for (int y = 0; y < P; ++y) {  // 16 values of each channel; the next row overwrites those behind the P-th
+    const __m512i pixels = _mm512_maskz_loadu_epi8((1ull << 3 * P) - 1, in + y * stride);
+    const __m512i row = _mm512_permutexvar_epi8(by_channel, pixels);
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(channels[0] + y * P), _mm512_castsi512_si128(row));
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(channels[1] + y * P), _mm512_extracti32x4_epi32(row, 1));
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(channels[2] + y * P), _mm512_extracti32x4_epi32(row, 2));
+  }
+  const __m512i quarters = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+  const __m512i halves = _mm512_setr_epi64(0, 4, 1, 5, 2, 6, 3, 7);
+  for (int c = 0; c < 3; ++c) {
+    __m512i table[kSize][4], byte[kSize], value[kSize];
+    for (int k = 0; k < 4 * kSize; ++k) table[k / 4][k % 4] = _mm512_loadu_si512(layout.planes[c][k / 4] + k % 4 * 64);
+    for (int i = 0; i < kPlane; i += 64) {
+      const int start = std::min(i, kPlane - 64);  // the last 64 overlap those before
+      __m512i at = _mm512_loadu_si512(channels[c] + start);  // and into the order that unpacking undoes
+      at = kSize == 4 ? _mm512_permutexvar_epi32(quarters, at) : _mm512_permutexvar_epi64(halves, at);
+      const __mmask64 upper = _mm512_movepi8_mask(at);
+      for (int k = 0; k < kSize; ++k) {
+        byte[k] = _mm512_mask_blend_epi8(upper, _mm512_permutex2var_epi8(table[k][0], at, table[k][1]),
+                                         _mm512_permutex2var_epi8(table[k][2], at, table[k][3]));
       }
-      float rgb[3];
-      if (!(u >= 0 && u < static_cast<float>(W) && v >= 0 && v < static_cast<float>(H))) {
-        rgb[0] = rgb[1] = rgb[2] = fill;
-      } else if (!bilinear) {
-        const std::uint8_t* p = source.data + (static_cast<std::int64_t>(v) * W + static_cast<std::int64_t>(u)) * 3;
-        for (int c = 0; c < 3; ++c) rgb[c] = p[c];
+      const __m512i low = _mm512_unpacklo_epi8(byte[0], byte[1]), high = _mm512_unpackhi_epi8(byte[0], byte[1]);
+      if constexpr (kSize == 4) {
+        const __m512i low2 = _mm512_unpacklo_epi8(byte[2], byte[3]), high2 = _mm512_unpackhi_epi8(byte[2], byte[3]);
+        value[0] = _mm512_unpacklo_epi16(low, low2);
+        value[1] = _mm512_unpackhi_epi16(low, low2);
+        value[2] = _mm512_unpacklo_epi16(high, high2);
+        value[3] = _mm512_unpackhi_epi16(high, high2);
       } else {
-        u -= 0.5f;
-        v -= 0.5f;
-        const float fl = std::floor(u), ft = std::floor(v), a = u - fl, b = v - ft;
-        const auto l = static_cast<std::int64_t>(fl), s = static_cast<std::int64_t>(ft);
-        const std::int64_t x0 = std::clamp<std::int64_t>(l, 0, W - 1), x1 = std::clamp<std::int64_t>(l + 1, 0, W - 1);
-        const std::int64_t y0 = std::clamp<std::int64_t>(s, 0, H - 1), y1 = std::clamp<std::int64_t>(s + 1, 0, H - 1);
-        const std::uint8_t *p00 = source.data + (y0 * W + x0) * 3, *p01 = source.data + (y0 * W + x1) * 3;
-        const std::uint8_t *p10 = source.data + (y1 * W + x0) * 3, *p11 = source.data + (y1 * W + x1) * 3;
-        for (int c = 0; c < 3; ++c) {
-          rgb[c] = (p00[c] * (1 - a) + p01[c] * a) * (1 - b) + (p10[c] * (1 - a) + p11[c] * a) * b;
-        }
+        value[0] = low;
+        value[1] = high;
       }
-      for (int c = 0; c < 3; ++c) {
-        float value = rgb[c];
-        if (!plain) {
-          const float* k = colour + 4 * c;
-          value = k[0] * rgb[0] + k[1] * rgb[1] + k[2] * rgb[2] + k[3];
-          value = std::min(std::max(value, 0.f), 255.f);
-          if (alpha != 1.f) value = alpha * value + (1 - alpha) * static_cast<float>(out[c]);
-        }
-        out[c] = to_byte(value);
-      }
+      for (int k = 0; k < kSize; ++k) _mm512_storeu_si512(out + start * kSize + 64 * k, value[k]);
+    }
+    // Not from the registers above: memory takes one stream of stores at twice the pace of two
+    for (Index t = 1; t < layout.temporal; ++t) std::memcpy(out + t * kPlane * kSize, out, kPlane * kSize);
+    out += layout.temporal * kPlane * kSize;
+  }
+}
+#endif
+
+template <class Element>
+auto choose_patch(Index patch) -> decltype(Layout::make_patch) {
+#ifdef SSLR1_X86
+  const bool vbmi = __builtin_cpu_supports("avx512vbmi"), rest = __builtin_cpu_supports("avx512bw");
+  if (vbmi && rest && __builtin_cpu_supports("avx512vl")) {
+    if (patch == 14) return patch_by_permutes<Element, 14>;
+    if (patch == 16) return patch_by_permutes<Element, 16>;
+  }
+#endif
+  if (patch == 14) return patch_by_table<Element, 14>;
+  return patch == 16 ? patch_by_table<Element, 16> : patch_by_table<Element, 0>;
+}
+
+// A row of units to patches; its pixel (y, x) lies at in + y * down + x * across.
+void patchify(const Byte* in, Index across, Index down, const Byte* end, Index width, const Layout& layout, Byte* out,
+              Scratch& s) {
+  const Index p = layout.patch, m = layout.merge;
+  s.bytes.resize(3 * p * p);
+  for (Index i = 0; i < width / p * m; ++i, out += layout.row()) {
+    const Byte* from = in + i / m % m * p * down + (i / (m * m) * m + i % m) * p * across;
+    if (across != 3) move_pixels(from, across, down, end, s.bytes.data(), 3 * p, p, p);
+    across == 3 ? layout.make_patch(from, down, layout, out) : layout.make_patch(s.bytes.data(), 3 * p, layout, out);
+  }
+}
+
+// ---- the plan
+
+std::vector<Picture> read_images(const std::vector<Image>& images) {
+  std::vector<Picture> pictures;
+  for (const auto& [address, h, w] : images) {  // floats and int32 count pixels
+    require(std::max(h, w) < 1 << 24 && h * w < 1ll << 31, "an image of %lldx%lld px is too large", h, w);
+    pictures.push_back({reinterpret_cast<Byte*>(address), h, w, {0, 0, h, w}});
+  }
+  return pictures;
+}
+
+std::vector<Source> read_sources(const std::vector<Picture>& images, Table ints, Table floats) {
+  require(ints.second == floats.second, "sources_int has %lld rows, sources_float %lld", ints.second, floats.second);
+  std::vector<Source> sources;
+  for (Index q = 0; q < ints.second; ++q) {
+    const Index* row = reinterpret_cast<const Index*>(ints.first) + 2 * q;
+    const Index image = row[0], level = row[1], count = static_cast<Index>(images.size()) - 1;
+    const float sigma = reinterpret_cast<const float*>(floats.first)[q];
+    require(-1 <= image && image < count, "a source names image %lld; there are %lld", image, count);
+    const Index h = images[image + 1].height, w = images[image + 1].width;
+    require(0 <= level && level < 25 && h >> level && w >> level, "mip level %lld of an image is empty", level);
+    require(sigma >= 0 && sigma < 1e6f, "a source is blurred by a sigma below 0 or over a million");
+    sources.push_back({image, level, sigma, {}, {nullptr, h >> level, w >> level, {}}, 0});
+  }
+  return sources;
+}
+
+// Also notes which part of its source each tile needs.
+std::vector<Tile> read_tiles(const Index* sizes, Index canvases, std::vector<Source>& sources, Table ints,
+                             Table floats) {
+  require(ints.second == floats.second, "tiles_int has %lld rows, tiles_float %lld", ints.second, floats.second);
+  std::vector<Tile> tiles;
+  const Index count = static_cast<Index>(sources.size());
+  for (Index k = 0; k < ints.second; ++k) {
+    const Index* row = reinterpret_cast<const Index*>(ints.first) + 7 * k;
+    const float* numbers = reinterpret_cast<const float*>(floats.first) + 22 * k;
+    Tile t{row[0], row[1], row[2], row[3], row[4], row[5], static_cast<int>(row[6])};
+    std::copy_n(numbers, 9, t.map);
+    std::copy_n(numbers + 9, 12, t.colour);
+    t.alpha = numbers[21];
+    require(0 <= t.canvas && t.canvas < canvases, "a tile names canvas %lld; the plan has %lld", t.canvas, canvases);
+    require(0 <= t.source && t.source < count, "a tile names source %lld; the plan has %lld", t.source, count);
+    require(std::min({t.top, t.left, t.height, t.width}) >= 0 && t.height <= sizes[2 * t.canvas] - t.top &&
+                t.width <= sizes[2 * t.canvas + 1] - t.left,
+            "a tile does not lie inside its canvas");
+    t.opaque = t.flat = t.alpha == 1 && !(t.mode & kStencil);
+    t.plain = t.opaque && std::equal(t.colour, t.colour + 12, kIdentity);
+    for (int i = 0; i < 12; ++i) t.flat &= i % 4 == 3 || t.colour[i] == 0;
+    if (!t.height || !t.width) continue;
+    Source& s = sources[t.source];
+    if (!t.flat) s.needed = join(s.needed, reach(t, s.picture.height, s.picture.width));
+    tiles.push_back(t);
+  }
+  return tiles;
+}
+
+using Memory = std::vector<std::unique_ptr<Byte[]>>;
+
+void reserve(Picture& p, const Box& held, Memory& memory) {
+  memory.emplace_back(new Byte[3 * held.height() * held.width()]);
+  p.held = held;
+  p.pixels = memory.back().get();
+}
+
+// A picture one pixel wide or high as two, so that every pixel has neighbours to interpolate with.
+void thicken(Picture& p, Memory& memory) {
+  const Picture thin = p;
+  const Box b = thin.held;
+  reserve(p, {b.top, b.left, std::max(b.bottom, b.top + 2), std::max(b.right, b.left + 2)}, memory);
+  for (Index y = p.held.top; y < p.held.bottom; ++y) {
+    for (Index x = p.held.left; x < p.held.right; ++x) {
+      std::memcpy(p.at(y, x), thin.at(std::min(y, b.bottom - 1), std::min(x, b.right - 1)), 3);
     }
   }
 }
 
-template <class T>
-void patchify_canvas(const Image& canvas, const T* table, T* out, std::int64_t p, std::int64_t m, std::int64_t temporal) {
-  const std::int64_t unit = p * m;
-  for (std::int64_t by = 0; by < canvas.height / unit; ++by) {
-    for (std::int64_t bx = 0; bx < canvas.width / unit; ++bx) {
-      for (std::int64_t inner = 0; inner < m * m; ++inner) {
-        const std::int64_t y0 = by * unit + inner / m * p, x0 = bx * unit + inner % m * p;
-        for (int c = 0; c < 3; ++c) {
-          T* first = out;
-          for (std::int64_t y = 0; y < p; ++y) {
-            const std::uint8_t* in = canvas.data + ((y0 + y) * canvas.width + x0) * 3 + c;
-            for (std::int64_t x = 0; x < p; ++x) *out++ = table[c * 256 + in[3 * x]];
-          }
-          for (std::int64_t t = 1; t < temporal; ++t, out += p * p) std::copy(first, first + p * p, out);
-        }
-      }
+// Make what tiles need of each source; a mip level is made once for all that read it.
+void make_sources(std::vector<Source>& sources, const std::vector<Picture>& images, Memory& memory, int threads) {
+  std::vector<Source> levels;
+  std::map<std::pair<Index, Index>, Index> numbers;
+  std::vector<Strip> strips;
+  Index work = 0;
+  for (Source& s : sources) {
+    const auto [entry, fresh] = numbers.try_emplace({s.image, s.level}, levels.size());
+    if (fresh) levels.push_back({s.image, s.level, 0, {}, s.picture, 0});
+    s.unblurred = entry->second;
+    if (!s.needed.height()) continue;
+    const Index rim = blur_radius(s.sigma);
+    const Box& n = s.needed;
+    Box& all = levels[s.unblurred].needed;
+    all = join(all, {std::max<Index>(n.top - rim, 0), std::max<Index>(n.left - rim, 0),
+                     std::min(n.bottom + rim, s.picture.height), std::min(n.right + rim, s.picture.width)});
+  }
+  for (Source& l : levels) {
+    if (l.level && l.needed.height()) {
+      reserve(l.picture, l.needed, memory);
+      cut(strips, &l - levels.data(), l.needed.top, l.needed.bottom, kBand);
+      work += ((l.needed.height() * l.needed.width()) << (2 * l.level)) / 5;
+    } else {
+      l.picture = images[l.image + 1];
     }
   }
+  share(strips, work, threads, [&](const Strip& strip, Scratch& s) {
+    const Source& l = levels[strip.owner];
+    halve(images[l.image + 1], l.level, l.picture, strip.top, strip.bottom, s);
+  });
+  strips.clear();
+  work = 0;
+  for (Source& s : sources) {
+    s.picture = levels[s.unblurred].picture;
+    if (s.sigma == 0 || !s.needed.height()) continue;
+    reserve(s.picture, s.needed, memory);
+    cut(strips, &s - sources.data(), s.needed.top, s.needed.bottom, kBand);
+    work += s.needed.height() * s.needed.width() * (blur_radius(s.sigma) + 1) / 2;
+  }
+  share(strips, work, threads, [&](const Strip& strip, Scratch& s) {
+    const Source& source = sources[strip.owner];
+    blur(levels[source.unblurred].picture, source.sigma, source.picture, strip.top, strip.bottom, s);
+  });
+  for (Source& s : sources) {
+    if (s.needed.height() && std::min(s.picture.held.height(), s.picture.held.width()) == 1) thicken(s.picture, memory);
+  }
+}
+
+// The first touch of a fresh buffer costs several times what is written to it, unless its pages are large.
+void ask_for_huge_pages([[maybe_unused]] std::uintptr_t address, [[maybe_unused]] Index bytes) {
+#ifdef __linux__
+  const std::uintptr_t first = (address + 4095) / 4096 * 4096, last = (address + bytes) / 4096 * 4096;
+  if (bytes >= kHuge) madvise(reinterpret_cast<void*>(first), last - first, MADV_HUGEPAGE);  // a wish: may go unmet
+#endif
 }
 
 }  // namespace
 
-void paint(const std::vector<Picture>& sources, const std::vector<Picture>& canvases, std::uintptr_t tiles_int,
-           std::uintptr_t tiles_float, std::int64_t tile_count, int fill, int threads) {
-  const auto* ints = reinterpret_cast<const std::int64_t*>(tiles_int);
-  const auto* floats = reinterpret_cast<const float*>(tiles_float);
-  std::vector<std::vector<std::int64_t>> tiles_of(canvases.size());
-  for (std::int64_t k = 0; k < tile_count; ++k) {
-    const std::int64_t* t = ints + 7 * k;
-    if (t[0] < 0 || t[0] >= static_cast<std::int64_t>(canvases.size()) || t[5] < 0 ||
-        t[5] >= static_cast<std::int64_t>(sources.size())) {
-      throw std::invalid_argument("a tile names a canvas or a source that is not there");
-    }
-    tiles_of[static_cast<std::size_t>(t[0])].push_back(k);
+void render(const std::vector<Image>& images, Table sources_int, Table sources_float, Table canvases, Table tiles_int,
+            Table tiles_float, std::uintptr_t out, std::uintptr_t values, int element_size, std::int64_t patch,
+            std::int64_t merge, std::int64_t temporal, int fill, int threads) {
+  const Index element = element_size, unit = element ? patch * merge : kBand;
+  require(element == 0 || element == 2 || element == 4, "element_size %lld is none of 0, 2 and 4", element);
+  require(!element || std::min({patch, merge, temporal}) > 0, "patch, merge and temporal must be at least 1");
+  const Index* sizes = reinterpret_cast<const Index*>(canvases.first);
+  std::vector<Strip> strips;
+  std::vector<Index> starts;
+  Index pixels = 0, work = 0;
+  for (Index i = 0; i < canvases.second; ++i) {
+    const Index h = sizes[2 * i], w = sizes[2 * i + 1];
+    require(h >= 0 && w >= 0, "a canvas is %lldx%lld px", h, w);
+    require(!element || (h % unit == 0 && w % unit == 0),
+            "a canvas of %lldx%lld px is no multiple of patch*merge = %lld", h, w, unit);
+    starts.push_back(pixels);
+    pixels += h * w;
+    cut(strips, i, 0, h, unit);
   }
-  parallel_for(static_cast<std::int64_t>(canvases.size()), threads, [&](std::int64_t i) {
-    const Image canvas(canvases[static_cast<std::size_t>(i)]);
-    std::memset(canvas.data, fill, static_cast<std::size_t>(canvas.height * canvas.width * 3));
-    for (const std::int64_t k : tiles_of[static_cast<std::size_t>(i)]) {
-      const std::int64_t* t = ints + 7 * k;
-      paint_tile(canvas, Image(sources[static_cast<std::size_t>(t[5])]), t, floats + 22 * k, static_cast<float>(fill));
-    }
-  });
-}
-
-void blur(const Picture& source, const Picture& target, std::uintptr_t taps_address, std::int64_t radius, int threads) {
-  const Image in(source), out(target);
-  const auto* taps = reinterpret_cast<const float*>(taps_address);
-  const std::int64_t H = in.height, n = in.width * 3, count = 2 * radius + 1;
-  std::vector<float> rows(static_cast<std::size_t>(H * n), 0.f);  // after the horizontal pass
-  parallel_for(H, threads, [&](std::int64_t y) {
-    std::vector<float> wide(static_cast<std::size_t>(n + 6 * radius));
-    const std::uint8_t* pixels = in.data + y * n;
-    for (std::int64_t i = 0; i < n; ++i) wide[static_cast<std::size_t>(i + 3 * radius)] = pixels[i];
-    for (std::int64_t i = 0; i < 3 * radius; ++i) {
-      wide[static_cast<std::size_t>(i)] = pixels[i % 3];
-      wide[static_cast<std::size_t>(n + 3 * radius + i)] = pixels[n - 3 + i % 3];
-    }
-    float* row = rows.data() + y * n;
-    for (std::int64_t k = 0; k < count; ++k) {
-      const float tap = taps[k];
-      const float* from = wide.data() + 3 * k;
-      for (std::int64_t i = 0; i < n; ++i) row[i] += tap * from[i];
-    }
-  });
-  parallel_for(H, threads, [&](std::int64_t y) {
-    std::vector<float> sum(static_cast<std::size_t>(n), 0.f);
-    for (std::int64_t k = 0; k < count; ++k) {
-      const float tap = taps[k];
-      const float* from = rows.data() + std::clamp<std::int64_t>(y + k - radius, 0, H - 1) * n;
-      for (std::int64_t i = 0; i < n; ++i) sum[static_cast<std::size_t>(i)] += tap * from[i];
-    }
-    for (std::int64_t i = 0; i < n; ++i) out.data[y * n + i] = to_byte(sum[static_cast<std::size_t>(i)]);
-  });
-}
-
-void patchify(const std::vector<Picture>& canvases, std::uintptr_t table, std::uintptr_t out, int element_size,
-              std::int64_t patch, std::int64_t merge, std::int64_t temporal, int threads) {
-  if (element_size != 2 && element_size != 4) throw std::invalid_argument("element_size must be 2 or 4");
-  std::vector<std::int64_t> start;
-  std::int64_t total = 0;
-  for (const auto& picture : canvases) {
-    start.push_back(total);
-    total += std::get<1>(picture) * std::get<2>(picture) * 3 * temporal;
+  Memory memory;
+  const std::vector<Picture> pictures = read_images(images);
+  std::vector<Source> sources = read_sources(pictures, sources_int, sources_float);
+  std::vector<Tile> tiles = read_tiles(sizes, canvases.second, sources, tiles_int, tiles_float);
+  make_sources(sources, pictures, memory, threads);
+  std::vector<std::vector<const Tile*>> tiles_of(starts.size());
+  for (Tile& t : tiles) {
+    if (!t.flat) place_exact(t, sources[t.source].picture);
+    tiles_of[t.canvas].push_back(&t);
+    work += t.height * t.width * (t.flat || t.exact ? 0 : 2);
   }
-  parallel_for(static_cast<std::int64_t>(canvases.size()), threads, [&](std::int64_t i) {
-    const Image canvas(canvases[static_cast<std::size_t>(i)]);
-    const std::int64_t offset = start[static_cast<std::size_t>(i)];
-    if (element_size == 4) {
-      patchify_canvas(canvas, reinterpret_cast<const std::uint32_t*>(table), reinterpret_cast<std::uint32_t*>(out) + offset,
-                      patch, merge, temporal);
-    } else {
-      patchify_canvas(canvas, reinterpret_cast<const std::uint16_t*>(table), reinterpret_cast<std::uint16_t*>(out) + offset,
-                      patch, merge, temporal);
+  Layout layout{reinterpret_cast<const Byte*>(values), element, patch, merge, temporal, {}, nullptr};
+  if (element) {
+    for (Index i = 0; i < 768; ++i) {
+      for (Index k = 0; k < element; ++k) layout.planes[i / 256][k][i % 256] = layout.values[i * element + k];
     }
+    layout.make_patch = element == 4 ? choose_patch<std::uint32_t>(patch) : choose_patch<std::uint16_t>(patch);
+  }
+  work += element ? pixels : pixels / 5;
+  ask_for_huge_pages(out, pixels * 3 * (element ? temporal * element : 1));
+  share(strips, work, threads, [&](const Strip& strip, Scratch& s) {
+    const auto [canvas, top, bottom] = strip;
+    const Index height = sizes[2 * canvas], width = sizes[2 * canvas + 1], start = starts[canvas] + top * width;
+    auto* rows = reinterpret_cast<Byte*>(out) + 3 * start;
+    auto* patches = reinterpret_cast<Byte*>(out) + (element ? start / (patch * patch) * layout.row() : 0);
+    if (element) {
+      const Tile* t = tiles_of[canvas].size() == 1 ? tiles_of[canvas][0] : nullptr;
+      if (t && t->exact && t->covered.height() == height && t->covered.width() == width) {  // needn't be painted first
+        const Byte* end = sources[t->source].picture.end();
+        patchify(t->origin + top * t->down, t->across, t->down, end, width, layout, patches, s);
+        return;
+      }
+      s.canvas.resize(3 * unit * width);
+      rows = s.canvas.data();
+    }
+    std::memset(rows, fill, 3 * (bottom - top) * width);
+    for (const Tile* t : tiles_of[canvas]) {
+      const Index first = std::max(top, t->top), last = std::min(bottom, t->top + t->height);
+      if (first >= last) continue;
+      paint(*t, sources[t->source].picture, first - t->top, last - t->top, rows + 3 * ((first - top) * width + t->left),
+            3 * width, static_cast<Byte>(fill), s.run);
+    }
+    if (element) patchify(rows, 3, 3 * width, nullptr, width, layout, patches, s);
   });
 }
 

@@ -1,24 +1,21 @@
-// Painting plans on the CPU. The tables are those of sslr1/ops/render.py, which is the reference.
+// Rendering plans on the CPU. The tables are those of sslr1/ops/render.py, whose reference says what they mean.
 #pragma once
 #include <cstdint>
 #include <tuple>
+#include <utility>
 #include <vector>
 
 namespace sslr1 {
 
-using Picture = std::tuple<std::uintptr_t, std::int64_t, std::int64_t>;  // address of uint8 [H, W, 3], H, W
+using Image = std::tuple<std::uintptr_t, std::int64_t, std::int64_t>;  // address of uint8 [H, W, 3], H, W
+using Table = std::pair<std::uintptr_t, std::int64_t>;                 // address of int64 or float32 [rows, …], rows
 
-// Paint `tile_count` tiles in order; canvases are filled first and worked on in parallel.
-// tiles_int: int64 [K, 7], tiles_float: float32 [K, 22], both checked by the caller.
-void paint(const std::vector<Picture>& sources, const std::vector<Picture>& canvases, std::uintptr_t tiles_int,
-           std::uintptr_t tiles_float, std::int64_t tile_count, int fill, int threads);
-
-// Separable convolution of a picture with `taps` (float32, 2 * radius + 1 of them, summing to 1), edges repeated.
-void blur(const Picture& source, const Picture& target, std::uintptr_t taps, std::int64_t radius, int threads);
-
-// Canvases, one behind the other, to rows of patches: table [3, 256] and out [n, 3 * temporal * patch * patch] hold
-// elements of element_size bytes (4: float32, 2: bfloat16), which are only moved.
-void patchify(const std::vector<Picture>& canvases, std::uintptr_t table, std::uintptr_t out, int element_size,
-              std::int64_t patch, std::int64_t merge, std::int64_t temporal, int threads);
+// Paint every canvas of a plan from `images`, of which the first is the atlas (image ATLAS = -1 of the tables).
+// element_size 0: `out` gets the canvases one behind the other, uint8 [pixels, 3]. 4 or 2: it gets the rows of their
+// patches [n, 3 * temporal * patch * patch], elements of that size moved bit for bit from `values` [3, 256].
+// Throws std::invalid_argument for tables that don't fit.
+void render(const std::vector<Image>& images, Table sources_int, Table sources_float, Table canvases, Table tiles_int,
+            Table tiles_float, std::uintptr_t out, std::uintptr_t values, int element_size, std::int64_t patch,
+            std::int64_t merge, std::int64_t temporal, int fill, int threads);
 
 }  // namespace sslr1

@@ -3,7 +3,7 @@
 import runpy
 import sys
 
-COMMANDS = ("train", "warmup", "evaluate")
+COMMANDS = ("train", "warmup", "evaluate", "preview")
 
 
 def main():

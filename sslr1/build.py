@@ -50,20 +50,22 @@ class Built:
             f"{torch.get_num_threads()} thread(s) each, {self.spec.dtype}".replace("torch.", "")
         )
 
-    def stream(self, batch=None) -> PuzzleStream:
-        """The training stream of this rank; `batch` puzzles a step (default rollout.prompts)."""
+    def stream(self, batch=None, levels=None) -> PuzzleStream:
+        """The training stream of this rank; `batch` puzzles a step (default rollout.prompts), at the levels that `levels`
+        gives for (step, slot, puzzle) (default puzzles.levels)."""
         c = self.config
         return PuzzleStream(
             self.images.store,
             self.images.train,
             self.tokenizer,
             mixture=c.puzzles.mixture,
-            levels=c.puzzles.levels,
+            levels=levels or (lambda step, slot, name: c.puzzles.levels[name]),
             batch=batch or c.rollout.prompts,
             seed=c.train.seed,
             spec=self.spec,
             thinking=c.puzzles.thinking,
             wordings=c.puzzles.wordings,
+            composed=c.puzzles.composed,
             rank=self.world.rank,
             world_size=self.world.size,
         )
@@ -122,7 +124,7 @@ def build(config: Config, world: parallel.World, folder: Path | None = None) -> 
     tokenizer = model.load_tokenizer(model_path)
     limits = {k: v for k in ("min_pixels", "max_pixels") if (v := getattr(config.puzzles, k))}
     spec = ops.PatchSpec.from_pretrained(model_path, dtype=dtype, **limits)
-    decoder = Decoder(config.data.decoder, torch.get_num_threads())
+    decoder = Decoder(config.data.decoder, torch.get_num_threads(), config.data.max_side)
     room = config.data.cache_mb << 20
     files = ImageFolder.thaw(data_path, listing) if listing else ImageFolder.scan(data_path)
     store = ImageStore(files, decoder, config.data.min_side, room)

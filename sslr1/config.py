@@ -39,6 +39,12 @@ class Data(Section):
     scenes: int = Field(2000, ge=16, description="how many images builtin:scenes has")
     decoder: Literal["auto", "dali", "pillow"] = Field("auto", description="auto is DALI where it is installed")
     min_side: int = Field(252, ge=28, description="images whose shorter side is under this many px are passed over")
+    max_side: int | None = Field(
+        768,
+        ge=56,
+        description="images whose longer side is over 1.25 times this many px are reduced to it, antialiased, when they are "
+        "decoded; null leaves all as they are",
+    )
     holdout: float = Field(
         0.05,
         gt=0,
@@ -57,13 +63,30 @@ class Warmup(Section):
 
 
 class Puzzles(Section):
-    mixture: dict[str, float] = Field({}, description="share of each puzzle; {} is the default mixture")
-    levels: dict[str, int] = Field({}, description="level of each puzzle; where training starts unless given")
+    preset: Literal["default", "paper"] = Field(
+        "default",
+        description="what mixture, levels and rule are unless given; paper is an assumption about the unpublished settings of "
+        "arXiv 2604.20705: a fifth of each puzzle, 3x3 ordering, the paper's reward",
+    )
+    mixture: dict[str, float] = Field({}, description="share of each puzzle; {} is the preset's")
+    levels: dict[str, int] = Field(
+        {},
+        description="level of each puzzle: where training starts, and where held-out evaluation stays; each puzzle's own start "
+        "unless given",
+    )
+    curriculum: Literal["fixed", "adaptive"] = Field(
+        "fixed",
+        description="fixed trains at puzzles.levels; adaptive starts there, and a puzzle's level rises and falls with how well it "
+        "is solved",
+    )
     thinking: bool = Field(True, description="ask for <think></think> before the boxed answer")
     wordings: int | None = Field(
         None, ge=1, description="use only the first so many wordings of each question, plainest first; all unless given"
     )
-    rule: Literal["default", "paper", "visual_jigsaw"] = Field("default", description="reward rule")
+    composed: bool = Field(False, description="show all pictures of a puzzle on one canvas, with marks")
+    rule: Literal["default", "paper", "visual_jigsaw"] | None = Field(
+        None, description="reward rule; the preset's unless given"
+    )
     min_pixels: int | None = Field(None, ge=1, description="smallest canvas area in px; the model's own unless given")
     max_pixels: int | None = Field(None, ge=1, description="largest canvas area in px; the model's own unless given")
 
@@ -156,7 +179,7 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _whole(self):
-        from sslr1.puzzles import LEVELS, MIXTURE, NAMES, START_LEVEL
+        from sslr1.puzzles import LEVELS, MIXTURE, NAMES, PAPER_LEVEL, PAPER_MIXTURE, START_LEVEL
 
         for key, given in (("puzzles.mixture", self.puzzles.mixture), ("puzzles.levels", self.puzzles.levels)):
             for name in given:
@@ -174,8 +197,11 @@ class Config(Section):
                 )
         if self.rollout.group_size == 1:
             raise ConfigError("rollout.group_size is 1: a group of one has no advantage; use 2 or more")
-        object.__setattr__(self.puzzles, "mixture", dict(self.puzzles.mixture or MIXTURE))
-        object.__setattr__(self.puzzles, "levels", {**START_LEVEL, **self.puzzles.levels})
+        preset = {"default": (MIXTURE, START_LEVEL, "default"), "paper": (PAPER_MIXTURE, PAPER_LEVEL, "paper")}
+        mixture, levels, rule = preset[self.puzzles.preset]
+        object.__setattr__(self.puzzles, "mixture", dict(self.puzzles.mixture or mixture))
+        object.__setattr__(self.puzzles, "levels", {**levels, **self.puzzles.levels})
+        object.__setattr__(self.puzzles, "rule", self.puzzles.rule or rule)
         return self
 
 
@@ -275,10 +301,15 @@ def _explain(error) -> str:
         return f"{path} is not a setting; {_nearest(str(error['loc'][-1]), known)}"
     if error["type"] == "missing":
         return f"{path} is missing; it takes {field.description or 'a section'}"
-    takes = ", ".join(map(repr, get_args(field.annotation))) if error["type"] == "literal_error" else None
+    takes = ", ".join(map(repr, _literals(field.annotation))) if error["type"] == "literal_error" else None
     what = f"one of {takes}" if takes else error["msg"][0].lower() + error["msg"][1:]
     about = f" ({field.description})" if field is not None and field.description else ""
     return f"{path} is {error['input']!r}: {what}{about}"
+
+
+def _literals(annotation):
+    """Values of a Literal, or of the one in a union with None."""
+    return [value for part in get_args(annotation) for value in (get_args(part) or [part]) if value is not type(None)]
 
 
 def dump(config: Config) -> str:

@@ -1,6 +1,7 @@
 """Held-out puzzles, answered greedily.
 
 torchrun … -m sslr1.evaluate CONFIG [model.path=FOLDER …]      a table of accuracies with standard errors
+python -m sslr1.evaluate --probes [FOLDER] [--count N]         what blind solvers score on the puzzles themselves
 """
 
 import torch
@@ -21,6 +22,7 @@ class Evaluator:
             "spec": built.spec,
             "thinking": config.puzzles.thinking,
             "wordings": config.puzzles.wordings,
+            "composed": config.puzzles.composed,
             "rank": built.world.rank,
             "world_size": built.world.size,
         }
@@ -64,9 +66,25 @@ def main():
     from sslr1.metrics import standard_error
 
     parser = argparse.ArgumentParser(prog="python -m sslr1.evaluate", description="Accuracy on held-out puzzles.")
-    parser.add_argument("config")
+    parser.add_argument("config", nargs="?", help="a YAML file, e.g. configs/tiny.yaml")
     parser.add_argument("overrides", nargs="*", metavar="section.key=value")
+    parser.add_argument(
+        "--probes",
+        nargs="?",
+        const="",
+        metavar="FOLDER",
+        help="score blind solvers on puzzles from a folder of images (procedural scenes unless given); no model is loaded; "
+        "exit status 1 if a bound does not hold",
+    )
+    parser.add_argument("--count", type=int, default=2000, help="puzzles a probe and level")
+    parser.add_argument("--puzzle", nargs="+", choices=puzzles.NAMES, default=puzzles.NAMES, help="of these (--probes)")
     arguments = parser.parse_args()
+    if arguments.probes is not None:
+        from sslr1 import probes
+
+        raise SystemExit(probes.report(arguments.probes or None, arguments.count, arguments.puzzle))
+    if arguments.config is None:
+        parser.error("a configuration is needed, or --probes")
     with entry.built(arguments.config, arguments.overrides) as built:
         result = Evaluator(built).run()
         if built.world.main:

@@ -2,59 +2,78 @@
 
 import json
 import math
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
+from sslr1 import puzzles
 from sslr1.model import parallel
+from sslr1.puzzles import curriculum
+
+OVERALL = ("puzzles", "completions", "reward", "reward_std", "flat", "length", "clipped", "format")
+PER_LEVEL = ("n", "reward", "accuracy", "exact", "gain", "margin")  # over completions; n is how many
 
 
-def rollout_metrics(names, levels, scores, groups, mixture, levels_now, device) -> dict:
-    """Metrics of a step's completions over all ranks. scores: a list of `Score` for each of this rank's puzzles."""
-    sums = {
-        "puzzles": 0.0,
-        "completions": 0.0,
-        "reward": 0.0,
-        "reward_std": 0.0,
-        "flat": 0.0,
-        "length": 0.0,
-        "clipped": 0.0,
-        "format": 0.0,
-    }
-    for name in mixture:
-        sums |= {f"{name}/n": 0.0, f"{name}/reward": 0.0, f"{name}/accuracy": 0.0, f"{name}/exact": 0.0}
-    for name, group_scores, group in zip(names, scores, groups):
-        rewards = torch.tensor([s.reward for s in group_scores], dtype=torch.float64)
-        sums["puzzles"] += 1
-        sums["completions"] += len(rewards)
-        sums["reward"] += rewards.sum().item()
-        sums["reward_std"] += rewards.std().item() if len(rewards) > 1 else 0.0
-        sums["flat"] += float(rewards.max() == rewards.min())
-        sums["length"] += sum(len(s.tokens) for s in group.samples)
-        sums["clipped"] += sum(s.finish == "length" for s in group.samples)
-        sums["format"] += sum(s.format_ok for s in group_scores)
-        sums[f"{name}/n"] += len(rewards)
-        sums[f"{name}/reward"] += rewards.sum().item()
-        sums[f"{name}/accuracy"] += sum(s.accuracy for s in group_scores)
-        sums[f"{name}/exact"] += sum(s.exact for s in group_scores)
-    total = dict(
-        zip(sums, parallel.all_reduce(torch.tensor(list(sums.values()), dtype=torch.float64, device=device)).tolist())
-    )
-    n, puzzles = total["completions"], total["puzzles"]
-    out = {
-        "reward": total["reward"] / n,
-        "reward_std": total["reward_std"] / puzzles,
-        "frac_reward_zero_std": total["flat"] / puzzles,
-        "format": total["format"] / n,
-        "completions/mean_length": total["length"] / n,
-        "completions/clipped_ratio": total["clipped"] / n,
-    }
-    for name in mixture:
-        if total[f"{name}/n"]:
-            out[f"rewards/{name}/mean"] = total[f"{name}/reward"] / total[f"{name}/n"]
-            out[f"accuracy/{name}/level{levels_now[name]}"] = total[f"{name}/accuracy"] / total[f"{name}/n"]
-            out[f"exact/{name}/level{levels_now[name]}"] = total[f"{name}/exact"] / total[f"{name}/n"]
-    return out
+@dataclass
+class StepTotals:
+    """Sums of a step's completions over all ranks: overall[key] and levels[puzzle][level][key]."""
+
+    overall: dict
+    levels: dict
+
+    @classmethod
+    def gather(cls, batch, scores, groups, mixture, rule, device):
+        """batch: PuzzleBatch; scores: a list of `Score` for each of this rank's puzzles. All ranks must call it. What is
+        reduced has a place for every level of every puzzle of the mixture, whether or not a rank has met it."""
+        overall = dict.fromkeys(OVERALL, 0.0)
+        levels = {name: {level: dict.fromkeys(PER_LEVEL, 0.0) for level in puzzles.LEVELS[name]} for name in mixture}
+        drawn = zip(batch.names, batch.levels, batch.answers, batch.chance, scores, groups)
+        for name, level, answer, chance, group_scores, group in drawn:
+            rewards = torch.tensor([s.reward for s in group_scores], dtype=torch.float64)
+            overall["puzzles"] += 1
+            overall["completions"] += len(rewards)
+            overall["reward"] += rewards.sum().item()
+            overall["reward_std"] += rewards.std().item() if len(rewards) > 1 else 0.0
+            overall["flat"] += float(rewards.max() == rewards.min())
+            overall["length"] += sum(len(s.tokens) for s in group.samples)
+            overall["clipped"] += sum(s.finish == "length" for s in group.samples)
+            overall["format"] += sum(s.format_ok for s in group_scores)
+            found = levels[name][level]
+            found["n"] += len(rewards)
+            found["reward"] += rewards.sum().item()
+            found["accuracy"] += sum(s.accuracy for s in group_scores)
+            found["exact"] += sum(s.exact for s in group_scores)
+            found["gain"] += sum(curriculum.gain(answer, s, chance) for s in group_scores)
+            found["margin"] += sum(curriculum.margin(answer, s, rule) for s in group_scores)
+        parts = [overall, *(found for own in levels.values() for found in own.values())]
+        vector = torch.tensor([value for part in parts for value in part.values()], dtype=torch.float64, device=device)
+        values = iter(parallel.all_reduce(vector).tolist())
+        for part in parts:
+            part.update({key: next(values) for key in part})
+        return cls(overall, levels)
+
+    def metrics(self) -> dict:
+        """By their names in metrics.jsonl; a puzzle or level that had no completions has no entry."""
+        total = self.overall
+        n, count = total["completions"], total["puzzles"]
+        out = {
+            "reward": total["reward"] / n,
+            "reward_std": total["reward_std"] / count,
+            "frac_reward_zero_std": total["flat"] / count,
+            "format": total["format"] / n,
+            "completions/mean_length": total["length"] / n,
+            "completions/clipped_ratio": total["clipped"] / n,
+        }
+        for name, own in self.levels.items():
+            met = {level: found for level, found in own.items() if found["n"]}
+            if met:
+                all_n = sum(found["n"] for found in met.values())
+                out[f"rewards/{name}/mean"] = sum(found["reward"] for found in met.values()) / all_n
+            for level, found in met.items():
+                out[f"accuracy/{name}/level{level}"] = found["accuracy"] / found["n"]
+                out[f"exact/{name}/level{level}"] = found["exact"] / found["n"]
+        return out
 
 
 class JsonLines:

@@ -16,6 +16,7 @@ from sslr1.evaluate import Evaluator
 from sslr1.learner import Learner
 from sslr1.model import parallel
 from sslr1.progress import Progress
+from sslr1.puzzles.curriculum import Curriculum
 from sslr1.warmup import warm_up
 
 
@@ -23,7 +24,7 @@ def train(built):
     """The loop: stream, rollout, reward, learner, sampler weights, log."""
     run = Run(built)
     start = run.begin()
-    stream = built.stream()
+    stream = built.stream(levels=run.curriculum.level)
     for step in range(start, built.config.train.steps):
         with run.clock("stream"):
             batch = stream.get(step)
@@ -47,7 +48,7 @@ def train(built):
 
 
 class Run:
-    """A run's learner, its records, its clock, and when to evaluate and to checkpoint."""
+    """A run's learner, its curriculum, its records, its clock, and when to evaluate and to checkpoint."""
 
     def __init__(self, built):
         self.built, self.config, self.world = built, built.config, built.world
@@ -61,6 +62,12 @@ class Run:
             max_tokens=c.rollout.max_tokens,
             token_budget=c.train.token_budget,
             steps=c.train.steps,
+        )
+        self.curriculum = Curriculum(
+            c.puzzles.curriculum,
+            {name: puzzles.LEVELS[name] for name in c.puzzles.mixture},
+            c.puzzles.levels,
+            c.train.seed,
         )
         self.sampling = dict(
             group_size=c.rollout.group_size,
@@ -107,6 +114,7 @@ class Run:
             self.built.weights.refresh(self.built.policy)
             self.step = self.saved = state["step"]
             self.best, self.best_step = state["best"], state["best_step"]
+            self.curriculum.load(state["curriculum"])
             if self.world.main:
                 self.metrics.cut(self.step)
                 self.samples.cut(self.step)
@@ -126,18 +134,13 @@ class Run:
         return self.step
 
     def record(self, step, batch, groups, scores, learned):
-        """Log a finished step; evaluate and checkpoint where it is time."""
+        """Log a finished step and tell the curriculum of it; evaluate and checkpoint where it is time."""
         c = self.config
         self.step = step
-        rolled = metrics.rollout_metrics(
-            batch.puzzles.names,
-            batch.puzzles.levels,
-            scores,
-            groups,
-            c.puzzles.mixture,
-            c.puzzles.levels,
-            self.world.device,
+        totals = metrics.StepTotals.gather(
+            batch.puzzles, scores, groups, c.puzzles.mixture, c.puzzles.rule, self.world.device
         )
+        taught = self._teach(batch.step, totals)
         speed = {f"timing_s/{phase}": seconds for phase, seconds in self.times.items()}
         speed["timing_s/step"] = sum(self.times.values())
         speed["timing_s/elapsed"] = time.monotonic() - self.began  # since this process started its run
@@ -167,7 +170,7 @@ class Run:
                         ],
                     }
                 )
-        line = {"step": step, **rolled, **learned, **speed}
+        line = {"step": step, **totals.metrics(), **taught, **learned, **speed}
         self.progress.show(step, {k: line[k] for k in ("reward", "entropy", "timing_s/step")})
         if self.learner.skipped_in_a_row >= 10:
             raise FloatingPointError(
@@ -179,6 +182,14 @@ class Run:
             self.metrics.write(line)
         if step % c.checkpoint.every == 0 or step == self.best_step:
             self._checkpoint()
+
+    def _teach(self, step, totals) -> dict:
+        """Update the curriculum; say what moved. Returns its metrics, with a mark in the step of an alarm."""
+        events = self.curriculum.update(step, totals.levels)
+        for event in events:
+            self.progress.say(f"step {self.step}: {event}")
+        alarms = {f"curriculum/{event.puzzle}/plateau": 1.0 for event in events if event.kind == "plateau"}
+        return {**self.curriculum.metrics(), **alarms}
 
     def stopping(self) -> bool:
         """Whether any rank was told to stop (SIGTERM, SIGUSR1)."""
@@ -237,7 +248,12 @@ class Run:
             world=self.world,
             keep=self.config.checkpoint.keep,
             best=self.best_step,
-            trainer={"step": self.step, "best": self.best, "best_step": self.best_step},
+            trainer={
+                "step": self.step,
+                "best": self.best,
+                "best_step": self.best_step,
+                "curriculum": self.curriculum.state(),
+            },
         )
         self.saved = self.step
 

@@ -53,6 +53,20 @@ def photographs():
     ]
 
 
+@pytest.fixture(scope="session")
+def gallery(photographs):
+    """More photographs, some grey ones, uint8 [H, W, 3]."""
+    from skimage import data
+
+    names = "immunohistochemistry hubble_deep_field camera coins brick grass gravel moon page".split()
+    more = [data.retina()[200:1200, 200:1200], data.stereo_motorcycle()[0], *(getattr(data, name)() for name in names)]
+    more = [np.stack([image] * 3, -1) if image.ndim == 2 else image for image in more]
+    return [
+        *photographs,
+        *(torch.from_numpy(np.ascontiguousarray(image)) for image in more if min(image.shape[:2]) >= 252),
+    ]
+
+
 @pytest.fixture
 def exact_norms(monkeypatch):
     """transformers' RMSNorm and vision rotary work in float32 inside; here they keep their input's dtype, so that float64

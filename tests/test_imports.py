@@ -14,7 +14,8 @@ FLOORS = [
     {"puzzles", "model"},
     {"data", "rollout", "learner"},
     {"checkpoint", "metrics", "progress"},
-    {"build", "entry", "train", "warmup", "evaluate", "__main__"},
+    {"probes"},
+    {"build", "entry", "train", "warmup", "evaluate", "preview", "__main__"},
 ]
 FLOOR = {name: i for i, names in enumerate(FLOORS) for name in names}
 

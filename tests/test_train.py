@@ -30,9 +30,9 @@ SMALL = (
 )
 
 
-def train(tmp_path, tiny, scenes, name, *overrides, ranks=1, **options):
+def train(tmp_path, tiny, scenes, name, *overrides, ranks=1, program="sslr1.train", **options):
     return launch(
-        "sslr1.train",
+        program,
         "configs/tiny.yaml",
         f"model.path={tiny}",
         f"data.path={scenes}",
@@ -58,6 +58,11 @@ def records(folder):
     """metrics.jsonl without what the clock decides."""
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     return [{k: v for k, v in row.items() if not k.startswith(("timing_s/", "perf/"))} for row in rows]
+
+
+def state(checkpoint):
+    """All tensors of a checkpoint."""
+    return {k: v for p in (checkpoint / "state").glob("*.safetensors") for k, v in load_file(p).items()}
 
 
 @pytest.fixture(scope="module")
@@ -86,6 +91,8 @@ def test_a_run_leaves_what_is_promised(unbroken):
         "clip_ratio/high_mean",
         "rewards/rotation/mean",
         "accuracy/rotation/level2",
+        "curriculum/rotation/level",
+        "curriculum/rotation/mean",
         "sampling/logp_difference/max",
     ):
         assert all(key in r for r in rows[1:]), key
@@ -134,14 +141,7 @@ def test_the_sampler_learns_from_where_it_stopped(unbroken, tmp_path, warm, scen
     assert "going on from" in done.stdout and "step-000004" in done.stdout
     assert records(tmp_path / "unbroken") == records(whole)
     assert (tmp_path / "unbroken" / "samples.jsonl").read_text() == (whole / "samples.jsonl").read_text()
-    a, b = (
-        {
-            k: v
-            for p in (f / "checkpoints" / "step-000006" / "state").glob("*.safetensors")
-            for k, v in load_file(p).items()
-        }
-        for f in (whole, tmp_path / "unbroken")
-    )
+    a, b = (state(f / "checkpoints" / "step-000006") for f in (whole, tmp_path / "unbroken"))
     assert a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
 
 
@@ -155,6 +155,39 @@ def test_two_ranks_train_alike_and_go_on_as_one(unbroken, tmp_path, warm, scenes
                 assert b[key] == pytest.approx(a[key], rel=1e-3, abs=1e-4), (a["step"], key)
     train(tmp_path, warm, scenes, "two", "train.steps=6")
     assert [r["step"] for r in records(tmp_path / "two")] == list(range(7))
+
+
+def test_an_adaptive_run_goes_on_as_if_never_stopped(tmp_path, warm, scenes):
+    """Levels move (see eager.py); stopped while a move is under way, the run is bit for bit the one that wasn't."""
+    levels = "puzzles.levels={rotation: 2, ordering: 2, similarity: 2}"
+    options = ["puzzles.curriculum=adaptive", levels, "train.steps=8", "eval.every=8"]
+    done = train(tmp_path / "whole", warm, scenes, "run", *options, program="tests.eager")
+    whole, again = (tmp_path / name / "run" for name in ("whole", "again"))
+    rows = records(whole)
+    moves = 0
+    for name in ("rotation", "ordering", "similarity"):
+        levels = [2] + [row[f"curriculum/{name}/level"] for row in rows[1:]]
+        moved = [step for step in range(1, 9) if levels[step] != levels[step - 1]]
+        assert all(f"step {step}: {name} " in done.stdout for step in moved)
+        moves += len(moved)
+    assert moves >= 3 and done.stdout.count(" from level ") == moves
+    assert any(len([key for key in row if key.startswith("exact/rotation/level")]) > 1 for row in rows)
+
+    def trainer(run, step):
+        return json.loads((run / "checkpoints" / f"step-{step:06d}" / "state" / "trainer.json").read_text())
+
+    plans = {step: trainer(whole, step)["curriculum"]["plan"] for step in (2, 4, 6)}
+    stopped = next(step for step, plan in plans.items() if plan[-1] != plan[-2])
+    shutil.copytree(whole, again)
+    for checkpoint in (again / "checkpoints").iterdir():
+        if int(checkpoint.name[-6:]) > stopped:
+            shutil.rmtree(checkpoint)
+    done = train(tmp_path / "again", warm, scenes, "run", *options, program="tests.eager")
+    assert "going on from" in done.stdout and f"step-{stopped:06d}" in done.stdout
+    assert records(again) == rows and trainer(again, 8) == trainer(whole, 8)
+    assert (again / "samples.jsonl").read_text() == (whole / "samples.jsonl").read_text()
+    a, b = (state(f / "checkpoints" / "step-000008") for f in (whole, again))
+    assert a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
 
 
 def test_a_finished_run_says_so(unbroken, tmp_path, warm, scenes):

@@ -1,21 +1,28 @@
-"""Bytes to pixels: DALI where it is installed, Pillow elsewhere. EXIF orientation honoured, RGB."""
+"""Bytes to pixels: DALI where it is installed, Pillow elsewhere. EXIF orientation honoured, RGB.
+
+Images much larger than wanted are reduced here, antialiased. A scale near 1 is left to the renderer, whose maps resample
+anyway: a resize costs several times the decoding.
+"""
 
 import io
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from threading import local
 
 import numpy as np
 import torch
+
+NEAR = 1.25  # times max_side: up to here an image is left as it is
 
 
 class Decoder:
     """decode(list of bytes) -> list of uint8 [H, W, 3] CPU tensors, None where a file can't be decoded.
 
     backend: "dali", "pillow" or "auto" (DALI if it imports); the attribute tells which one runs. threads: files decoded at
-    once.
+    once. max_side: the longer side, in px, to which images with one above 1.25 times it are reduced; None leaves all.
     """
 
-    def __init__(self, backend="auto", threads=1):
+    def __init__(self, backend="auto", threads=1, max_side=None):
         if backend not in ("auto", "dali", "pillow"):
             raise ValueError(f"data.decoder {backend!r} is not one of auto, dali, pillow")
         if backend == "auto":
@@ -26,7 +33,7 @@ class Decoder:
             except ImportError:
                 backend = "pillow"
         self.backend = backend
-        self._one = _Dali() if backend == "dali" else _pillow
+        self._one = _Dali(max_side) if backend == "dali" else partial(_pillow, max_side=max_side)
         self._pool = ThreadPoolExecutor(threads, "decode") if threads > 1 else None
 
     def decode(self, files) -> list:
@@ -41,43 +48,65 @@ class _Dali:
     file is unusable and is made anew.
     """
 
-    def __init__(self):
+    def __init__(self, max_side):
+        self.max_side = max_side
         self._local = local()
 
     def __call__(self, data):
         if not data:
             return None
-        pipeline = getattr(self._local, "pipeline", None)
-        if pipeline is None:
-            pipeline = self._local.pipeline = _pipeline()
         try:
-            pipeline.feed_input("file", [np.frombuffer(data, np.uint8)])
-            (decoded,) = pipeline.run()
+            image = self._run("decode", np.frombuffer(data, np.uint8))
         except RuntimeError:
-            self._local.pipeline = None
+            self._local.decode = None
             return None
-        return torch.from_numpy(np.array(decoded.at(0)))
+        if _reduced(image.shape, self.max_side):
+            image = self._run("reduce", image)
+        return torch.from_numpy(image)
+
+    def _run(self, kind, data):
+        pipeline = getattr(self._local, kind, None)
+        if pipeline is None:
+            pipeline = _pipeline(kind, self.max_side)
+            setattr(self._local, kind, pipeline)
+        pipeline.feed_input("data", [data])
+        (out,) = pipeline.run()
+        return np.array(out.at(0))
 
 
-def _pipeline():
+def _pipeline(kind, max_side):
     from nvidia.dali import fn, pipeline_def, types
 
     @pipeline_def(batch_size=1, num_threads=1, device_id=None, prefetch_queue_depth=1)
     def build():
-        file = fn.external_source(name="file", dtype=types.UINT8, ndim=1)
-        return fn.decoders.image(file, device="cpu", output_type=types.RGB)
+        if kind == "decode":
+            file = fn.external_source(name="data", dtype=types.UINT8, ndim=1)
+            return fn.decoders.image(file, device="cpu", output_type=types.RGB)
+        image = fn.external_source(name="data", dtype=types.UINT8, ndim=3, layout="HWC")
+        return fn.resize(image, resize_longer=max_side, interp_type=types.INTERP_CUBIC, antialias=True)
 
     pipeline = build()
     pipeline.build()
     return pipeline
 
 
-def _pillow(data):
+def _reduced(shape, max_side):
+    """(height, width) to reduce an image of this shape to, None to leave it."""
+    longer = max(shape[:2])
+    if max_side is None or longer <= NEAR * max_side:
+        return None
+    return tuple(max(1, round(n * max_side / longer)) for n in shape[:2])
+
+
+def _pillow(data, max_side=None):
     from PIL import Image, ImageOps, UnidentifiedImageError
 
     try:
         with Image.open(io.BytesIO(data)) as image:
-            image = ImageOps.exif_transpose(image)
-            return torch.from_numpy(np.array(image.convert("RGB")))
+            image = ImageOps.exif_transpose(image).convert("RGB")
+            size = _reduced((image.height, image.width), max_side)
+            if size:
+                image = image.resize(size[::-1], Image.Resampling.BICUBIC)
+            return torch.from_numpy(np.array(image))
     except (UnidentifiedImageError, OSError, ValueError, SyntaxError, Image.DecompressionBombError):
         return None

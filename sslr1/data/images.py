@@ -8,7 +8,7 @@ import torch
 
 from sslr1.errors import UserError
 from sslr1.ops import keys
-from sslr1.puzzles.plan import SAME, difference, thumbnail
+from sslr1.puzzles.picture import Picture
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
 FEWEST = 16  # images below which there is nothing to hold out
@@ -114,8 +114,7 @@ class ImageStore:
             return "can't be decoded"
         if min(image.shape[:2]) < self.min_side:
             return f"{image.shape[1]}x{image.shape[0]} px: the shorter side is under data.min_side {self.min_side}"
-        small = thumbnail(image, 16, 16)
-        if difference(small, small.mean((0, 1)).expand_as(small)) < SAME / 2:
+        if Picture(image).flat:
             return "flat: almost no texture"
         return None
 

@@ -29,11 +29,26 @@ class StreamBatch:
 
 
 class PuzzleStream:
-    """store: ImageStore; numbers: images to train on; mixture: {puzzle: share}; levels: {puzzle: level}; batch: puzzles a
-    step over all ranks, of which this rank takes every `world_size`-th."""
+    """store: ImageStore; numbers: images to train on; mixture: {puzzle: share}; levels: (step, slot, puzzle) -> level, asked
+    in the background while the step before trains; batch: puzzles a step over all ranks, of which this rank takes every
+    `world_size`-th."""
 
     def __init__(
-        self, store, numbers, tokenizer, *, mixture, levels, batch, seed, spec, thinking, wordings, rank=0, world_size=1
+        self,
+        store,
+        numbers,
+        tokenizer,
+        *,
+        mixture,
+        levels,
+        batch,
+        seed,
+        spec,
+        thinking,
+        wordings,
+        composed=False,
+        rank=0,
+        world_size=1,
     ):
         self.store, self.numbers, self.tokenizer = store, numbers, tokenizer
         self.mixture = {name: share for name, share in mixture.items() if share > 0}
@@ -43,6 +58,7 @@ class PuzzleStream:
             "spec": spec,
             "thinking": thinking,
             "wordings": wordings,
+            "composed": composed,
             "pool": Pool(store, numbers),
         }
         self.mine = range(rank, batch, world_size)
@@ -69,7 +85,7 @@ class PuzzleStream:
 
     def build(self, step: int) -> StreamBatch:
         names = self.names(step)
-        slots = [_Slot(self, step * self.batch + j, names[j]) for j in self.mine]
+        slots = [_Slot(self, step, j, names[j]) for j in self.mine]
         while True:
             images = self.store.get([slot.number for slot in slots])
             bad = [slot for slot, image in zip(slots, images) if image is None]
@@ -80,7 +96,7 @@ class PuzzleStream:
                     index=[s.number for s in slots],
                     epoch=[s.epoch for s in slots],
                     attempt=[s.attempt for s in slots],
-                    level=[self.levels[s.name] for s in slots],
+                    level=[self.levels(step, s.j, s.name) for s in slots],
                     **self.options,
                 )
                 undecided = [slot for slot, decidable in zip(slots, made.decidable) if not decidable]
@@ -97,9 +113,9 @@ class PuzzleStream:
 
 
 class _Slot:
-    def __init__(self, stream, q, name):
-        self.stream, self.q, self.attempt = stream, q, 0
-        self.epoch, place = divmod(q, len(stream.numbers))
+    def __init__(self, stream, step, j, name):
+        self.stream, self.j, self.q, self.attempt = stream, j, step * stream.batch + j, 0
+        self.epoch, place = divmod(self.q, len(stream.numbers))
         self.number = stream.numbers[stream._permutation(self.epoch)[place]]
         self.first, self.name, self.tried = name, name, {name}
 
@@ -125,7 +141,20 @@ class _Slot:
 
 
 def held_out(
-    store, numbers, name, level, count, *, seed, spec, thinking, wordings, rank=0, world_size=1, chunk=64
+    store,
+    numbers,
+    name,
+    level,
+    count,
+    *,
+    seed,
+    spec,
+    thinking,
+    wordings,
+    composed=False,
+    rank=0,
+    world_size=1,
+    chunk=64,
 ) -> list:
     """This rank's share of `count` puzzles of one kind from held-out images, as PuzzleBatches of at most `chunk`.
 
@@ -133,8 +162,8 @@ def held_out(
     puzzles are passed over. Single answers come in turn too (a puzzle is drawn again, by key, until its answer is the one
     whose turn it is), so that a constant answer scores chance and no more. Raises UserError if too few can be made.
     """
-    options = {"spec": spec, "thinking": thinking, "wordings": wordings, "pool": Pool(store, numbers), "level": level}
-    options["seed"] = keys.fold("evaluation", seed)
+    options = {"spec": spec, "thinking": thinking, "wordings": wordings, "composed": composed, "level": level}
+    options |= {"pool": Pool(store, numbers), "seed": keys.fold("evaluation", seed)}
     chosen = []
     for i in range(20 * count):
         number, epoch = numbers[i % len(numbers)], i // len(numbers)

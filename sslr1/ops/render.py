@@ -2,10 +2,10 @@
 
 A plan (`sslr1.puzzles.plan.Plan`, or any object with its five tables) is tensors only:
 
-    sources_int   int64 [Q, 2]    image, mip level (2x2 box halvings, each rounded to uint8, an odd last row dropped)
+    sources_int   int64 [Q, 2]    image (ATLAS for the atlas of glyphs), mip level (2x2 box halvings, each rounded to uint8, an odd last row dropped)
     sources_float float32 [Q]     Gaussian blur of that level, sigma in its pixels, 0 for none
     canvases      int64 [M, 2]    height, width in pixels
-    tiles_int     int64 [K, 7]    canvas, top, left, height, width, source, bilinear (0 nearest, 1 bilinear)
+    tiles_int     int64 [K, 7]    canvas, top, left, height, width, source, mode (NEAREST or BILINEAR, plus STENCIL or not)
     tiles_float   float32 [K, 22] inverse map 3x3 (9), colour map 3x4 (12), alpha (1)
 
 The inverse map takes the homogeneous centre (x + 0.5, y + 0.5, 1) of a pixel of the tile, counted from the tile's own
@@ -13,10 +13,17 @@ corner, to a point of the source in its pixels, where pixel (i, j) covers [j, j+
 holds the point; bilinear interpolates between pixel centres. Points outside the source give FILL. The colour map acts
 on RGB in 0..255 as `C[:, :3] @ rgb + C[:, 3]`; values are clamped to 0..255 and rounded half up; alpha mixes the tile
 over what the canvas holds already. Canvases start as FILL.
+
+A STENCIL tile takes the first channel of what it samples as coverage (times alpha / 255; none outside the source) and the
+second as the grey value that the colour map turns into ink: see `sslr1.ops.atlas`.
+
+`render` and `render_patches` are also torch.ops.sslr1.render and .render_patches, which take the tables themselves. Three
+backends fill one flat buffer: this file's reference, csrc/render.cpp, kernels/triton/render.py.
 """
 
 import json
 import math
+import os
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -26,6 +33,7 @@ import torch
 import torch.nn.functional as F
 
 from sslr1.errors import UserError
+from sslr1.ops.atlas import atlas
 
 try:
     from sslr1 import _C
@@ -33,6 +41,8 @@ except ImportError:  # not built: the reference does the same, slower
     _C = None
 
 FILL = 127
+ATLAS = -1
+NEAREST, BILINEAR, STENCIL = 0, 1, 2
 IDENTITY_COLOUR = (1.0, 0, 0, 0, 0, 1.0, 0, 0, 0, 0, 1.0, 0)
 
 
@@ -92,59 +102,76 @@ class PatchSpec:
     def table(self) -> torch.Tensor:
         """Pixel value of each byte, float32 [3, 256]: (byte / 255 - mean) / std in the rounding order of Hugging Face's
         image processors (rescale in float64 rounded to float32, then normalise in float32)."""
-        return _table(self.mean, self.std).clone()
+        return _table(self.mean, self.std, torch.float32).clone()
 
 
 @lru_cache
-def _table(mean, std):
+def _table(mean, std, dtype):
     scaled = (np.arange(256, dtype=np.float64) * (1 / 255)).astype(np.float32)
     table = (scaled[None] - np.array(mean, np.float32)[:, None]) / np.array(std, np.float32)[:, None]
-    return torch.from_numpy(table.astype(np.float32))
+    return torch.from_numpy(table.astype(np.float32)).to(dtype)
 
 
 def render(images, plan, backend="auto"):
     """Paint every canvas of `plan` from `images` (list of uint8 [H, W, 3] tensors, one device): list of M such tensors.
 
-    backend: "reference" (plain PyTorch), "cpp" (CPU tensors, the compiled extension), or "auto": cpp where it can run.
+    backend: "reference" (plain PyTorch), "cpp" (CPU tensors, the compiled extension), "triton" (CUDA tensors, or CPU ones in
+    Triton's interpreter), or "auto": the fastest that can run. Raises ValueError for images or tables that don't fit.
     """
+    tables, pixels = _tables(plan)
+    flat = torch.ops.sslr1.render(_checked(images), *tables, pixels, backend)
+    sizes = tables[2].tolist()
+    pieces = flat.split([h * w for h, w in sizes])
+    return [piece.view(h, w, 3) for piece, (h, w) in zip(pieces, sizes)]
+
+
+def render_patches(images, plan, spec, backend="auto"):
+    """Paint `plan` straight into the model's input.
+
+    Returns (pixel_values [sum n, 3 * temporal * patch * patch] of spec.dtype on the images' device, image_grid_thw [M, 3] int64
+    on the CPU): what Hugging Face's Qwen2-VL image processor gives for the same canvases.
+    """
+    tables, pixels = _tables(plan)
+    sizes = tables[2].numpy()
+    if (sizes % spec.unit).any():
+        h, w = sizes[(sizes % spec.unit).any(1)][0]
+        raise ValueError(
+            f"a canvas of {h}x{w} px is no multiple of patch*merge = {spec.unit}: was the plan made for another PatchSpec?"
+        )
+    values = _table(spec.mean, spec.std, spec.dtype)
+    return torch.ops.sslr1.render_patches(
+        _checked(images), *tables, values, pixels, spec.patch, spec.merge, spec.temporal, backend
+    )
+
+
+def _checked(images):
+    images = list(images)
     for i, image in enumerate(images):
         if image.ndim != 3 or image.shape[2] != 3 or image.dtype != torch.uint8:
             raise ValueError(f"images[{i}] must be uint8 [H, W, 3], got {image.dtype} {list(image.shape)}")
-    device = images[0].device if len(images) else torch.device("cpu")
-    backend = choose_backend(backend, device)
-    sizes, tiles_int, tiles_float = plan.canvases, plan.tiles_int, plan.tiles_float
-    if len(tiles_int):
-        canvas, top, left, height, width, _, _ = tiles_int.unbind(1)
-        room = sizes[canvas]
-        if bool(((torch.stack([top, left]) < 0) | (torch.stack([top + height, left + width]) > room.T)).any()):
+        if image.device != images[0].device:
+            raise ValueError(f"images[{i}] is on {image.device}, images[0] on {images[0].device}")
+    return images
+
+
+def _tables(plan):
+    """The plan's five tables and the pixels of all its canvases. Raises ValueError for a tile outside its canvas."""
+    tables = plan.sources_int, plan.sources_float, plan.canvases, plan.tiles_int, plan.tiles_float
+    sizes, tiles = tables[2].numpy(), tables[3].numpy()
+    if len(tiles):
+        canvas, corners = tiles[:, 0], tiles[:, 1:3]
+        if canvas.min() < 0 or canvas.max() >= len(sizes):
+            raise ValueError(f"a tile names a canvas that is not among the plan's {len(sizes)}")
+        if corners.min() < 0 or (corners + tiles[:, 3:5] > sizes[canvas]).any():
             raise ValueError("a tile does not lie inside its canvas")
-    canvases = [torch.empty((h, w, 3), dtype=torch.uint8, device=device) for h, w in sizes.tolist()]
-    sources = [
-        _blur(_mip(images[image], level), sigma, backend).contiguous()
-        for (image, level), sigma in zip(plan.sources_int.tolist(), plan.sources_float.tolist())
-    ]
-    if backend == "cpp":
-        _C.paint(
-            _pictures(sources),
-            _pictures(canvases),
-            tiles_int.data_ptr(),
-            tiles_float.data_ptr(),
-            len(tiles_int),
-            FILL,
-            torch.get_num_threads(),
-        )
-        return canvases
-    for canvas in canvases:
-        canvas.fill_(FILL)
-    for (canvas, y, x, h, w, source, bilinear), numbers in zip(tiles_int.tolist(), tiles_float.tolist()):
-        place = canvases[canvas][y : y + h, x : x + w]
-        _paint(place, sources[source], numbers[:9], numbers[9:21], numbers[21], bool(bilinear))
-    return canvases
+    return tables, sum(h * w for h, w in sizes.tolist())
 
 
 def choose_backend(backend, device) -> str:
-    """What `backend` means for images on `device`: "auto" is cpp where it can run. Raises ValueError where one can't."""
+    """What `backend` means for images on `device`: "auto" is the fastest that can run. Raises ValueError where one can't."""
     if backend == "auto":
+        if device.type == "cuda":
+            return "triton"
         return "cpp" if _C is not None and device.type == "cpu" else "reference"
     if backend == "cpp":
         if _C is None:
@@ -153,57 +180,129 @@ def choose_backend(backend, device) -> str:
             )
         if device.type != "cpu":
             raise ValueError(f"backend 'cpp' renders CPU tensors, the images are on {device}")
+    elif backend == "triton":
+        if device.type != "cuda" and os.environ.get("TRITON_INTERPRET") != "1":
+            raise ValueError(f"backend 'triton' renders CUDA tensors, the images are on {device}")
     elif backend != "reference":
-        raise ValueError(f"render has no backend {backend!r}; it has 'reference' and 'cpp'")
+        raise ValueError(f"render has no backend {backend!r}; it has 'reference', 'cpp' and 'triton'")
     return backend
 
 
-def _pictures(images):
-    return [(image.data_ptr(), image.shape[0], image.shape[1]) for image in images]
+def _op_render(images, sources_int, sources_float, canvases, tiles_int, tiles_float, pixels, backend):
+    device = images[0].device if images else torch.device("cpu")
+    out = torch.empty(pixels, 3, dtype=torch.uint8, device=device)
+    _paint_all(images, (sources_int, sources_float, canvases, tiles_int, tiles_float), out, None, backend)
+    return out
 
 
-def render_patches(images, plan, spec, backend="auto"):
-    """Paint `plan` straight into the model's input.
+def _op_render_patches(
+    images,
+    sources_int,
+    sources_float,
+    canvases,
+    tiles_int,
+    tiles_float,
+    values,
+    pixels,
+    patch,
+    merge,
+    temporal,
+    backend,
+):
+    device = images[0].device if images else torch.device("cpu")
+    columns = 3 * temporal * patch * patch
+    out = torch.empty(pixels // (patch * patch), columns, dtype=values.dtype, device=device)
+    layout = (values, patch, merge, temporal)
+    _paint_all(images, (sources_int, sources_float, canvases, tiles_int, tiles_float), out, layout, backend)
+    grid = torch.ones(len(canvases), 3, dtype=torch.int64)
+    grid[:, 1:] = canvases // patch
+    return out, grid
 
-    Returns (pixel_values [sum n, 3 * temporal * patch * patch] of spec.dtype, image_grid_thw [M, 3] int64 on the CPU):
-    what Hugging Face's Qwen2-VL image processor gives for the same canvases.
-    """
-    for h, w in plan.canvases.tolist():
-        if h % spec.unit or w % spec.unit:
-            raise ValueError(
-                f"a canvas of {h}x{w} px is no multiple of patch*merge = {spec.unit}: was the plan made for another PatchSpec?"
-            )
-    canvases = render(images, plan, backend)
-    table = _table(spec.mean, spec.std).to(spec.dtype)
-    columns = 3 * spec.temporal * spec.patch**2
-    grids = plan.canvases // spec.patch
-    grid_thw = torch.cat([torch.ones(len(grids), 1, dtype=torch.int64), grids], 1)
-    if not canvases:
-        return torch.zeros(0, columns, dtype=spec.dtype), grid_thw
-    if choose_backend(backend, canvases[0].device) == "cpp" and spec.dtype.itemsize in (2, 4):
-        out = torch.empty(int(grid_thw.prod(1).sum()), columns, dtype=spec.dtype)
-        _C.patchify(
-            _pictures(canvases),
-            table.data_ptr(),
+
+def _paint_all(images, tables, out, layout, backend):
+    """Fill `out`: canvases one behind the other (layout None) or their patches (layout: values [3, 256], patch, merge,
+    temporal)."""
+    sources_int, sources_float, canvases, tiles_int, tiles_float = tables
+    backend = choose_backend(backend, out.device)
+    if not out.numel():
+        return
+    if backend == "cpp" and layout and layout[0].element_size() not in (2, 4):
+        backend = "reference"  # float64 pixel values: only tests want them
+    if backend == "triton":
+        from sslr1.kernels import render as kernel
+
+        kernel.render(images, atlas(), tables, out, layout, FILL)
+    elif backend == "cpp":
+        images = [image.contiguous() for image in images]
+        values, patch, merge, temporal = layout or (out, 0, 0, 0)
+        _C.render(
+            [(image.data_ptr(), image.shape[0], image.shape[1]) for image in (atlas(), *images)],
+            *((table.data_ptr(), len(table)) for table in tables),
             out.data_ptr(),
-            spec.dtype.itemsize,
-            spec.patch,
-            spec.merge,
-            spec.temporal,
+            values.data_ptr(),
+            values.element_size() if layout else 0,
+            patch,
+            merge,
+            temporal,
+            FILL,
             torch.get_num_threads(),
         )
-        return out, grid_thw
-    return torch.cat([_patchify(c, table.to(c.device), spec) for c in canvases]), grid_thw
+    else:
+        _reference(images, tables, out, layout)
 
 
-def _patchify(canvas, table, spec):
+def _reference(images, tables, out, layout):
+    sources_int, sources_float, canvases, tiles_int, tiles_float = tables
+    sources = []
+    for (image, level), sigma in zip(sources_int.tolist(), sources_float.tolist()):
+        if not -1 <= image < len(images):
+            raise ValueError(f"a source names image {image}; there are {len(images)}")
+        picture = atlas().to(out.device) if image == ATLAS else images[image]
+        sources.append(_blur(_mip(picture, level), sigma).contiguous())
+    sizes = canvases.tolist()
+    flat = out if layout is None else torch.empty(sum(h * w for h, w in sizes), 3, dtype=torch.uint8, device=out.device)
+    flat.fill_(FILL)
+    painted = [piece.view(h, w, 3) for piece, (h, w) in zip(flat.split([h * w for h, w in sizes]), sizes)]
+    for (canvas, y, x, h, w, source, mode), numbers in zip(tiles_int.tolist(), tiles_float.tolist()):
+        if not 0 <= source < len(sources):
+            raise ValueError(f"a tile names source {source}; the plan has {len(sources)}")
+        place = painted[canvas][y : y + h, x : x + w]
+        _paint(place, sources[source], numbers[:9], numbers[9:21], numbers[21], mode)
+    if layout is not None:
+        torch.cat([_patchify(canvas, *layout) for canvas in painted], out=out)
+
+
+_library = torch.library.Library("sslr1", "FRAGMENT")
+_TABLES = "Tensor sources_int, Tensor sources_float, Tensor canvases, Tensor tiles_int, Tensor tiles_float"
+_library.define(f"render(Tensor[] images, {_TABLES}, int pixels, str backend) -> Tensor")
+_library.define(
+    f"render_patches(Tensor[] images, {_TABLES}, Tensor values, int pixels, int patch, int merge, int temporal, "
+    "str backend) -> (Tensor, Tensor)"
+)
+_library.impl("render", _op_render, "CompositeExplicitAutograd")
+_library.impl("render_patches", _op_render_patches, "CompositeExplicitAutograd")
+
+
+@torch.library.register_fake("sslr1::render")
+def _(images, sources_int, sources_float, canvases, tiles_int, tiles_float, pixels, backend):
+    return torch.empty(pixels, 3, dtype=torch.uint8, device=images[0].device if images else "cpu")
+
+
+@torch.library.register_fake("sslr1::render_patches")
+def _(images, s_int, s_float, canvases, t_int, t_float, values, pixels, patch, merge, temporal, backend):
+    rows, columns = pixels // (patch * patch), 3 * temporal * patch * patch
+    out = torch.empty(rows, columns, dtype=values.dtype, device=images[0].device if images else "cpu")
+    return out, canvases.new_empty(len(canvases), 3)
+
+
+def _patchify(canvas, values, patch, merge, temporal):
     """uint8 [H, W, 3] -> [n, 3 * temporal * patch * patch]. Rows run over merge x merge blocks, columns over c, t, y, x."""
-    p, m = spec.patch, spec.merge
-    h, w = canvas.shape[0] // spec.unit, canvas.shape[1] // spec.unit
+    p, m = patch, merge
+    h, w = canvas.shape[0] // (p * m), canvas.shape[1] // (p * m)
     index = canvas.long() + torch.arange(0, 768, 256, device=canvas.device)
-    values = table.reshape(-1)[index].view(h, m, p, w, m, p, 3).permute(0, 3, 1, 4, 6, 2, 5)
-    values = values.reshape(h * w * m * m, 3, 1, p * p).expand(-1, -1, spec.temporal, -1)
-    return values.reshape(h * w * m * m, -1)
+    out = values.to(canvas.device).reshape(-1)[index].view(h, m, p, w, m, p, 3).permute(0, 3, 1, 4, 6, 2, 5)
+    out = out.reshape(h * w * m * m, 3, 1, p * p).expand(-1, -1, temporal, -1)
+    return out.reshape(h * w * m * m, -1)
 
 
 def _mip(image, level):
@@ -216,16 +315,12 @@ def _mip(image, level):
     return image
 
 
-def _blur(image, sigma, backend):
+def _blur(image, sigma):
     if sigma == 0:
         return image
     radius = max(1, math.ceil(3 * sigma))
-    taps = torch.exp(-0.5 * (torch.arange(-radius, radius + 1, device=image.device) / sigma) ** 2)
-    taps = taps / taps.sum()
-    if backend == "cpp":
-        image, out = image.contiguous(), torch.empty(image.shape, dtype=torch.uint8)
-        _C.blur(_pictures([image])[0], _pictures([out])[0], taps.data_ptr(), radius, torch.get_num_threads())
-        return out
+    taps = torch.exp(-0.5 * (torch.arange(-radius, radius + 1, dtype=torch.float64) / sigma) ** 2)
+    taps = (taps / taps.sum()).float().to(image.device)
     x = image.permute(2, 0, 1)[:, None].float()
     x = F.conv2d(F.pad(x, (radius, radius, 0, 0), "replicate"), taps.view(1, 1, 1, -1))
     x = F.conv2d(F.pad(x, (0, 0, radius, radius), "replicate"), taps.view(1, 1, -1, 1))
@@ -236,11 +331,12 @@ def _to_bytes(x):
     return (x.clamp(0, 255) + 0.5).floor().to(torch.uint8)
 
 
-def _paint(place, source, matrix, colour, alpha, bilinear):
+def _paint(place, source, matrix, colour, alpha, mode):
     h, w = place.shape[:2]
     H, W = source.shape[:2]
+    bilinear, stencil = mode & BILINEAR, mode & STENCIL
     matrix_is_shift = matrix[:2] == [1.0, 0.0] and matrix[3:5] == [0.0, 1.0] and matrix[6:] == [0.0, 0.0, 1.0]
-    plain = tuple(colour) == IDENTITY_COLOUR and alpha == 1.0
+    plain = tuple(colour) == IDENTITY_COLOUR and alpha == 1.0 and not stencil
     dx, dy = matrix[2], matrix[5]
     if matrix_is_shift and plain and not bilinear and dx == int(dx) and dy == int(dy):
         if 0 <= dx <= W - w and 0 <= dy <= H - h:  # an exact crop
@@ -269,10 +365,14 @@ def _paint(place, source, matrix, colour, alpha, bilinear):
         ) * b
     else:
         value = at(v.floor(), u.floor())
-    value = torch.where(inside[..., None], value, float(FILL))
+    if stencil:
+        alpha = torch.where(inside, value[..., 0], 0.0)[..., None] * (alpha / 255)
+        value = value[..., 1:2].expand(-1, -1, 3)
+    else:
+        value = torch.where(inside[..., None], value, float(FILL))
     if tuple(colour) != IDENTITY_COLOUR:
         matrix34 = torch.tensor(colour, device=place.device).view(3, 4)
         value = (value @ matrix34[:, :3].T + matrix34[:, 3]).clamp(0, 255)
-    if alpha != 1.0:
+    if stencil or alpha != 1.0:
         value = alpha * value + (1 - alpha) * place.float()
     place.copy_(_to_bytes(value))

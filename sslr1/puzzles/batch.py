@@ -6,14 +6,27 @@ import torch
 
 from sslr1.ops import keys
 from sslr1.ops.render import PatchSpec, render, render_patches
-from sslr1.puzzles import ordering, prompts, rotation, similarity
+from sslr1.puzzles import correspondence, inpainting, ordering, prompts, rotation, sheet, similarity
+from sslr1.puzzles.picture import Picture, Pictures
 from sslr1.puzzles.plan import Plan
 
-_PUZZLES = {"rotation": rotation, "similarity": similarity, "ordering": ordering}
+_PUZZLES = {
+    "rotation": rotation,
+    "similarity": similarity,
+    "inpainting": inpainting,
+    "ordering": ordering,
+    "correspondence": correspondence,
+}
 NAMES = tuple(_PUZZLES)
 LEVELS = {name: tuple(module.LEVELS) for name, module in _PUZZLES.items()}
 START_LEVEL = {name: module.START_LEVEL for name, module in _PUZZLES.items()}
 MIXTURE = {name: module.SHARE for name, module in _PUZZLES.items()}  # default shares; need not add up to 1
+
+# The paper (arXiv 2604.20705) names its five puzzles and an equal number of questions of each, but no grid, candidate count or
+# augmentation: the levels of this preset are an ASSUMPTION.
+PAPER_LEVEL = {name: module.PAPER_LEVEL for name, module in _PUZZLES.items()}
+PAPER_MIXTURE = {name: 0.2 for name in _PUZZLES}
+PRESETS = {"default": START_LEVEL, "paper": PAPER_LEVEL}
 
 
 @dataclass
@@ -32,6 +45,8 @@ class PuzzleBatch:
     plan: Plan = field(repr=False)
     images: list = field(repr=False)
     canvas_counts: list = field(repr=False)
+    marks: list = field(repr=False)  # of each puzzle: the names of its pictures …
+    sheets: list = field(repr=False)  # … and the rows in which a sheet shows them
 
     def __len__(self):
         return len(self.questions)
@@ -77,22 +92,24 @@ def make(
     """Cut a puzzle out of each image.
 
     images: uint8 [B, H, W, 3] on any device, or a list of uint8 [H, W, 3]. puzzle: a name or B names. index: B integers
-    that name the images (default 0…B-1). level: a number or B of them (None: where training starts). pool: other images
-    by position (len, [i]) that candidates come from, drawn by key; None means this call's own images, so those puzzles
-    then depend on the call. wordings: use only the first so many wordings of each question.
+    that name the images (default 0…B-1). epoch, attempt, level: a number or B of them; level None: where training starts under
+    the preset. pool: other images by position (len, [i]) that similarity's candidates, and inpainting's at level 1, come
+    from, drawn by key; None means this call's own images, so those puzzles then depend on the call. composed: all pictures of a
+    puzzle on one canvas, with marks. preset: "default", or "paper", an assumption about the unpublished settings of arXiv
+    2604.20705. wordings: use only the first so many wordings of each question.
 
-    The same (seed, epoch, attempt, index, puzzle, level, spec, pool) gives the same puzzle, always. Raises ValueError for
-    unknown names and levels, for options this version doesn't have, and where the pool has too few different images.
+    The same (seed, epoch, attempt, index, puzzle, level, spec's geometry, pool) gives the same puzzle, always. Raises
+    ValueError for unknown names, levels and presets, and where the pool has too few different images.
     """
     images = list(images)
     B = len(images)
     for i, image in enumerate(images):
         if not isinstance(image, torch.Tensor) or image.dtype != torch.uint8 or image.ndim != 3 or image.shape[2] != 3:
             raise ValueError(f"images[{i}] must be a uint8 tensor [H, W, 3]")
-    if composed:
-        raise ValueError("composed rendering is not in this version: canvases are separate images")
-    if preset != "default":
-        raise ValueError(f"preset {preset!r} is not in this version; it has 'default'")
+        if not image.numel():
+            raise ValueError(f"images[{i}] has no pixels: {list(image.shape)}")
+    if preset not in PRESETS:
+        raise ValueError(f"preset {preset!r} is not one of {tuple(PRESETS)}")
     spec = spec or PatchSpec()
     index = range(B) if index is None else [int(i) for i in index]
     if len(index) != B:
@@ -100,24 +117,50 @@ def make(
     names, levels, epochs, attempts = (
         _per_item(v, B, w) for v, w in ((puzzle, "puzzle"), (level, "level"), (epoch, "epoch"), (attempt, "attempt"))
     )
-    batch = PuzzleBatch(names, levels, [], [], [], [], thinking, spec, Plan(), [], [])
+    others = Pictures(images if pool is None else pool)
+    batch = PuzzleBatch(names, levels, [], [], [], [], thinking, spec, Plan(), [], [], [], [])
+    geometry = (spec.patch, spec.merge, spec.min_pixels, spec.max_pixels)
     for i, (image, name) in enumerate(zip(images, names)):
         if name not in _PUZZLES:
             raise ValueError(f"puzzle {name!r} is not one of {NAMES}")
-        levels[i] = START_LEVEL[name] if levels[i] is None else levels[i]
+        levels[i] = PRESETS[preset][name] if levels[i] is None else levels[i]
         if levels[i] not in LEVELS[name]:
             raise ValueError(f"{name} has no level {levels[i]}; it has {LEVELS[name]}")
-        draw = keys.generator("puzzle", seed, epochs[i], attempts[i], index[i], name, levels[i])
-        source = images if pool is None else pool
-        made = _PUZZLES[name].build(draw, image, levels[i], spec, source)
+        named = (*geometry, len(others)) if levels[i] in _PUZZLES[name].POOLED else geometry
+        draw = keys.generator("puzzle", seed, epochs[i], attempts[i], index[i], name, levels[i], *named)
+        made = _build(_PUZZLES[name], draw, Picture(image), levels[i], spec, others, composed)
         batch.plan.extend(made.plan, len(batch.images))
-        batch.images += [image, *(source[j] for j in made.others)]
+        batch.images += [image, *(others[j].pixels for j in made.others)]
         batch.canvas_counts.append(len(made.plan.sizes))
         asked, answer = prompts.question(
-            name, levels[i], made.readings, len(made.plan.sizes), lambda n: int(draw.integers(0, n)), thinking, wordings
+            name,
+            levels[i],
+            made.readings,
+            made.marks,
+            lambda n: int(draw.integers(0, n)),
+            thinking,
+            wordings,
+            sheet=len(made.plan.sizes) < len(made.marks),
         )
+        batch.marks.append(made.marks)
+        batch.sheets.append(made.sheet)
         batch.questions.append(asked)
         batch.answers.append(answer)
         batch.chance.append(made.chance)
         batch.decidable.append(made.decidable)
     return batch
+
+
+def _build(module, draw, image, level, spec, pool, composed):
+    """The puzzle; composed onto one canvas where it has several."""
+    if not composed:
+        return module.build(draw, image, level, spec, pool)
+    made = module.build(draw, image, level, sheet.cells(spec), pool)
+    if len(made.marks) > 1:
+        made.plan = sheet.compose(made, spec)
+    return made
+
+
+def describe(name, level) -> str:
+    """What a puzzle is like at a level, in a few words."""
+    return _PUZZLES[name].LEVELS[level]

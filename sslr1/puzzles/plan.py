@@ -3,72 +3,141 @@
 import math
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 
-from sslr1.ops.render import IDENTITY_COLOUR
+from sslr1.ops.atlas import CELL, CELLS
+from sslr1.ops.render import ATLAS, BILINEAR, IDENTITY_COLOUR, NEAREST, STENCIL, render
+
+SOFTEST = 2.0  # largest blur in px of its mip level; beyond it a coarser level does
 
 
-@dataclass
 class Plan:
     """A growing plan; image numbers are positions in the list that it will be rendered from."""
 
-    sources: list = field(default_factory=list)  # (image, mip level, blur sigma)
-    sizes: list = field(default_factory=list)  # (height, width) of each canvas
-    tiles: list = field(default_factory=list)  # (7 ints, 22 floats)
+    def __init__(self):
+        self.sizes = []  # (height, width) of each canvas
+        self.tiles = []  # (7 ints, 22 floats)
+        self._sources = {}  # (image, mip level, blur sigma) -> number
 
     def source(self, image: int, level: int = 0, blur: float = 0.0) -> int:
         """Number of the source that is `image` at mip `level`, blurred by `blur` of that level's px; made once."""
-        key = (image, level, blur)
-        if key not in self.sources:
-            self.sources.append(key)
-        return self.sources.index(key)
+        return self._sources.setdefault((image, level, blur), len(self._sources))
 
     def canvas(self, height: int, width: int) -> int:
         self.sizes.append((height, width))
         return len(self.sizes) - 1
 
-    def tile(self, canvas, top, left, height, width, source, matrix, *, bilinear, colour=IDENTITY_COLOUR, alpha=1.0):
+    def tile(
+        self,
+        canvas,
+        top,
+        left,
+        height,
+        width,
+        source,
+        matrix,
+        *,
+        bilinear,
+        colour=IDENTITY_COLOUR,
+        alpha=1.0,
+        stencil=False,
+    ):
         """Paint a rectangle of `canvas` through the inverse map `matrix` (9 numbers, tile px to source px)."""
-        self.tiles.append(((canvas, top, left, height, width, source, int(bilinear)), (*matrix, *colour, alpha)))
+        mode = (BILINEAR if bilinear else NEAREST) + (STENCIL if stencil else 0)
+        self.tiles.append(((canvas, top, left, height, width, source, mode), (*matrix, *colour, alpha)))
 
-    def view(self, canvas, top, left, height, width, image, affine, *, colour=IDENTITY_COLOUR, blur=0.0, exact=False):
-        """Paint a rectangle through `affine` (a, b, c, d, e, f): image x = a*x + b*y + c, y = d*x + e*y + f, in px of the
-        full image. `exact`: nearest, for crops, shuffles and quarter turns. Otherwise bilinear from the largest mip level
-        that is not coarser than the map; `blur` is in px of the canvas."""
-        a, b, c, d, e, f = affine
-        step = min(math.hypot(a, d), math.hypot(b, e))  # image px per canvas px along the finer axis
-        level = 0 if exact else max(0, math.floor(math.log2(step) + 1e-6))
+    def view(
+        self,
+        canvas,
+        top,
+        left,
+        height,
+        width,
+        image,
+        matrix,
+        *,
+        colour=IDENTITY_COLOUR,
+        alpha=1.0,
+        blur=0.0,
+        exact=False,
+    ):
+        """Paint a rectangle through `matrix`, its inverse map to px of the full image: 6 numbers (affine: image x = a*x + b*y +
+        c, y = d*x + e*y + f) or 9 (projective).
+
+        exact: nearest, for crops, shuffles and quarter turns. Otherwise bilinear from the largest mip level that is not
+        coarser than the map; `blur` is in px of the canvas.
+        """
+        if len(matrix) == 6:
+            matrix = (*matrix, 0.0, 0.0, 1.0)
+        level, sigma = (0, 0.0) if exact else sampling(matrix, height, width, blur)
         s = 0.5**level
-        sigma = blur * step * s
-        matrix = (a * s, b * s, c * s, d * s, e * s, f * s, 0.0, 0.0, 1.0)
+        matrix = (*(s * v for v in matrix[:6]), *matrix[6:])
+        source = self.source(image, level, sigma)
+        self.tile(canvas, top, left, height, width, source, matrix, bilinear=not exact, colour=colour, alpha=alpha)
+
+    def fill(self, canvas, top, left, height, width, rgb=(127.0, 127.0, 127.0), alpha=1.0):
+        """Paint a rectangle in one colour (0..255)."""
+        colour = tuple(v for c in rgb for v in (0.0, 0.0, 0.0, c))
+        anywhere = (0.0, 0.0, 0.5, 0.0, 0.0, 0.5, 0.0, 0.0, 1.0)
+        self.tile(
+            canvas, top, left, height, width, self.source(ATLAS), anywhere, bilinear=False, colour=colour, alpha=alpha
+        )
+
+    def stamp(self, canvas, name, y, x, size, rgb=(255.0, 255.0, 255.0)):
+        """Draw cell `name` of the atlas, `size` px high and wide, centred on canvas point (y, x), in colour `rgb` with a dark
+        outline. What would lie outside the canvas is cut off."""
+        H, W = self.sizes[canvas]
+        top, left = max(0, math.floor(y - size / 2)), max(0, math.floor(x - size / 2))
+        bottom, right = min(H, math.ceil(y + size / 2)), min(W, math.ceil(x + size / 2))
+        if bottom <= top or right <= left:
+            return
+        level = max(0, math.floor(math.log2(CELL / size) + 1e-6))
+        cell = CELL >> level  # of the level's px
+        step = cell / size
+        matrix = (
+            *(step, 0.0, (left - (x - size / 2)) * step + CELLS.index(name) * cell),
+            *(0.0, step, (top - (y - size / 2)) * step),
+            *(0.0, 0.0, 1.0),
+        )
+        colour = tuple(v for c in rgb for v in (0.0, c / 255, 0.0, 0.0))
+        source = self.source(ATLAS, level)
         self.tile(
             canvas,
             top,
             left,
-            height,
-            width,
-            self.source(image, level, sigma),
+            bottom - top,
+            right - left,
+            source,
             matrix,
-            bilinear=not exact,
+            bilinear=True,
             colour=colour,
+            stencil=True,
         )
 
-    def extend(self, other: "Plan", image_offset: int) -> None:
+    def extend(self, other: "Plan", image_offset: int = 0) -> None:
         """Append another plan whose images start at `image_offset` of this plan's list."""
-        sources, canvases = len(self.sources), len(self.sizes)
-        self.sources += [(image + image_offset, level, blur) for image, level, blur in other.sources]
+        canvases = len(self.sizes)
         self.sizes += other.sizes
-        self.tiles += [
-            ((ints[0] + canvases, *ints[1:5], ints[5] + sources, ints[6]), numbers) for ints, numbers in other.tiles
+        self.paint(other, [(canvases + i, 0, 0) for i in range(len(other.sizes))], image_offset)
+
+    def paint(self, other: "Plan", places: list, image_offset: int = 0) -> None:
+        """Paint the tiles of another plan, each of its canvases at a place (canvas, top, left) of this one's."""
+        numbers = [
+            self.source(image if image == ATLAS else image + image_offset, level, blur)
+            for image, level, blur in other._sources
         ]
+        for (canvas, top, left, height, width, source, mode), floats in other.tiles:
+            onto, y, x = places[canvas]
+            self.tiles.append(((onto, y + top, x + left, height, width, numbers[source], mode), floats))
 
     @property
     def sources_int(self):
-        return torch.tensor([s[:2] for s in self.sources], dtype=torch.int64).view(-1, 2)
+        return torch.tensor([s[:2] for s in self._sources], dtype=torch.int64).view(-1, 2)
 
     @property
     def sources_float(self):
-        return torch.tensor([s[2] for s in self.sources], dtype=torch.float32)
+        return torch.tensor([s[2] for s in self._sources], dtype=torch.float32)
 
     @property
     def canvases(self):
@@ -76,11 +145,77 @@ class Plan:
 
     @property
     def tiles_int(self):
-        return torch.tensor([t[0] for t in self.tiles], dtype=torch.int64).view(-1, 7)
+        return torch.from_numpy(np.array([t[0] for t in self.tiles], np.int64).reshape(-1, 7))
 
     @property
     def tiles_float(self):
-        return torch.tensor([t[1] for t in self.tiles], dtype=torch.float32).view(-1, 22)
+        return torch.from_numpy(np.array([t[1] for t in self.tiles], np.float32).reshape(-1, 22))
+
+
+def sampling(matrix, height, width, blur=0.0):
+    """(mip level, sigma in its px) that a bilinear view of height x width px through a 9-number map is taken from: the largest
+    level that is not coarser than the map, or a coarser one under a wide blur, of `blur` px of the view."""
+    step = finest_step(matrix, height, width)
+    level = max(0, math.floor(math.log2(step) + 1e-6))
+    sigma = blur * step * 0.5**level
+    while sigma > SOFTEST:
+        level, sigma = level + 1, sigma / 2
+    return level, sigma
+
+
+def peek(pixels, matrix, side, blur=0.0, every=5):
+    """Every `every`-th pixel along each axis of what `Plan.view` shows of an image (uint8 [H, W, 3]) through a 6-number map on a
+    square of `side` px, before any colour map; float32 [n, 3] on the CPU. every: odd."""
+    a, b, c, d, e, f = matrix
+    level, sigma = sampling((*matrix, 0.0, 0.0, 1.0), side, side, blur)
+    s, n = 0.5**level, max(side // every, 1)
+    plan = Plan()
+    sparse = (s * a * every, s * b * every, s * c, s * d * every, s * e * every, s * f, 0.0, 0.0, 1.0)
+    plan.tile(plan.canvas(n, n), 0, 0, n, n, plan.source(0, level, sigma), sparse, bilinear=True)
+    return render([pixels], plan)[0].reshape(-1, 3).cpu().numpy().astype(np.float32)
+
+
+def finest_step(matrix, height, width) -> float:
+    """Source px per tile px along the finer axis, where a tile of height x width is mapped finest."""
+    a, b, c, d, e, f, g, h, i = matrix
+    if g == h == 0.0:
+        return min(math.hypot(a, d), math.hypot(b, e)) / i
+    steps = []
+    for y in (0.0, height):
+        for x in (0.0, width):
+            z = g * x + h * y + i
+            u, v = (a * x + b * y + c) / z, (d * x + e * y + f) / z
+            steps += [math.hypot(a - g * u, d - g * v) / z, math.hypot(b - h * u, e - h * v) / z]
+    return min(steps)
+
+
+def canvas_size(pitch_y, pitch_x, spec, rim=0.0):
+    """(height, width, step): sides in px of the largest canvas that shows a cell of pitch_y x pitch_x image px but for a rim of
+    round(rim * side) px on each side, and image px per canvas px: 1.0, or as near to it as the spec's bounds on area allow."""
+
+    def sides(step):
+        fitted = []
+        for pitch in (pitch_y / step, pitch_x / step):
+            side = max(int(pitch // spec.unit), 1) * spec.unit
+            while side > spec.unit and side + 2 * round(rim * side) > pitch:
+                side -= spec.unit
+            fitted.append(side)
+        return fitted
+
+    def legal(step):
+        h, w = sides(step)
+        fits = h + 2 * round(rim * h) <= pitch_y / step and w + 2 * round(rim * w) <= pitch_x / step
+        return fits and spec.min_pixels <= h * w <= spec.max_pixels
+
+    if legal(1.0):
+        return (*sides(1.0), 1.0)
+    for i in range(1, 161):  # nearest scale first, up to 32 times larger or smaller
+        for step in (2 ** (-i / 32), 2 ** (i / 32)):
+            if legal(step):
+                return (*sides(step), step)
+    raise ValueError(
+        f"no canvas of multiples of {spec.unit} px lies between {spec.min_pixels} and {spec.max_pixels} pixels"
+    )
 
 
 @dataclass
@@ -88,30 +223,14 @@ class Puzzle:
     """One puzzle, drawn but not yet worded or rendered.
 
     readings: the ways in which it may be asked about, each (slots for the prompt's template, answer), the plainest first;
-    others: pool images it also shows, which stand behind its own image (number 0) in the plan.
+    others: pool images it also shows, which stand behind its own image (number 0) in the plan; marks: the name of each
+    canvas, of the atlas's CELLS; sheet: rows of canvas numbers, how a composed picture lays them out.
     """
 
     plan: Plan
     readings: list
     chance: float
     decidable: bool
+    marks: list
+    sheet: list
     others: list = field(default_factory=list)
-
-
-def thumbnail(image: torch.Tensor, height: int, width: int) -> torch.Tensor:
-    """Area means of a uint8 [H, W, 3] image, float32 [height, width, 3]; for comparing pictures cheaply.
-
-    Large images are sampled on a grid of at most 8 pixels a cell and axis, so that the cost doesn't grow with them.
-    """
-    H, W = image.shape[:2]
-    image = image[:: max(1, H // (8 * height)), :: max(1, W // (8 * width))]
-    return torch.nn.functional.adaptive_avg_pool2d(image.permute(2, 0, 1).float(), (height, width)).permute(1, 2, 0)
-
-
-def difference(a: torch.Tensor, b: torch.Tensor) -> float:
-    """Mean absolute difference of two thumbnails, in 8-bit grey levels."""
-    return (a - b).abs().mean().item()
-
-
-# Below this mean difference (8-bit levels) two pictures are taken for the same one, and a picture for a flat one.
-SAME = 4.0

@@ -2,63 +2,99 @@
 
 import math
 
+import numpy as np
+
 from sslr1.ops.render import IDENTITY_COLOUR
-from sslr1.puzzles.plan import SAME, Plan, Puzzle, difference, thumbnail
+from sslr1.puzzles.colour import LUMA, constant, equalise, greyed, jitter
+from sslr1.puzzles.picture import SAME, difference
+from sslr1.puzzles.plan import Plan, Puzzle, peek
 from sslr1.puzzles.reward import Answer
 
-LEVELS = {1: "4 candidates, mild crops", 2: "4 candidates, strong augmentation"}
-AREA = {1: (0.3, 1.0), 2: (0.08, 0.5)}
-START_LEVEL = 2
+LEVELS = {
+    1: "4 candidates, mild crops",
+    2: "4 candidates, strong augmentation",
+    3: "4 candidates, strong augmentation, tones matched",
+    4: "8 candidates, strong augmentation, tones matched",
+}
+AREA = {1: (0.3, 1.0), 2: (0.08, 0.5), 3: (0.08, 0.5), 4: (0.08, 0.5)}
+CANDIDATES = {1: 4, 2: 4, 3: 4, 4: 8}
+START_LEVEL = PAPER_LEVEL = 2
+POOLED = (1, 2, 3, 4)  # levels that show other images too
 SHARE = 0.15
-CANDIDATES = 4
 OVERLAP_OF_VIEW = 0.3
 OVERLAP_OF_IMAGE = 0.04
+FLATTEST = 12.0  # standard deviation of luma, 8-bit levels, under which a view shows too little
+# Quantiles at which matched tones are pinned, denser at the tails; moved at random by up to 0.3 of their spacing, so that what
+# is left of a histogram's shape between them falls elsewhere in every view.
+KNOTS = np.array((0.01, 0.04, 0.12, 0.25, 0.42, 0.58, 0.75, 0.88, 0.96, 0.99))
+SPACING = np.minimum(np.diff(KNOTS, prepend=0), np.diff(KNOTS, append=1))
+NARROWEST = 1.0  # 8-bit levels of such a step
+SPREAD = 45.0  # standard deviation of every channel of a matched view, 8-bit levels
+CURVE = 0.5  # standard deviation of the logarithm of its tone curve's slopes
 
 
 def build(draw, image, level, spec, pool) -> Puzzle:
     """Every view is drawn from one distribution: each candidate is the second view of an overlapping pair on its own image,
     so that neither its size nor its augmentation tells the truth from the rest."""
-    H, W = image.shape[:2]
-    side = spec.square(min(H, W) / 2)
-    others, images = [], [image]
-    small = [thumbnail(image, 16, 16)]
-    for _ in range(40 * CANDIDATES):  # near-identical pictures are redrawn by key
-        if len(images) == CANDIDATES:
-            break
-        number = int(draw.integers(0, len(pool)))
-        other = pool[number]
-        look = thumbnail(other, 16, 16)
-        if all(difference(look, seen) > SAME for seen in small):
-            others.append(number)
-            images.append(other)
-            small.append(look)
-    else:
-        raise ValueError(
-            f"similarity needs {CANDIDATES - 1} images that differ from the one shown; the pool of {len(pool)} has too few"
-        )
-    truth = int(draw.integers(0, CANDIDATES))
-    places = list(range(1, CANDIDATES))  # the image that each candidate shows; 0 is the puzzle's own
-    places.insert(truth, 0)
-    plan = Plan()
-    reference = None
-    views = []
+    count = CANDIDATES[level]
+    side = spec.square(min(image.height, image.width) / 2)
+    others, images = negatives(draw, image, pool, count - 1)
+    truth = int(draw.integers(0, count))
+    places = [*range(1, truth + 1), 0, *range(truth + 1, count)]  # the image of each candidate; 0 is the puzzle's own
+    target = draw.uniform(110, 145, 3)
+    views, decidable = [], not image.flat
     for number in places:
-        first, second = view_pair(draw, *images[number].shape[:2], AREA[level])
-        looks = [augmentation(draw, small[number], level) for _ in range(2)]
+        (reference, candidate), told = pair_of_views(draw, images[number], level, side, target)
         if number == 0:
-            reference = (0, first, looks[0])
-        views.append((number, second, looks[1]))
-    for number, (top, left, height, width), (flip, colour, blur) in [reference, *views]:
-        a, d = width / side, height / side
-        affine = (-a, 0, left + width, 0, d, top) if flip else (a, 0, left, 0, d, top)
+            views.insert(0, (0, *reference))
+        views.append((number, *candidate))
+        decidable &= told
+    plan = Plan()
+    for number, crop, flip, colours, blur, _ in views:
+        affine = crop_map(crop, side, flip)
         canvas = plan.canvas(side, side)
-        plan.view(canvas, 0, 0, side, side, number, affine, colour=colour, blur=blur * side)
-    decidable = difference(small[0], small[0].mean((0, 1))) > SAME
-    answer = Answer("choice", "ABCDEFGH"[truth], choices=tuple("ABCDEFGH"[:CANDIDATES]))
-    return Puzzle(plan, [({"count": CANDIDATES}, answer)], 1 / CANDIDATES, decidable, others)
+        for colour, alpha in colours:
+            plan.view(canvas, 0, 0, side, side, number, affine, colour=colour, alpha=alpha, blur=blur)
+    letters = "ABCDEFGH"[:count]
+    half = (count + 1) // 2
+    return Puzzle(
+        plan,
+        [({"count": count}, Answer("choice", letters[truth], tuple(letters)))],
+        1 / count,
+        decidable,
+        ["REF", *letters],
+        [[0], list(range(1, half + 1)), list(range(half + 1, count + 1))],
+        others,
+    )
 
 
-def view_pair(draw, H, W, area):
+def pair_of_views(draw, image, level, side, target):
+    """(two views (crop, augmentation) that overlap, whether both show something): those that don't are drawn again."""
+    for _ in range(12):
+        crops = crop_pair(draw, image.height, image.width, AREA[level])
+        views = [(crop, *augmentation(draw, image, crop, level, side, target)) for crop in crops]
+        if all(shows for *_, shows in views):
+            return views, True
+    return views, False
+
+
+def negatives(draw, image, pool, count):
+    """(positions in the pool, [image, *pictures there]) of `count` pictures that differ from the image and from each other;
+    one that doesn't is drawn again. ValueError if the pool has too few."""
+    others, images = [], [image]
+    for _ in range(40 * (count + 1)):
+        number = int(draw.integers(0, len(pool)))
+        if number in others:
+            continue
+        if all(difference(pool[number].look, seen.look) > SAME for seen in images):
+            others.append(number)
+            images.append(pool[number])
+            if len(others) == count:
+                return others, images
+    raise ValueError(f"{count} images that differ from the one shown are needed; the pool of {len(pool)} has too few")
+
+
+def crop_pair(draw, H, W, area):
     """Two crops (top, left, height, width) of an HxW image that share at least 30 % of the smaller and 4 % of the image."""
     while True:
         (y1, x1, h1, w1), (y2, x2, h2, w2) = pair = [random_crop(draw, H, W, area) for _ in range(2)]
@@ -80,60 +116,58 @@ def random_crop(draw, H, W, area):
     return draw.uniform(0, H - h), draw.uniform(0, W - w), h, w
 
 
-def augmentation(draw, small, level):
-    """(flip, colour map, blur as a share of the canvas side): none at level 1, SimCLR's (arXiv 2002.05709) at level 2."""
+def crop_map(crop, side, flip=False):
+    """Inverse map of a square canvas of `side` px that shows a crop, mirrored or not."""
+    top, left, height, width = crop
+    a, d = width / side, height / side
+    return (-a, 0.0, left + width, 0.0, d, top) if flip else (a, 0.0, left, 0.0, d, top)
+
+
+def augmentation(draw, image, crop, level, side, target):
+    """(flip, (colour map, alpha) of each layer, blur in px of the canvas, whether the view shows anything): nothing is changed
+    at level 1, all that SimCLR changes (arXiv 2002.05709) at level 2, its geometry and blur from level 3, where the tones of
+    every view are `matched`."""
     if level == 1:
-        return False, IDENTITY_COLOUR, 0.0
+        return False, [(IDENTITY_COLOUR, 1.0)], 0.0, contrast(image, crop, IDENTITY_COLOUR) >= FLATTEST
     flip = draw.random() < 0.5
-    jitter, grey, blur = draw.random() < 0.8, draw.random() < 0.2, draw.random() < 0.5
-    brightness, contrast, saturation = draw.uniform(0.2, 1.8, 3)
-    hue = draw.uniform(-0.2, 0.2)
-    sigma = draw.uniform(0.1, 2.0) / 224
-    colour = IDENTITY_COLOUR
-    if jitter:
-        mean = float((small.mean((0, 1)) * small.new_tensor(LUMA)).sum())
-        colour = compose(colour, scale_about(0.0, brightness))
-        colour = compose(colour, scale_about(mean * brightness, contrast))
-        colour = compose(colour, saturate(saturation))
-        colour = compose(colour, rotate_hue(2 * math.pi * hue))
-    if grey:
-        colour = compose(colour, saturate(0.0))
-    return flip, colour, sigma if blur else 0.0
+    blur = draw.uniform(0.1, 2.0) / 224 * side if draw.random() < 0.5 else 0.0
+    if level >= 3:
+        luma = peek(image.pixels, crop_map(crop, side), side, blur) @ np.array(LUMA, np.float32)
+        colours, possible = matched(draw, luma, target)
+        return flip, colours, blur, possible
+    colour = jitter(draw, image.look.mean((0, 1)), 0.8, 0.8, 0.8, 0.2) if draw.random() < 0.8 else IDENTITY_COLOUR
+    if draw.random() < 0.2:
+        colour = greyed(colour)
+    return flip, [(colour, 1.0)], blur, contrast(image, crop, colour) >= FLATTEST
 
 
-LUMA = (0.299, 0.587, 0.114)
+def matched(draw, luma, target):
+    """(layers that give a view the RGB mean `target` and the covariance SPREAD^2 in every entry, whether its tones allow that).
+
+    Mean and covariance alone don't hide an image: the shape of its histogram still names it (a blind solver got 76 % where
+    chance is 25 %). So tones are first spread evenly, as measured on what is rendered, along a tone curve with random slopes,
+    which say nothing about the image; then scaled and shifted. What is left is monochrome: a view that was nearly grey could
+    not be given another's chroma without giving itself away."""
+    quantiles = np.quantile(luma, KNOTS + draw.uniform(-0.3, 0.3, len(KNOTS)) * SPACING)
+    if np.diff(quantiles).min() < NARROWEST:
+        return [(IDENTITY_COLOUR, 1.0)], False
+    steps = ((luma[:, None] - quantiles[:-1]) / np.diff(quantiles)).clip(0, 1) * 255
+    while True:
+        slopes = np.diff(KNOTS) * np.exp(draw.normal(0, CURVE, len(KNOTS) - 1))
+        slopes /= slopes.sum()
+        values = steps @ slopes
+        keep = SPREAD / values.std()
+        rest = (target - keep * values.mean()) / (1 - keep)
+        if keep < 0.9 and (rest >= 0).all() and (rest <= 255).all():
+            break
+    layers = list(
+        zip(equalise(quantiles), (slopes / slopes.cumsum()).tolist())
+    )  # each over the mean of those before it
+    return [*layers, (constant(rest), 1 - keep)], True
 
 
-def compose(first, then):
-    """Colour map that applies `first` and `then`; both 3x4, row by row."""
-    out = []
-    for r in range(3):
-        row = then[4 * r : 4 * r + 4]
-        out += [sum(row[k] * first[4 * k + c] for k in range(3)) + (row[3] if c == 3 else 0.0) for c in range(4)]
-    return tuple(out)
-
-
-def scale_about(centre, factor):
-    """Brightness (centre 0) and contrast (centre: the picture's mean)."""
-    return tuple(v for r in range(3) for v in [*(factor if c == r else 0.0 for c in range(3)), centre * (1 - factor)])
-
-
-def saturate(factor):
-    """Blend with the luma: 1 leaves the colours, 0 makes grey."""
-    return tuple(
-        v for r in range(3) for v in [*((factor if c == r else 0.0) + (1 - factor) * LUMA[c] for c in range(3)), 0.0]
-    )
-
-
-def rotate_hue(angle):
-    """Rotation by `angle` (radians) of the chroma plane of YIQ."""
-    to_yiq = ((0.299, 0.587, 0.114), (0.5959, -0.2746, -0.3213), (0.2115, -0.5227, 0.3112))
-    to_rgb = ((1.0, 0.956, 0.619), (1.0, -0.272, -0.647), (1.0, -1.106, 1.703))
-    cos, sin = math.cos(angle), math.sin(angle)
-    turn = ((1, 0, 0), (0, cos, -sin), (0, sin, cos))
-
-    def times(a, b):
-        return [[sum(a[i][k] * b[k][j] for k in range(3)) for j in range(3)] for i in range(3)]
-
-    m = times(to_rgb, times(turn, to_yiq))
-    return tuple(v for row in m for v in [*row, 0.0])
+def contrast(image, crop, colour):
+    """Standard deviation of a crop's luma in 8-bit levels, after a colour map has clipped it, from a sample of its pixels."""
+    colour = np.reshape(np.array(colour, np.float32), (3, 4))
+    pixels = (image.pixels_of(*crop) @ colour[:, :3].T + colour[:, 3]).clip(0, 255)
+    return (pixels @ np.array(LUMA, np.float32)).std()

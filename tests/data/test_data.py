@@ -12,6 +12,7 @@ from sslr1 import model, ops, puzzles
 from sslr1.data import Decoder, ImageFolder, ImageStore, Pool, PuzzleStream, held_out
 from sslr1.data.scenes import scene
 from sslr1.errors import UserError
+from sslr1.puzzles.curriculum import HORIZON, LAG, Curriculum
 
 SPEC = ops.PatchSpec(max_pixels=112 * 112)
 BACKENDS = [
@@ -143,7 +144,7 @@ def tokenizer(tiny):
 def stream(folder, tokenizer, **changes):
     options = dict(
         mixture={"rotation": 0.5, "ordering": 0.25, "similarity": 0.25},
-        levels={"rotation": 2, "ordering": 1, "similarity": 1},
+        levels=lambda step, slot, name: {"rotation": 2, "ordering": 1, "similarity": 1}[name],
         batch=12,
         seed=4,
         spec=SPEC,
@@ -173,6 +174,33 @@ def test_stream_has_addresses(scenes, tokenizer):
     assert steps[0] != content(stream(folder, tokenizer, seed=5).get(0))
     epoch = [i for k in range(12) for i in one.build(k).images]
     assert len(set(epoch)) == 144  # no image twice before all were seen
+    one.close()
+
+
+def test_stream_asks_for_the_level_of_each_slot(scenes, tokenizer):
+    """Adaptive levels: the same puzzles whatever the ranks, and whether a step is prepared before or behind the update that
+    it may not know of. Here rotation has just gone up, and step k + 1 is the first to feel it."""
+    folder = ImageFolder.scan(scenes)
+
+    def controller():
+        c = Curriculum("adaptive", puzzles.LEVELS, {**puzzles.START_LEVEL, "rotation": 1}, 4)
+        for step in range(HORIZON):
+            c.update(step, {"rotation": {1: {"n": 8, "gain": 8.0, "margin": 8.0}}})
+        return c
+
+    k, c = HORIZON, controller()
+    one = stream(folder, tokenizer, levels=c.level)
+    before = one.get(k)
+    ahead = one._ahead[k + 1].result()
+    assert (
+        not c.update(k, {}) and content(one.build(k)) == content(before) and content(one.build(k + 1)) == content(ahead)
+    )
+    for batch in (before, ahead):
+        assert batch.puzzles.levels == [c.level(batch.step, j, n) for j, n in enumerate(batch.puzzles.names)]
+    levels = [[b.puzzles.levels[j] for j in range(12) if b.puzzles.names[j] == "rotation"] for b in (before, ahead)]
+    assert levels[0].count(1) > levels[0].count(2) and levels[1].count(2) > levels[1].count(1) and LAG == 2
+    parts = [stream(folder, tokenizer, levels=controller().level, rank=r, world_size=3) for r in range(3)]
+    assert sorted(x for s in parts for x in content(s.build(k + 1))) == sorted(content(ahead))
     one.close()
 
 

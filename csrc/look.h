@@ -1,0 +1,26 @@
+// What puzzles ask about an image before they are drawn. sslr1/puzzles/picture.py is the reference.
+#pragma once
+#include <cstdint>
+#include <tuple>
+#include <vector>
+
+namespace sslr1 {
+
+// Integral image of `samples` x `samples` pixels on a grid over uint8 [height, width, 3]: int32 [samples + 1, samples + 1, 3].
+void sample_sums(std::uintptr_t pixels, std::int64_t height, std::int64_t width, std::int64_t samples, std::uintptr_t sums);
+
+// Mean RGB of rows x columns cells of a rectangle (px) of the image that `sums` was made of: float [rows, columns, 3]. A cell
+// has one sample at least.
+void cell_means(std::uintptr_t sums, std::int64_t samples, std::int64_t height, std::int64_t width, double top, double left,
+                double extent_y, double extent_x, std::int64_t rows, std::int64_t columns, std::uintptr_t means);
+
+// Mean grey of four (at step 1: one) of every step x step pixels: float [height / step, width / step].
+void reduced_grey(std::uintptr_t pixels, std::int64_t height, std::int64_t width, std::int64_t step, std::uintptr_t grey);
+
+// Shi and Tomasi's corners of a grey picture, float [height, width]: (strength, y, x) of the peaks of the smaller eigenvalue of
+// the 5 x 5 structure tensor among 7 x 7 neighbours, stronger than `grain` and than `share` of the strongest, and at least
+// four pixels from the edge.
+std::vector<std::tuple<float, std::int64_t, std::int64_t>> corners(std::uintptr_t grey, std::int64_t height, std::int64_t width,
+                                                                   float grain, float share);
+
+}  // namespace sslr1

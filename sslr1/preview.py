@@ -1,0 +1,150 @@
+"""Look at the puzzles that a folder of images gives.
+
+python -m sslr1.preview FOLDER [--out DIR] [--puzzle NAME …] [--level 1 …] [--count 2] [--seed 0] [--html]
+
+One PNG contact sheet a puzzle, every level asked for on it, each with its question and answer; --html adds a page of them.
+"""
+
+import argparse
+import base64
+import html
+import io
+import textwrap
+from pathlib import Path
+
+from sslr1 import ops, puzzles
+from sslr1.data import Decoder, ImageFolder, ImageStore, Pool
+from sslr1.errors import UserError
+from sslr1.puzzles import sheet
+
+WIDTH = 1200  # px of a contact sheet
+TALLEST = 380  # px of one puzzle on it
+
+
+def examples(folder, name, level, count, seed, min_side=252, spec=None):
+    """`count` decidable puzzles of one kind from a folder: a list of (uint8 [H, W, 3] picture of all its canvases, question,
+    Answer, chance). Raises UserError if the folder has too few images for them."""
+    spec = spec or ops.PatchSpec(max_pixels=640 * 640)
+    store = ImageStore(ImageFolder.scan(folder), Decoder(max_side=768), min_side)
+    pool, found = Pool(store, list(range(len(store.folder)))), []
+    order = ops.generator("preview", seed).permutation(len(pool)).tolist()
+    for number in order:
+        (image,) = store.get([number])
+        if image is None:
+            continue
+        made = puzzles.make([image], name, level=level, seed=seed, index=[number], pool=pool, spec=spec)
+        if made.decidable[0]:
+            found.append((picture(made), made.questions[0], made.answers[0], made.chance[0]))
+        if len(found) == count:
+            return found
+    raise UserError(
+        f"{str(folder)!r} gives {len(found)} {name} puzzles of level {level}, not {count}{store.complaint()}"
+    )
+
+
+def picture(made):
+    """All canvases of a batch of one puzzle side by side, as they are rendered, with their marks; uint8 [H, W, 3]."""
+    plan = made.plan
+    if len(made.marks[0]) > 1:
+        unbounded = ops.PatchSpec(min_pixels=1, max_pixels=1 << 40)
+        plan = sheet.compose(puzzles.Puzzle(plan, [], 0.0, True, made.marks[0], made.sheets[0]), unbounded)
+    return ops.render(made.images, plan)[0]
+
+
+def contact_sheet(rows):
+    """A PIL image of rows (caption, examples)."""
+    from PIL import Image, ImageDraw, ImageFont
+
+    font, bold = ImageFont.load_default(15), ImageFont.load_default(20)
+    blocks = []
+    for caption, found in rows:
+        blocks.append((caption, None, None))
+        blocks += [(None, image, _words(question, answer, chance)) for image, question, answer, chance in found]
+    placed, y = [], 10
+    for caption, image, words in blocks:
+        if caption:
+            placed.append((y, caption, None, None))
+            y += 34
+            continue
+        shown = Image.fromarray(image.numpy())
+        scale = min(TALLEST / shown.height, 0.62 * WIDTH / shown.width, 1.0)
+        shown = shown.resize((round(shown.width * scale), round(shown.height * scale)), Image.Resampling.LANCZOS)
+        lines = [line for part in words for line in textwrap.wrap(part, (WIDTH - shown.width - 40) // 8) or [""]]
+        placed.append((y, None, shown, "\n".join(lines)))
+        y += max(shown.height, 19 * len(lines)) + 16
+    out = Image.new("RGB", (WIDTH, y), "white")
+    pen = ImageDraw.Draw(out)
+    for y, caption, shown, text in placed:
+        if caption:
+            pen.text((10, y), caption, "black", bold)
+        else:
+            out.paste(shown, (10, y))
+            pen.text((shown.width + 24, y), text, "black", font)
+    return out
+
+
+def _words(question, answer, chance):
+    return [*question.replace("<image>", "[image]").split("\n"), "", f"answer: {answer.text}    chance: {chance:.2%}"]
+
+
+def page(sheets):
+    """One self-contained HTML page from {puzzle: rows}."""
+    from PIL import Image
+
+    parts = [
+        "<!doctype html><meta charset=utf-8><title>SSL-R1 puzzles</title><style>body{font:15px sans-serif;margin:2em}"
+    ]
+    parts.append("figure{display:flex;gap:1.5em;margin:1.5em 0}img{max-width:60%;height:auto;align-self:start}</style>")
+    for name, rows in sheets.items():
+        parts.append(f"<h1>{html.escape(name)}</h1>")
+        for caption, found in rows:
+            parts.append(f"<h2>{html.escape(caption)}</h2>")
+            for image, question, answer, chance in found:
+                png = io.BytesIO()
+                Image.fromarray(image.numpy()).save(png, "PNG")
+                words = "<br>".join(map(html.escape, _words(question, answer, chance)))
+                code = base64.b64encode(png.getvalue()).decode()
+                parts.append(
+                    f"<figure><img src='data:image/png;base64,{code}'><figcaption>{words}</figcaption></figure>"
+                )
+    return "\n".join(parts)
+
+
+def main():
+    parser = argparse.ArgumentParser(prog="python -m sslr1.preview", description="Contact sheets of puzzles.")
+    parser.add_argument("folder", help="a folder of images")
+    parser.add_argument("--out", default="preview", help="folder for the PNG files (default: preview)")
+    parser.add_argument("--puzzle", nargs="+", choices=puzzles.NAMES, default=puzzles.NAMES)
+    parser.add_argument("--level", nargs="+", type=int, choices=(1, 2, 3, 4), default=(1, 2, 3, 4))
+    parser.add_argument("--count", type=int, default=2, help="puzzles of each level")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--min-side", type=int, default=252, help="images whose shorter side is under this many px are passed over"
+    )
+    parser.add_argument("--html", action="store_true", help="also write index.html")
+    arguments = parser.parse_args()
+    out = Path(arguments.out)
+    try:
+        sheets = {
+            name: [
+                (
+                    f"{name}, level {level}: {puzzles.describe(name, level)}",
+                    examples(arguments.folder, name, level, arguments.count, arguments.seed, arguments.min_side),
+                )
+                for level in arguments.level
+            ]
+            for name in arguments.puzzle
+        }
+    except (UserError, ValueError) as error:
+        raise SystemExit(f"sslr1.preview: {error}") from None
+    out.mkdir(parents=True, exist_ok=True)
+    for name, rows in sheets.items():
+        contact_sheet(rows).save(out / f"{name}.png")
+        print(out / f"{name}.png")
+    if arguments.html:
+        (out / "index.html").write_text(page(sheets), encoding="utf-8")
+        print(out / "index.html")
+
+
+if __name__ == "__main__":
+    main()

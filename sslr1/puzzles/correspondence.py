@@ -1,0 +1,184 @@
+"""Correspondence: two views of one image, a point marked REF in the first, lettered points in the second; which is the same?"""
+
+import math
+
+import numpy as np
+
+from sslr1.ops.render import IDENTITY_COLOUR
+from sslr1.puzzles.colour import jitter
+from sslr1.puzzles.plan import Plan, Puzzle
+from sslr1.puzzles.reward import Answer
+
+LEVELS = {
+    1: "scale 0.8 to 1.25, 4 points far apart",
+    2: "scale 0.6 to 1.6, turned by up to 30 degrees, mild perspective, colours changed, 4 points",
+    3: "turned by up to 90 degrees, 6 points",
+    4: "turned by up to 180 degrees, strong perspective, 8 points close together",
+}
+SCALE = {1: (0.8, 1.25), 2: (0.6, 1.6), 3: (0.6, 1.6), 4: (0.6, 1.6)}
+TURN = {1: 0, 2: 30, 3: 90, 4: 180}  # degrees, either way
+SHIFT = {1: 0.0, 2: 0.04, 3: 0.08, 4: 0.15}  # of a corner along each axis, share of the view's side
+POINTS = {1: 4, 2: 4, 3: 6, 4: 8}
+VIEW = {1: 0.72, 2: 0.55, 3: 0.5, 4: 0.5}  # geometric mean of the views' sides, share of the image's short side
+APART = {1: 0.22, 2: 0.18, 3: 0.15, 4: 0.12}  # least distance of two points, share of the canvas
+START_LEVEL = PAPER_LEVEL = 2
+POOLED = ()  # levels that show other images too
+SHARE = 0.20
+LARGEST = 448  # px a side of a canvas
+RING, LABEL = 0.075, 0.085  # sizes of marks, shares of the canvas; a mark has 12 px at least
+MARGIN = 0.09  # of points from a canvas's edge, share of the canvas
+ALIKE = 0.9  # correlation of two points' surroundings from which they can't be told apart
+PLACES = 192  # where in view 1 the point could stand: samples a point
+TRIES = 20
+
+
+def build(draw, image, level, spec, pool) -> Puzzle:
+    """View 2 and its points are drawn without knowing which is the answer; which one is, and its rank among them by distance
+    to the place where REF stands in view 1, are drawn so that both are uniform, and view 1 is then cut to make it so. Nothing
+    about where points lie tells the answer."""
+    short, count = min(image.height, image.width), POINTS[level]
+    side = spec.square(min(1.4 * VIEW[level] * short, LARGEST))
+    corners = image.corners
+    decidable, chosen = False, None
+    for _ in range(TRIES):
+        extents, to_image = _second_view(draw, image, level)
+        points = _visible(corners, to_image, image, extents[0])
+        picked = _pick(draw, points, image, level, count)
+        if picked is not None and (chosen := _assign(draw, *picked, image, extents[0])) is not None:
+            decidable = True
+            break
+    if chosen is None:  # no picture to tell points by: any will do
+        grid = np.stack(np.meshgrid((0.2, 0.5, 0.8), (0.2, 0.5, 0.8), indexing="ij"), -1).reshape(-1, 2)[:count]
+        spots = np.array([_apply(to_image, *yx) for yx in grid])
+        chosen = int(draw.integers(0, count)), np.array((0.5, 0.5)), spots, grid
+    truth, ref, spots, places = chosen
+    first = extents[0]
+    ref = ref.copy()
+    for axis, n in enumerate((image.height, image.width)):  # view 1 stays inside the image
+        start = min(max(spots[truth, axis] - ref[axis] * first, 0.0), n - first)
+        ref[axis] = (spots[truth, axis] - start) / first
+    top, left = spots[truth] - ref * first
+    plan = Plan()
+    step = first / side
+    plan.view(plan.canvas(side, side), 0, 0, side, side, 0, (step, 0.0, left, 0.0, step, top))
+    colour = jitter(draw, image.look.mean((0, 1)), 0.4, 0.4, 0.4, 0.1) if level > 1 else IDENTITY_COLOUR
+    matrix = to_image @ np.diag((1 / side, 1 / side, 1.0))
+    plan.view(
+        plan.canvas(side, side), 0, 0, side, side, 0, tuple((matrix / matrix[2, 2]).ravel().tolist()), colour=colour
+    )
+    _mark(draw, plan, 0, ref[None], ["REF"], (255.0, 224.0, 64.0))
+    letters = "ABCDEFGH"[:count]
+    _mark(draw, plan, 1, places, letters, (255.0, 255.0, 255.0))
+    answer = Answer("choice", letters[truth], tuple(letters))
+    return Puzzle(plan, [({"count": count}, answer)], 1 / count, decidable, ["1", "2"], [[0, 1]])
+
+
+def _second_view(draw, image, level):
+    """((side of view 1, of view 2) in image px, view 2's map from its unit square, (x, y, 1), to image px)."""
+    short = min(image.height, image.width)
+    ratio = math.exp(draw.uniform(*map(math.log, SCALE[level])))
+    angle = math.radians(draw.uniform(-TURN[level], TURN[level]))
+    shifts = draw.uniform(-SHIFT[level], SHIFT[level], (4, 2))
+    unit = np.array(((0, 0), (1, 0), (1, 1), (0, 1)), float)
+    cos, sin = math.cos(angle), math.sin(angle)
+    quad = (unit - 0.5 + shifts) @ np.array(((cos, sin), (-sin, cos)))
+    low, high = quad.min(0), quad.max(0)
+    reach = min(0.98 * image.width / (high - low)[0], 0.98 * image.height / (high - low)[1])
+    second = min(VIEW[level] * short * math.sqrt(ratio), reach)
+    first = min(second / ratio, 0.9 * short)
+    corner = draw.uniform(0, 1, 2) * (np.array((image.width, image.height)) - second * (high - low)) - second * low
+    return (first, second), _homography(unit, quad * second + corner)
+
+
+def _homography(source, target):
+    """3x3 map that takes four points (x, y) to four others."""
+    rows, values = [], []
+    for (x, y), (u, v) in zip(source, target):
+        rows += [(x, y, 1, 0, 0, 0, -u * x, -u * y), (0, 0, 0, x, y, 1, -v * x, -v * y)]
+        values += [u, v]
+    return np.append(np.linalg.solve(np.array(rows), np.array(values)), 1.0).reshape(3, 3)
+
+
+def _apply(matrix, y, x):
+    u, v, z = matrix @ (x, y, 1.0)
+    return v / z, u / z
+
+
+def _visible(corners, to_image, image, first):
+    """(image points, their places in view 2) of the corners that view 2 shows and view 1 could: both [n, 2] of (y, x), places
+    as shares of the canvas."""
+    homogeneous = np.concatenate([corners[:, ::-1], np.ones((len(corners), 1))], 1) @ np.linalg.inv(to_image).T
+    places = homogeneous[:, 1::-1] / homogeneous[:, 2:]
+    room = MARGIN * first
+    inside = ((places > MARGIN) & (places < 1 - MARGIN)).all(1)
+    inside &= ((corners > room) & (corners < np.array((image.height, image.width)) - room)).all(1)
+    return corners[inside], places[inside]
+
+
+def _pick(draw, points, image, level, count):
+    """`count` of the points that lie apart and look different, in random order; None if there are too few."""
+    spots, places = points
+    if len(spots) < count:
+        return None
+    order = draw.permutation(len(spots))
+    if level == 4:  # close together: around the first, nearest first
+        order = order[np.argsort(np.linalg.norm(places[order] - places[order[0]], axis=1), kind="stable")]
+    patches = image.patches(spots)
+    alike = patches @ patches.T > ALIKE
+    near = np.linalg.norm(places[:, None] - places[None], axis=2) < APART[level]
+    chosen = []
+    for i in order:
+        if not (alike[i, chosen].any() or near[i, chosen].any()):
+            chosen.append(i)
+            if len(chosen) == count:
+                chosen = np.array(chosen)[draw.permutation(count)]
+                return spots[chosen], places[chosen]
+    return None
+
+
+def _assign(draw, spots, places, image, first):
+    """(answer, REF's place in view 1, spots, places); None where no view 1 makes answer and rank uniform."""
+    count = len(spots)
+    size = np.array((image.height, image.width))
+    low = np.maximum((spots - (size - first)) / first, MARGIN)
+    high = np.minimum(spots / first, 1 - MARGIN)
+    refs = low[:, None] + draw.random((count, PLACES, 2)) * (high - low)[:, None]  # where each point could stand
+    distances = np.linalg.norm(refs[:, :, None] - places[None, None], axis=3)
+    own = distances[np.arange(count), :, np.arange(count)]
+    ranks = (distances < own[:, :, None]).sum(2)  # [count, PLACES]
+    weights = (ranks[:, :, None] == np.arange(count)).any(1).astype(float)
+    if not (weights.any(0).all() and weights.any(1).all()):
+        return None
+    for _ in range(25):  # Sinkhorn: both margins uniform
+        weights /= weights.sum(0)
+        weights /= weights.sum(1, keepdims=True)
+    if abs(weights.sum(0) - 1).max() > 0.02:
+        return None
+    truth = int(draw.integers(0, count))
+    rank = int(np.searchsorted(np.cumsum(weights[truth]), draw.random() * weights[truth].sum(), side="right"))
+    rank = min(rank, count - 1)
+    at = np.flatnonzero(ranks[truth] == rank)
+    return truth, refs[truth, at[int(draw.integers(0, len(at)))]], spots, places
+
+
+def _mark(draw, plan, canvas, places, names, rgb):
+    """A ring around every place (share of the canvas) and its name beside it, upright, on the side that is freest."""
+    side = plan.sizes[canvas][0]
+    ring, label = max(12.0, RING * side), max(12.0, LABEL * side)
+    points = places * side
+    far = 0.38 * ring + 0.5 * label
+    taken = list(points)
+    for (y, x), name in zip(points, names):
+        plan.stamp(canvas, "ring", y, x, ring, rgb)
+        best, room = None, -math.inf
+        for eighth in draw.permutation(8):
+            ly, lx = y + far * math.sin(eighth * math.pi / 4), x + far * math.cos(eighth * math.pi / 4)
+            free = min(
+                *(min(v, side - v) - label / 2 for v in (ly, lx)),
+                *(math.hypot(ly - ty, lx - tx) - label for ty, tx in taken if (ty, tx) != (y, x)),
+                0.0,
+            )
+            if free > room:
+                best, room = (ly, lx), free
+        plan.stamp(canvas, name, *best, label * (1.2 if name == "REF" else 1.0), rgb)
+        taken.append(np.array(best))

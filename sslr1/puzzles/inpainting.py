@@ -1,0 +1,128 @@
+"""Inpainting: an image with a square hole and lettered patches; which one fills the hole?"""
+
+import math
+
+from sslr1.puzzles.picture import SAME, difference
+from sslr1.puzzles.plan import Plan, Puzzle, canvas_size
+from sslr1.puzzles.reward import Answer
+from sslr1.puzzles.similarity import negatives
+
+LEVELS = {
+    1: "hole of half the short side, 4 patches, the others from other images",
+    2: "a third, 4 patches: two places, each as it is or changed",
+    3: "a third, 6 patches: three places",
+    4: "a quarter, 8 patches: four places",
+}
+HOLE = {1: 1 / 2, 2: 1 / 3, 3: 1 / 3, 4: 1 / 4}  # of the short side
+CANDIDATES = {1: 4, 2: 4, 3: 6, 4: 8}
+START_LEVEL = PAPER_LEVEL = 2
+POOLED = (1,)  # levels that show other images too
+SHARE = 0.10
+RIM = 0.03  # trimmed off each side of a patch, as a share of the hole's, so that edges don't simply continue
+OVERLAP = 0.3  # of the hole's area, which a patch from elsewhere stays under
+COARSEST = 1.25  # image px per px of a patch at least, where the spec's bounds allow it
+CHANGES = ("flip", "shift", "scale")
+TRIES = 12
+
+
+def build(draw, image, level, spec, pool) -> Puzzle:
+    """From level 2 the patches come in pairs whose members differ by one change: the truth and a changed truth, and for every
+    other place two patches that differ by a change drawn alike, of which the first may be changed already. So neither
+    being in a pair, being the odd one nor looking untouched tells the truth. All patches, the truth too, are sampled once,
+    bilinearly, at sub-pixel places."""
+    height, width, step = canvas_size(image.height, image.width, spec)
+    hole = round(HOLE[level] * min(height, width))
+    count = CANDIDATES[level]
+    view = tuple(draw.uniform(0, n - side * step) for n, side in ((image.height, height), (image.width, width)))
+    if step == 1.0:
+        view = tuple(map(math.floor, view))
+    letters = "ABCDEFGH"[:count]
+    others, images = negatives(draw, image, pool, count - 1) if level == 1 else ([], [image])
+    for _ in range(TRIES):
+        top, left = (int(draw.integers(0, n - hole + 1)) for n in (height, width))
+        half = hole * step / 2
+        truth = (0, view[0] + top * step + half, view[1] + left * step + half, half * (1 - 2 * RIM), False)
+        if level == 1:
+            patches = [truth, *(_elsewhere_in(draw, images[n], n) for n in range(1, count))]
+        else:
+            patches = _pairs(draw, image, truth, half, (*view, height * step, width * step), count // 2)
+        looks = [_look(images[patch[0]], patch) for patch in patches]
+        decidable = difference(looks[0], looks[0].mean((0, 1))) > SAME
+        decidable &= all(difference(looks[0], look) > SAME for look in looks[1:])
+        if level > 1:
+            decidable &= all(difference(a, b) > SAME for a, b in zip(looks[::2], looks[1::2]))
+        if decidable and len(patches) == count:
+            break
+    side = spec.square(truth[3] * 2 / COARSEST)
+    plan = Plan()
+    masked = plan.canvas(height, width)
+    plan.view(masked, 0, 0, height, width, 0, (step, 0.0, view[1], 0.0, step, view[0]), exact=step == 1.0)
+    plan.fill(masked, top, left, hole, hole)
+    order = draw.permutation(count).tolist()
+    for i in order:
+        number, y, x, reach, flip = patches[i]
+        y, x = (v + draw.uniform(-0.5, 0.5) for v in (y, x))
+        a, near = 2 * reach / side, images[number]
+        y, x = (min(max(v, reach), n - reach) for v, n in ((y, near.height), (x, near.width)))
+        affine = (-a, 0.0, x + reach, 0.0, a, y - reach) if flip else (a, 0.0, x - reach, 0.0, a, y - reach)
+        plan.view(plan.canvas(side, side), 0, 0, side, side, number, affine)
+    answer = Answer("choice", letters[order.index(0)], tuple(letters))
+    row = (count + 1) // 2
+    return Puzzle(
+        plan,
+        [({"count": count}, answer)],
+        1 / count,
+        decidable,
+        ["REF", *letters],
+        [[0], list(range(1, row + 1)), list(range(row + 1, count + 1))],
+        others,
+    )
+
+
+def _pairs(draw, image, truth, half, view, count):
+    """The truth, its changed copy, and pairs from elsewhere in the view, one behind the other. Where no place or change fits,
+    the hole's own neighbourhood has to do, and the puzzle comes out undecidable."""
+    patches = [truth, _change(draw, truth, view, CHANGES[int(draw.integers(0, 3))])]
+    look = _look(image, truth)
+    for _ in range(count - 1):
+        second = CHANGES[int(draw.integers(0, 3))]
+        first = (None, *(c for c in CHANGES if c != second))[int(draw.integers(0, 3))]
+        for _ in range(24):
+            y, x = (draw.uniform(start + half, start + extent - half) for start, extent in zip(view[:2], view[2:]))
+            apart_y, apart_x = (max(0.0, 1 - abs(a - b) / (2 * half)) for a, b in ((y, truth[1]), (x, truth[2])))
+            base = (0, y, x, truth[3], False)
+            if first:
+                base = _change(draw, base, view, first)
+            if apart_y * apart_x < OVERLAP and difference(_look(image, base), look) > SAME:
+                break
+        patches += [base, _change(draw, base, view, second)]
+    return patches
+
+
+def _change(draw, patch, view, change):
+    """A patch (image, y, x, reach, flip: its centre and half its side in image px), changed, inside the view."""
+    number, y, x, reach, flip = patch
+    if change == "flip":
+        return number, y, x, reach, not flip
+    for _ in range(12):
+        ny, nx, nr = y, x, reach
+        if change == "shift":
+            angle, far = draw.uniform(0, 2 * math.pi), 2 * reach * draw.uniform(0.2, 0.35)
+            ny, nx = y + far * math.sin(angle), x + far * math.cos(angle)
+        else:
+            nr = reach * draw.uniform(1.2, 1.4) ** (1 if draw.random() < 0.5 else -1)
+        if all(s + nr <= v <= s + e - nr for v, s, e in ((ny, view[0], view[2]), (nx, view[1], view[3]))):
+            return number, ny, nx, nr, flip
+    return number, y, x, reach / 1.3, flip
+
+
+def _elsewhere_in(draw, image, number):
+    """A patch from anywhere in another image, as large a share of it as the truth is of its own."""
+    reach = HOLE[1] * min(image.height, image.width) * (1 - 2 * RIM) / 2
+    return number, draw.uniform(reach, image.height - reach), draw.uniform(reach, image.width - reach), reach, False
+
+
+def _look(image, patch):
+    _, y, x, reach, flip = patch
+    look = image.means(y - reach, x - reach, 2 * reach, 2 * reach, 8, 8)
+    return look[:, ::-1] if flip else look
