@@ -84,7 +84,11 @@ def contact_sheet(rows):
 
 
 def _words(question, answer, chance):
-    return [*question.replace("<image>", "[image]").split("\n"), "", f"answer: {answer.text}    chance: {chance:.2%}"]
+    return [
+        *question.replace("<image>", "[image]").split("\n"),
+        "",
+        f"answer: {answer.text}    chance: 1 in {round(1 / chance):,}",
+    ]
 
 
 def page(sheets):

@@ -19,7 +19,7 @@ START_LEVEL = PAPER_LEVEL = 2
 POOLED = (1,)  # levels that show other images too
 SHARE = 0.10
 RIM = 0.03  # trimmed off each side of a patch, as a share of the hole's, so that edges don't simply continue
-OVERLAP = 0.3  # of the hole's area, which a patch from elsewhere stays under
+OVERLAP = 0.3  # of its area, which every place's overlap with the hole and with the others stays under
 COARSEST = 1.25  # image px per px of a patch at least, where the spec's bounds allow it
 CHANGES = ("flip", "shift", "scale")
 TRIES = 12
@@ -47,13 +47,15 @@ def build(draw, image, level, spec, pool) -> Puzzle:
         else:
             patches = _pairs(draw, image, truth, half, (*view, height * step, width * step), count // 2)
         looks = [_look(images[patch[0]], patch) for patch in patches]
-        decidable = difference(looks[0], looks[0].mean((0, 1))) > SAME
+        decidable = all(_structure(look) > SAME for look in looks[:: 1 if level == 1 else 2])
         decidable &= all(difference(looks[0], look) > SAME for look in looks[1:])
         if level > 1:
             decidable &= all(difference(a, b) > SAME for a, b in zip(looks[::2], looks[1::2]))
         if decidable and len(patches) == count:
             break
     side = spec.square(truth[3] * 2 / COARSEST)
+    # one mip level for all, or reduced copies would be the softest
+    mip = None if level == 1 else max(0, math.floor(math.log2(truth[3] * 2 / side)))
     plan = Plan()
     masked = plan.canvas(height, width)
     plan.view(masked, 0, 0, height, width, 0, (step, 0.0, view[1], 0.0, step, view[0]), exact=step == 1.0)
@@ -65,7 +67,7 @@ def build(draw, image, level, spec, pool) -> Puzzle:
         a, near = 2 * reach / side, images[number]
         y, x = (min(max(v, reach), n - reach) for v, n in ((y, near.height), (x, near.width)))
         affine = (-a, 0.0, x + reach, 0.0, a, y - reach) if flip else (a, 0.0, x - reach, 0.0, a, y - reach)
-        plan.view(plan.canvas(side, side), 0, 0, side, side, number, affine)
+        plan.view(plan.canvas(side, side), 0, 0, side, side, number, affine, level=mip)
     answer = Answer("choice", letters[order.index(0)], tuple(letters))
     row = (count + 1) // 2
     return Puzzle(
@@ -83,20 +85,28 @@ def _pairs(draw, image, truth, half, view, count):
     """The truth, its changed copy, and pairs from elsewhere in the view, one behind the other. Where no place or change fits,
     the hole's own neighbourhood has to do, and the puzzle comes out undecidable."""
     patches = [truth, _change(draw, truth, view, CHANGES[int(draw.integers(0, 3))])]
-    look = _look(image, truth)
+    places, looks = [truth[1:3]], [_look(image, truth)]
     for _ in range(count - 1):
         second = CHANGES[int(draw.integers(0, 3))]
         first = (None, *(c for c in CHANGES if c != second))[int(draw.integers(0, 3))]
-        for _ in range(24):
+        for _ in range(40):
             y, x = (draw.uniform(start + half, start + extent - half) for start, extent in zip(view[:2], view[2:]))
-            apart_y, apart_x = (max(0.0, 1 - abs(a - b) / (2 * half)) for a, b in ((y, truth[1]), (x, truth[2])))
             base = (0, y, x, truth[3], False)
             if first:
                 base = _change(draw, base, view, first)
-            if apart_y * apart_x < OVERLAP and difference(_look(image, base), look) > SAME:
+            look = _look(image, base)
+            apart = all(_overlap(y - v, x - u, 2 * half) < OVERLAP for v, u in places)
+            if apart and _structure(look) > SAME and all(difference(look, seen) > SAME for seen in looks):
                 break
+        places.append((y, x))
+        looks.append(look)
         patches += [base, _change(draw, base, view, second)]
     return patches
+
+
+def _overlap(dy, dx, side):
+    """Share of a square's area that another of its size covers, shifted by (dy, dx)."""
+    return max(0.0, 1 - abs(dy) / side) * max(0.0, 1 - abs(dx) / side)
 
 
 def _change(draw, patch, view, change):
@@ -105,21 +115,28 @@ def _change(draw, patch, view, change):
     if change == "flip":
         return number, y, x, reach, not flip
     for _ in range(12):
-        ny, nx, nr = y, x, reach
         if change == "shift":
             angle, far = draw.uniform(0, 2 * math.pi), 2 * reach * draw.uniform(0.2, 0.35)
-            ny, nx = y + far * math.sin(angle), x + far * math.cos(angle)
+            to = y + far * math.sin(angle), x + far * math.cos(angle), reach
         else:
-            nr = reach * draw.uniform(1.2, 1.4) ** (1 if draw.random() < 0.5 else -1)
-        if all(s + nr <= v <= s + e - nr for v, s, e in ((ny, view[0], view[2]), (nx, view[1], view[3]))):
-            return number, ny, nx, nr, flip
-    return number, y, x, reach / 1.3, flip
+            to = y, x, reach * draw.uniform(1.2, 1.4) ** (1 if draw.random() < 0.5 else -1)
+        inside = [min(max(v, s + to[2]), s + e - to[2]) for v, s, e in zip(to, view[:2], view[2:])]
+        if change == "scale" or inside == list(
+            to[:2]
+        ):  # a larger patch moves in; it must not be the rarer for lack of room
+            break
+    return number, *inside, to[2], flip
 
 
 def _elsewhere_in(draw, image, number):
     """A patch from anywhere in another image, as large a share of it as the truth is of its own."""
     reach = HOLE[1] * min(image.height, image.width) * (1 - 2 * RIM) / 2
     return number, draw.uniform(reach, image.height - reach), draw.uniform(reach, image.width - reach), reach, False
+
+
+def _structure(look):
+    """How much there is to see: the places of wrong patches are held to what the hole's is, or they would be the dull ones."""
+    return difference(look, look.mean((0, 1)))
 
 
 def _look(image, patch):

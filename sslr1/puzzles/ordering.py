@@ -20,7 +20,7 @@ GRIDS = {1: ((1, 2), (2, 1), (2, 2)), 2: ((1, 3), (3, 1), (2, 3), (3, 2)), 3: ((
 START_LEVEL, PAPER_LEVEL = 2, 3
 POOLED = ()  # levels that show other images too
 SHARE = 0.30
-LEAST = {1: SAME, 2: SAME, 3: SAME, 4: 2 * SAME}  # difference of two tiles, 8-bit levels; changed tiles need more
+LEAST = {1: SAME, 2: SAME, 3: SAME, 4: 1.25 * SAME}  # difference of two tiles, 8-bit levels; changed tiles need more
 RIM = 0.03  # trimmed off each side of a tile, as a share of its visible side, so that edges don't simply continue
 
 

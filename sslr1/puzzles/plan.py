@@ -61,16 +61,21 @@ class Plan:
         alpha=1.0,
         blur=0.0,
         exact=False,
+        level=None,
     ):
         """Paint a rectangle through `matrix`, its inverse map to px of the full image: 6 numbers (affine: image x = a*x + b*y +
         c, y = d*x + e*y + f) or 9 (projective).
 
         exact: nearest, for crops, shuffles and quarter turns. Otherwise bilinear from the largest mip level that is not
-        coarser than the map; `blur` is in px of the canvas.
+        coarser than the map, unless `level` names one; `blur` is in px of the canvas.
         """
         if len(matrix) == 6:
             matrix = (*matrix, 0.0, 0.0, 1.0)
-        level, sigma = (0, 0.0) if exact else sampling(matrix, height, width, blur)
+        sigma = 0.0
+        if exact:
+            level = 0
+        elif level is None:
+            level, sigma = sampling(matrix, height, width, blur)
         s = 0.5**level
         matrix = (*(s * v for v in matrix[:6]), *matrix[6:])
         source = self.source(image, level, sigma)

@@ -97,7 +97,7 @@ def test_ordering(images, seed, level):
         (h, w), K = tiles[0].shape[:2], len(tiles)
         assert canvas_size(image.shape[0] / rows, image.shape[1] / columns, made.spec, 0.03) == (h, w, 1.0)
         pitch_y, pitch_x, rim_y, rim_x = *(s + 2 * round(0.03 * s) for s in (h, w)), round(0.03 * h), round(0.03 * w)
-        r = 7
+        r = 5
         maps = matches(grey(image, 1 / r), torch.cat([grey(tile, 1 / r) for tile in tiles])).numpy()
         y = np.add.outer(np.arange(0, image.shape[0] - rows * pitch_y + 1, 3), rim_y + np.arange(rows) * pitch_y)
         x = np.add.outer(np.arange(0, image.shape[1] - columns * pitch_x + 1, 3), rim_x + np.arange(columns) * pitch_x)

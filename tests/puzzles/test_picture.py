@@ -1,0 +1,63 @@
+"""What puzzles ask about an image: the compiled part against plain NumPy and PyTorch, and both against the definition."""
+
+import numpy as np
+import pytest
+import torch
+
+from sslr1.puzzles import picture
+from sslr1.puzzles.picture import SAMPLES, Picture
+
+
+@pytest.fixture(params=["compiled", "plain"])
+def backend(request, monkeypatch):
+    if request.param == "plain":
+        monkeypatch.setattr(picture, "_C", None)
+    return request.param
+
+
+def test_compiled_and_plain_agree(draw, gallery, monkeypatch):
+    small = torch.from_numpy(draw.integers(0, 256, (61, 45, 3), dtype=np.uint8))
+    for image in [*gallery, small, small.transpose(0, 1)]:
+        compiled = Picture(image)
+        H, W = image.shape[:2]
+        places = [
+            (
+                draw.uniform(-20, H),
+                draw.uniform(-20, W),
+                draw.uniform(1, H),
+                draw.uniform(1, W),
+                *draw.integers(1, 25, 2),
+            )
+            for _ in range(20)
+        ]
+        found = [compiled.means(*place) for place in places], compiled.grey[0], compiled.corners
+        with monkeypatch.context() as m:
+            m.setattr(picture, "_C", None)
+            plain = Picture(image)
+            assert all(np.array_equal(a, plain.means(*place)) for a, place in zip(found[0], places))
+            assert np.abs(found[1] - plain.grey[0]).max() < 1e-4 and np.array_equal(found[2], plain.corners)
+
+
+def test_means_are_means(draw, backend):
+    """Of an image that is SAMPLES px a side, every pixel counts."""
+    pixels = draw.integers(0, 256, (SAMPLES, SAMPLES, 3), dtype=np.uint8)
+    means = Picture(torch.from_numpy(pixels)).means(8, 16, 64, 48, 8, 4)
+    expected = pixels[8:72, 16:64].reshape(8, 8, 4, 12, 3).mean((1, 3))
+    assert np.abs(means - expected).max() < 1e-3
+
+
+def test_corners_are_where_squares_have_theirs(backend):
+    image = torch.full((160, 160, 3), 60, dtype=torch.uint8)
+    image[40:90, 50:120] = 200
+    corners = Picture(image).corners
+    for y, x in ((40, 50), (40, 120), (90, 50), (90, 120)):
+        assert np.linalg.norm(corners - (y, x), axis=1).min() < 4
+    assert len(corners) < 12
+    assert len(Picture(torch.full((160, 160, 3), 60, dtype=torch.uint8)).corners) == 0
+
+
+def test_flat(draw, backend):
+    assert Picture(torch.full((100, 80, 3), 9, dtype=torch.uint8)).flat
+    assert not Picture(
+        torch.from_numpy(draw.integers(0, 256, (10, 10, 3), dtype=np.uint8)).repeat_interleave(10, 0)
+    ).flat

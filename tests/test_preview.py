@@ -1,0 +1,28 @@
+"""The contact sheets."""
+
+from PIL import Image
+
+from tests.conftest import launch
+
+
+def test_a_sheet_a_puzzle_and_a_page(photographs, tmp_path):
+    from sslr1.data.scenes import write_scenes
+
+    folder = write_scenes(tmp_path / "images", 16, 288)
+    for i, image in enumerate(photographs):
+        Image.fromarray(image.numpy()).save(folder / f"photograph{i}.png")
+    out = tmp_path / "out"
+    launch("sslr1", "preview", folder, "--out", out, "--level", 1, 2, "--count", 1, "--html")
+    names = {"rotation", "similarity", "inpainting", "ordering", "correspondence"}
+    assert {path.stem for path in out.glob("*.png")} == names
+    for path in out.glob("*.png"):
+        with Image.open(path) as sheet:
+            assert sheet.width == 1200 and sheet.height > 300 and len(sheet.getcolors(1 << 24)) > 1000
+    page = (out / "index.html").read_text()
+    assert page.count("<figure>") == 10 and "<script" not in page and "http" not in page.split("</style>")[1]
+    assert "&lt;think&gt;" in page and "<think>" not in page
+
+
+def test_errors_are_one_line(tmp_path):
+    done = launch("sslr1.preview", tmp_path, check=False)
+    assert done.returncode and "Traceback" not in done.stderr and "holds no images" in done.stderr

@@ -1,0 +1,77 @@
+"""Blind solvers: bounded on the puzzles, and able to find a shortcut where there is one."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from sslr1 import probes, puzzles
+from sslr1.puzzles import correspondence, rotation
+from tests.conftest import launch
+
+CASES = [(name, level) for name in puzzles.NAMES for level in (1, 2, 3, 4)]
+
+
+@pytest.fixture(scope="module")
+def images():
+    from sslr1.data.scenes import scene
+
+    return [torch.from_numpy(scene(i, 288)) for i in range(80)]
+
+
+@pytest.fixture(scope="module")
+def textures():
+    return [probes.texture(i) for i in range(80)]
+
+
+def bounded(findings, errors=0.0):
+    for f in findings:
+        room = errors * math.sqrt(f.chance * (1 - f.chance) / f.n)
+        assert f.bound is None or f.limit <= f.bound + room, f
+
+
+@pytest.mark.parametrize("name, level", CASES)
+def test_bounds(images, textures, seed, name, level):
+    """On a few hundred puzzles, so with room for their scatter; the thousands are for `make test-slow`."""
+    shown = textures if name == "rotation" else images
+    bounded(probes.probe(shown, name, level, 200, seed, only_bounded=True), errors=4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name, level", CASES)
+def test_bounds_on_thousands(name, level, seed):
+    shown = [probes.texture(i) for i in range(200)] if name == "rotation" else probes.pictures()
+    bounded(probes.probe(shown, name, level, 2000, seed, only_bounded=True))
+
+
+def test_probes_find_the_shortcuts_they_are_for(images, textures, monkeypatch):
+    """Without what keeps a puzzle honest, its probe finds out."""
+
+    def score(shown, name, level, probe, count=300):
+        (found,) = (f for f in probes.probe(shown, name, level, count) if f.probe == probe)
+        return found
+
+    monkeypatch.setattr(rotation, "QUARTERS", ((0.0, 0.0),))  # the pixel grid's pattern shows
+    assert not score(textures, "rotation", 3, "grid phase", 600).holds
+    monkeypatch.setattr(correspondence, "_assign", nearest_assign)
+    assert score(images, "correspondence", 2, "nearest position").exact > 0.6
+
+
+def nearest_assign(draw, spots, places, image, first):
+    """As if view 1 were put anywhere: REF stands where its point does in view 2."""
+    truth = int(draw.integers(0, len(spots)))
+    return truth, places[truth].clip(0.1, 0.9), spots, places
+
+
+def test_visible_copies_and_edges_are_found(images):
+    assert next(f for f in probes.probe(images, "ordering", 1, 100) if f.probe == "edge continuity").exact > 0.5
+    case = probes.Case([np.zeros((84, 84, 3), np.float32)] * 5, tuple("ABCD"), (), [], np.random.default_rng(0))
+    assert probes.visible_copy(case) in "ABCD"
+
+
+def test_the_command_says_so_when_images_do_not_do(tmp_path):
+    done = launch("sslr1.evaluate", "--probes", tmp_path, check=False)
+    assert done.returncode == 2 and "holds no images" in done.stdout + done.stderr
+    assert json.dumps(done.stdout).count("Traceback") == 0
