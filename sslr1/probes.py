@@ -367,7 +367,11 @@ def _finding(name, level, probe, guesses, answers, chances, bounded):
 
 def texture(number, size=360) -> torch.Tensor:
     """A random picture with the spectrum of a photograph and no direction, through JPEG; uint8 [size, size, 3]. Nothing in it says
-    which way is up, so whatever tells how it was turned was put there by the turning."""
+    which way is up, so whatever tells how it was turned was put there by the turning.
+
+    Chroma is not halved: where it is (4:2:0), the decoder's rounding alternates from column to column, and that alone tells
+    quarter turns apart modulo 180 (38 % where chance is 25 %), whatever a puzzle does that moves pixels exactly.
+    """
     from PIL import Image
 
     noise = ops.generator("texture", number).standard_normal((3, size, size))
@@ -376,7 +380,9 @@ def texture(number, size=360) -> torch.Tensor:
     waves = np.fft.ifft2(np.fft.fft2(noise) * fall).real
     waves = waves / waves.std() * 45 + 127
     file = io.BytesIO()
-    Image.fromarray(waves.clip(0, 255).astype(np.uint8).transpose(1, 2, 0)).save(file, "JPEG", quality=92)
+    Image.fromarray(waves.clip(0, 255).astype(np.uint8).transpose(1, 2, 0)).save(
+        file, "JPEG", quality=92, subsampling=0
+    )
     return torch.from_numpy(np.array(Image.open(file)))
 
 

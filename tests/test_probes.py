@@ -53,7 +53,7 @@ def test_probes_find_the_shortcuts_they_are_for(images, textures, monkeypatch):
         (found,) = (f for f in probes.probe(shown, name, level, count) if f.probe == probe)
         return found
 
-    monkeypatch.setattr(rotation, "QUARTERS", ((0.0, 0.0),))  # the pixel grid's pattern shows
+    monkeypatch.setattr(rotation, "OFFSETS", ((0.0, 0.0),))  # the pixel grid's pattern shows
     assert not score(textures, "rotation", 3, "grid phase", 600).holds
     monkeypatch.setattr(correspondence, "_assign", nearest_assign)
     assert score(images, "correspondence", 2, "nearest position").exact > 0.6

@@ -109,7 +109,9 @@ def answers_are_uniform(recorded, name, level, count):
     for i in range(20 * count):
         draw = keys.generator("balance", name, level, i)
         picture = recorded.pictures[i % len(recorded.pictures)]
-        made = _PUZZLES[name].build(draw, picture, level, SPEC if name != "ordering" else BIG, recorded.pool)
+        made = _PUZZLES[name].build(
+            draw, picture, level, SPEC if name in ("similarity", "rotation") else BIG, recorded.pool
+        )
         if made.decidable:
             drawn += 1
             answer = made.readings[drawn % len(made.readings)][1]
