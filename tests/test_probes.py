@@ -18,7 +18,7 @@ CASES = [(name, level) for name in puzzles.NAMES for level in (1, 2, 3, 4)]
 def images():
     from sslr1.data.scenes import scene
 
-    return [torch.from_numpy(scene(i, 288)) for i in range(80)]
+    return [torch.from_numpy(scene(i, 320)) for i in range(200)]
 
 
 @pytest.fixture(scope="module")
