@@ -262,3 +262,17 @@ def test_held_out_puzzles_are_the_same_ones_whatever_the_ranks(scenes):
         assert answers[0][0::2] == answers[1] and answers[0][1::2] == answers[2]
         if answers[0][0].choices:  # a constant answer scores chance exactly
             assert [[a.value for a in answers[0]].count(c) for c in answers[0][0].choices] == [25] * 4
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_much_larger_images_are_reduced_and_others_left_alone(draw, backend):
+    decoder = Decoder(backend, max_side=80)
+    arrays = [draw.integers(0, 256, size, dtype=np.uint8) for size in ((90, 100, 3), (30, 40, 3), (15, 20, 3))]
+    large = arrays[2].repeat(16, 0).repeat(16, 1)  # 240 x 320: over 1.25 times 80
+    near, small, reduced = decoder.decode([encoded(a, "PNG") for a in (*arrays[:2], large)])
+    assert np.array_equal(near.numpy(), arrays[0]) and np.array_equal(small.numpy(), arrays[1])
+    assert reduced.shape == (60, 80, 3)
+    means = (
+        reduced.numpy().reshape(15, 4, 20, 4, 3)[:, 1:3, :, 1:3].mean((1, 3))
+    )  # antialiased: flat cells keep their value
+    assert np.abs(means - arrays[2]).mean() < 12
