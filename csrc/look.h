@@ -1,4 +1,4 @@
-// What puzzles ask about an image before they are drawn. sslr1/puzzles/picture.py is the reference.
+// What puzzles ask about an image before they are drawn. sslr1/ops/look.py is the reference.
 #pragma once
 #include <cstdint>
 #include <tuple>

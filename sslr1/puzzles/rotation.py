@@ -20,7 +20,7 @@ POOLED = ()  # levels that show other images too
 SHARE = 0.25
 COARSEST = 1.25  # source px per canvas px at least where angles are resampled
 # Bilinear interpolation softens by where between two pixels it falls, and that pattern's direction would tell the angle modulo
-# 90 (a fitted probe got 26 % where chance is 12.5 %). The mean of samples a third of a pixel apart along both axes cancels it
+# 90. The mean of samples a third of a pixel apart along both axes cancels it
 # and its first overtone.
 OFFSETS = tuple((y / 3, x / 3) for y in (-1, 0, 1) for x in (-1, 0, 1))
 ROOM = 0.96  # share of the short side that the turned square's circle takes: the rest is where it may lie

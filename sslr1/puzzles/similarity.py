@@ -144,15 +144,15 @@ def augmentation(draw, image, crop, level, side, target):
 def matched(draw, luma, target):
     """(layers that give a view the RGB mean `target` and the covariance SPREAD^2 in every entry, whether its tones allow that).
 
-    Mean and covariance alone don't hide an image: the shape of its histogram still names it (a blind solver got 76 % where
-    chance is 25 %). So tones are first spread evenly, as measured on what is rendered, along a tone curve with random slopes,
+    Mean and covariance alone don't hide an image: the shape of its histogram still names it, which a blind solver reads.
+    So tones are first spread evenly, as measured on what is rendered, along a tone curve with random slopes,
     which say nothing about the image; then scaled and shifted. What is left is monochrome: a view that was nearly grey could
     not be given another's chroma without giving itself away."""
     quantiles = np.quantile(luma, KNOTS + draw.uniform(-0.3, 0.3, len(KNOTS)) * SPACING)
     if np.diff(quantiles).min() < NARROWEST:
         return [(IDENTITY_COLOUR, 1.0)], False
     steps = ((luma[:, None] - quantiles[:-1]) / np.diff(quantiles)).clip(0, 1) * 255
-    while True:
+    for _ in range(40):
         slopes = np.diff(KNOTS) * np.exp(draw.normal(0, CURVE, len(KNOTS) - 1))
         slopes /= slopes.sum()
         values = steps @ slopes
@@ -160,6 +160,8 @@ def matched(draw, luma, target):
         rest = (target - keep * values.mean()) / (1 - keep)
         if keep < 0.9 and (rest >= 0).all() and (rest <= 255).all():
             break
+    else:
+        return [(IDENTITY_COLOUR, 1.0)], False
     layers = list(
         zip(equalise(quantiles), (slopes / slopes.cumsum()).tolist())
     )  # each over the mean of those before it

@@ -4,14 +4,14 @@ import numpy as np
 import pytest
 import torch
 
-from sslr1.puzzles import picture
+from sslr1.ops import look
 from sslr1.puzzles.picture import SAMPLES, Picture
 
 
 @pytest.fixture(params=["compiled", "plain"])
 def backend(request, monkeypatch):
     if request.param == "plain":
-        monkeypatch.setattr(picture, "_C", None)
+        monkeypatch.setattr(look, "_C", None)
     return request.param
 
 
@@ -32,7 +32,7 @@ def test_compiled_and_plain_agree(draw, gallery, monkeypatch):
         ]
         found = [compiled.means(*place) for place in places], compiled.grey[0], compiled.corners
         with monkeypatch.context() as m:
-            m.setattr(picture, "_C", None)
+            m.setattr(look, "_C", None)
             plain = Picture(image)
             assert all(np.array_equal(a, plain.means(*place)) for a, place in zip(found[0], places))
             assert np.abs(found[1] - plain.grey[0]).max() < 1e-4 and np.array_equal(found[2], plain.corners)

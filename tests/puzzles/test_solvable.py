@@ -215,7 +215,7 @@ def marks(made):
 @pytest.mark.parametrize("level", (1, 2))
 def test_correspondence_from_pixels(gallery, seed, level):
     """Around which lettered ring does the second view look most like the first around REF, at any turn and scale?"""
-    right, count = 0, 100
+    right, count = 0, 200
     turns = torch.deg2rad(torch.arange(-30, 31, 7.5)) if level == 2 else torch.zeros(1)
     scales = torch.exp(torch.linspace(math.log(0.6), math.log(1.7), 11))
     thetas = [s * torch.tensor([[t.cos(), -t.sin()], [t.sin(), t.cos()]]) for t in turns for s in scales]
@@ -253,7 +253,7 @@ def surroundings_alike(first, ref, second, other, thetas, n=41, reach=0.2):
 @pytest.mark.parametrize("level", (1, 2))
 def test_similarity_from_pixels(gallery, seed, level):
     """Which candidate matches the reference best at any flip, scale, aspect and place?"""
-    right, count = 0, 30
+    right, count = 0, 60
     for _, made in draws(gallery, "similarity", level, count, seed):
         reference, *others = made.render()[0]
         scores = [alignment(reference, other) for other in others]
