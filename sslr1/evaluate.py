@@ -83,6 +83,8 @@ def main():
         from sslr1 import probes
 
         raise SystemExit(probes.report(arguments.probes or None, arguments.count, arguments.puzzle))
+    if (arguments.count, arguments.puzzle) != (2000, puzzles.NAMES):
+        parser.error("--count and --puzzle go with --probes; for held-out puzzles set eval.count and puzzles.mixture")
     if arguments.config is None:
         parser.error("a configuration is needed, or --probes")
     with entry.built(arguments.config, arguments.overrides) as built:
