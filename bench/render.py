@@ -1,5 +1,7 @@
-"""A decoded 640x480 image becomes one 3x3 ordering puzzle as `pixel_values`: the renderer against PIL and Hugging Face. Then
-every puzzle where training starts, rendered only, against the same canvases through Hugging Face's processor."""
+"""A decoded 640x480 image becomes one 3x3 ordering puzzle as `pixel_values`: the renderer against PIL and Hugging Face, once with
+tiles as PIL cuts an image into thirds, once with the very tiles that we cut. Then every puzzle where training starts, rendered only, against the same canvases through Hugging Face's processor."""
+
+import random
 
 import torch
 from PIL import Image
@@ -18,15 +20,32 @@ def rows():
     pictures = [Image.fromarray(image.numpy()) for image in images]
     corners = [(int(t[1][5]), int(t[1][2])) for t in tiles]
 
-    def peer():
+    def same_crops():
         found = []
         for i, picture in enumerate(pictures):
             crops = [picture.crop((x, y, x + width, y + height)) for y, x in corners[9 * i : 9 * i + 9]]
             found.append(processor(crops, return_tensors="pt")["pixel_values"])
         return found
 
-    expected = torch.cat(peer())
-    for name in ("reference", "cpp"):
+    def thirds():
+        found = []
+        for picture in pictures:
+            x, y = ([n * i // 3 for i in range(4)] for n in picture.size)
+            crops = [picture.crop((x[c], y[r], x[c + 1], y[r + 1])) for r in range(3) for c in range(3)]
+            random.shuffle(crops)
+            found.append(processor(crops, return_tensors="pt")["pixel_values"])
+        return found
+
+    expected = torch.cat(same_crops())
+    for name, peer, against in (
+        ("cpp", thirds, "PIL: thirds of the image, which Qwen2VLImageProcessorPil resizes to whole tokens"),
+        (
+            "cpp",
+            same_crops,
+            "PIL crops of the same, legal size + Qwen2VLImageProcessorPil: bit for bit the same patches",
+        ),
+        ("reference", same_crops, "the same"),
+    ):
 
         def ours(name=name):
             return puzzles.make(images, "ordering", level=3).render_patches(backend=name)
@@ -35,10 +54,10 @@ def rows():
         assert (values - expected).abs().max() <= 1e-5
         yield {
             "what": f"4 images of 640x480 → 3x3 ordering, drawn and rendered to fp32 patches, backend {name}",
-            "against": "PIL crops + Qwen2VLImageProcessorPil",
+            "against": against,
             "ours": ours,
             "peer": peer,
-            "goal": "15",
+            "goal": "15" if name == "cpp" else "",
             "bytes": len(values) * 14 * 14 * 3 + values.numel() * values.element_size(),
         }
     pool = images + [torch.from_numpy(photograph()) for _ in range(4)]

@@ -8,15 +8,35 @@
 
 namespace sslr1 {
 
+namespace {
+
+std::vector<std::int64_t> grid(std::int64_t size, std::int64_t samples, std::int64_t stride) {
+  std::vector<std::int64_t> found(static_cast<std::size_t>(samples));
+  for (std::int64_t i = 0; i < samples; ++i) found[static_cast<std::size_t>(i)] = stride * ((2 * i + 1) * size / (2 * samples));
+  return found;
+}
+
+}  // namespace
+
+void sample(std::uintptr_t pixels, std::int64_t height, std::int64_t width, std::int64_t samples, std::uintptr_t out) {
+  const auto* in = reinterpret_cast<const std::uint8_t*>(pixels);
+  auto* to = reinterpret_cast<std::uint8_t*>(out);
+  const auto columns = grid(width, samples, 3);
+  for (const std::int64_t row : grid(height, samples, 3 * width)) {
+    for (const std::int64_t column : columns) {
+      for (int c = 0; c < 3; ++c) *to++ = in[row + column + c];
+    }
+  }
+}
+
 void sample_sums(std::uintptr_t pixels, std::int64_t height, std::int64_t width, std::int64_t samples, std::uintptr_t sums) {
   const auto* in = reinterpret_cast<const std::uint8_t*>(pixels);
   auto* out = reinterpret_cast<std::int32_t*>(sums);
   const std::int64_t stride = 3 * (samples + 1);
-  std::vector<std::int64_t> columns(static_cast<std::size_t>(samples));
-  for (std::int64_t x = 0; x < samples; ++x) columns[static_cast<std::size_t>(x)] = 3 * ((2 * x + 1) * width / (2 * samples));
+  const auto columns = grid(width, samples, 3), rows = grid(height, samples, 3 * width);
   std::fill(out, out + stride, 0);
   for (std::int64_t y = 0; y < samples; ++y) {
-    const std::uint8_t* row = in + 3 * width * ((2 * y + 1) * height / (2 * samples));
+    const std::uint8_t* row = in + rows[static_cast<std::size_t>(y)];
     const std::int32_t* above = out + y * stride;
     std::int32_t* here = out + (y + 1) * stride;
     std::int32_t red = 0, green = 0, blue = 0;
@@ -61,6 +81,27 @@ void cell_means(std::uintptr_t sums, std::int64_t samples, std::int64_t height, 
   }
 }
 
+double contrast(std::uintptr_t sample, std::int64_t samples, std::array<std::int64_t, 3> y, std::array<std::int64_t, 3> x,
+                const std::array<float, 12>& colour) {
+  const auto* in = reinterpret_cast<const std::uint8_t*>(sample);
+  constexpr float kLuma[3] = {0.299f, 0.587f, 0.114f};
+  double sum = 0, squares = 0;
+  std::int64_t count = 0;
+  for (std::int64_t i = y[0]; i < y[1]; i += y[2]) {
+    for (std::int64_t j = x[0]; j < x[1]; j += x[2], ++count) {
+      const std::uint8_t* p = in + 3 * (i * samples + j);
+      float luma = 0;
+      for (std::size_t c = 0; c < 3; ++c) {
+        const float* m = colour.data() + 4 * c;
+        luma += kLuma[c] * std::clamp(m[0] * p[0] + m[1] * p[1] + m[2] * p[2] + m[3], 0.f, 255.f);
+      }
+      sum += luma, squares += static_cast<double>(luma) * luma;
+    }
+  }
+  const double n = static_cast<double>(count), mean = sum / n;
+  return std::sqrt(std::max(squares / n - mean * mean, 0.0));
+}
+
 void reduced_grey(std::uintptr_t pixels, std::int64_t height, std::int64_t width, std::int64_t step, std::uintptr_t grey) {
   const auto* in = reinterpret_cast<const std::uint8_t*>(pixels);
   auto* out = reinterpret_cast<float*>(grey);
@@ -82,11 +123,17 @@ namespace {
 // Sums over 5 x 5 neighbours, zeros outside, in place.
 void box(std::vector<float>& picture, std::int64_t h, std::int64_t w) {
   std::vector<float> rows(picture.size());
+  const auto around = [&](const float* in, std::int64_t x) {
+    float sum = 0;
+    for (std::int64_t i = std::max<std::int64_t>(x - 2, 0); i <= std::min(x + 2, w - 1); ++i) sum += in[i];
+    return sum;
+  };
   for (std::int64_t y = 0; y < h; ++y) {
-    for (std::int64_t x = 0; x < w; ++x) {
-      float sum = 0;
-      for (std::int64_t i = std::max<std::int64_t>(x - 2, 0); i <= std::min(x + 2, w - 1); ++i) sum += picture[static_cast<std::size_t>(y * w + i)];
-      rows[static_cast<std::size_t>(y * w + x)] = sum;
+    const float* in = picture.data() + y * w;
+    float* out = rows.data() + y * w;
+    for (std::int64_t x = 2; x < w - 2; ++x) out[x] = in[x - 2] + in[x - 1] + in[x] + in[x + 1] + in[x + 2];
+    for (const std::int64_t x : {std::int64_t{0}, std::int64_t{1}, w - 2, w - 1}) {
+      if (0 <= x && x < w) out[x] = around(in, x);
     }
   }
   for (std::int64_t y = 0; y < h; ++y) {

@@ -1,10 +1,14 @@
 // What puzzles ask about an image before they are drawn. sslr1/ops/look.py is the reference.
 #pragma once
+#include <array>
 #include <cstdint>
 #include <tuple>
 #include <vector>
 
 namespace sslr1 {
+
+// `samples` x `samples` pixels on a grid over uint8 [height, width, 3]: uint8 [samples, samples, 3].
+void sample(std::uintptr_t pixels, std::int64_t height, std::int64_t width, std::int64_t samples, std::uintptr_t out);
 
 // Integral image of `samples` x `samples` pixels on a grid over uint8 [height, width, 3]: int32 [samples + 1, samples + 1, 3].
 void sample_sums(std::uintptr_t pixels, std::int64_t height, std::int64_t width, std::int64_t samples, std::uintptr_t sums);
@@ -13,6 +17,11 @@ void sample_sums(std::uintptr_t pixels, std::int64_t height, std::int64_t width,
 // has one sample at least.
 void cell_means(std::uintptr_t sums, std::int64_t samples, std::int64_t height, std::int64_t width, double top, double left,
                 double extent_y, double extent_x, std::int64_t rows, std::int64_t columns, std::uintptr_t means);
+
+// Standard deviation of luma after a colour map (3x4, clipped to 0..255) of every step-th pixel of rows y0..y1 and columns
+// x0..x1 of a sample, uint8 [samples, samples, 3].
+double contrast(std::uintptr_t sample, std::int64_t samples, std::array<std::int64_t, 3> y, std::array<std::int64_t, 3> x,
+                const std::array<float, 12>& colour);
 
 // Mean grey of four (at step 1: one) of every step x step pixels: float [height / step, width / step].
 void reduced_grey(std::uintptr_t pixels, std::int64_t height, std::int64_t width, std::int64_t step, std::uintptr_t grey);

@@ -3,6 +3,7 @@
 #include <pybind11/stl.h>
 
 #include "look.h"
+#include "memory.h"
 #include "render.h"
 #ifdef SSLR1_CUDA
 #include "cuda/row_logprobs.h"
@@ -12,10 +13,17 @@ namespace py = pybind11;
 
 PYBIND11_MODULE(_C, m) {
   m.doc() = "C++ and CUDA kernels of sslr1; see sslr1.ops for what they compute";
+  py::class_<sslr1::Block>(m, "Block", py::buffer_protocol())
+      .def(py::init<std::int64_t>(), py::arg("bytes"))
+      .def_buffer([](sslr1::Block& b) { return py::buffer_info(b.data(), b.bytes()); });
   m.def("render", &sslr1::render, py::arg("images"), py::arg("sources_int"), py::arg("sources_float"),
         py::arg("canvases"), py::arg("tiles_int"), py::arg("tiles_float"), py::arg("out"), py::arg("values"),
         py::arg("element_size"), py::arg("patch"), py::arg("merge"), py::arg("temporal"), py::arg("fill"),
         py::arg("threads"), py::call_guard<py::gil_scoped_release>());
+  m.def("sample", &sslr1::sample, py::arg("pixels"), py::arg("height"), py::arg("width"), py::arg("samples"),
+        py::arg("out"), py::call_guard<py::gil_scoped_release>());
+  m.def("contrast", &sslr1::contrast, py::arg("sample"), py::arg("samples"), py::arg("y"), py::arg("x"),
+        py::arg("colour"));
   m.def("sample_sums", &sslr1::sample_sums, py::arg("pixels"), py::arg("height"), py::arg("width"), py::arg("samples"),
         py::arg("sums"), py::call_guard<py::gil_scoped_release>());
   m.def("cell_means", &sslr1::cell_means, py::arg("sums"), py::arg("samples"), py::arg("height"), py::arg("width"),

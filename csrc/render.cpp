@@ -10,16 +10,12 @@
 #include <map>
 #include <memory>
 #include <stdexcept>
-#ifdef __linux__
-#include <sys/mman.h>
-#endif
 
 namespace sslr1 {
 namespace {
 
 constexpr float kIdentity[12] = {1, 0, 0, 0, 0, 1, 0, 0, 0, 0, 1, 0};
 constexpr Index kBand = 64;       // rows of a mip level, a blur or a uint8 canvas that a thread takes at a time
-constexpr Index kHuge = 4 << 20;  // bytes of output from which on huge pages are asked for
 // ns of work, roughly: starting a thread takes 25000, and often many more until the scheduler moves it to an idle core.
 constexpr Index kWorthAThread = 400000;
 
@@ -341,14 +337,6 @@ void make_sources(std::vector<Source>& sources, const std::vector<Picture>& imag
   }
 }
 
-// The first touch of a fresh buffer costs several times what is written to it, unless its pages are large.
-void ask_for_huge_pages([[maybe_unused]] std::uintptr_t address, [[maybe_unused]] Index bytes) {
-#ifdef __linux__
-  const std::uintptr_t first = (address + 4095) / 4096 * 4096, last = (address + bytes) / 4096 * 4096;
-  if (bytes >= kHuge) madvise(reinterpret_cast<void*>(first), last - first, MADV_HUGEPAGE);  // a wish: may go unmet
-#endif
-}
-
 }  // namespace
 
 void render(const std::vector<Image>& images, Table sources_int, Table sources_float, Table canvases, Table tiles_int,
@@ -389,7 +377,6 @@ void render(const std::vector<Image>& images, Table sources_int, Table sources_f
     layout.make_patch = element == 4 ? choose_patch<std::uint32_t>(patch) : choose_patch<std::uint16_t>(patch);
   }
   work += element ? pixels : pixels / 5;
-  ask_for_huge_pages(out, pixels * 3 * (element ? temporal * element : 1));
   share(strips, work, threads, [&](const Strip& strip, Scratch& s) {
     const auto [canvas, top, bottom] = strip;
     const Index height = sizes[2 * canvas], width = sizes[2 * canvas + 1], start = starts[canvas] + top * width;

@@ -12,6 +12,8 @@ from threading import local
 import numpy as np
 import torch
 
+from sslr1.ops.memory import empty
+
 NEAR = 1.25  # times max_side: up to here an image is left as it is
 
 
@@ -61,8 +63,8 @@ class _Dali:
             self._local.decode = None
             return None
         if _reduced(image.shape, self.max_side):
-            image = self._run("reduce", image)
-        return torch.from_numpy(image)
+            image = self._run("reduce", image.numpy())
+        return image
 
     def _run(self, kind, data):
         pipeline = getattr(self._local, kind, None)
@@ -71,13 +73,18 @@ class _Dali:
             setattr(self._local, kind, pipeline)
         pipeline.feed_input("data", [data])
         (out,) = pipeline.run()
-        return np.array(out.at(0))
+        pixels = np.asarray(out[0])  # DALI's own memory, until the next run
+        image = empty(*pixels.shape, dtype=torch.uint8)
+        np.copyto(image.numpy(), pixels)
+        return image
 
 
 def _pipeline(kind, max_side):
     from nvidia.dali import fn, pipeline_def, types
 
-    @pipeline_def(batch_size=1, num_threads=1, device_id=None, prefetch_queue_depth=1)
+    @pipeline_def(
+        batch_size=1, num_threads=1, device_id=None, prefetch_queue_depth=1, exec_async=False, exec_pipelined=False
+    )
     def build():
         if kind == "decode":
             file = fn.external_source(name="data", dtype=types.UINT8, ndim=1)

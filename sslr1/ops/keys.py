@@ -5,6 +5,7 @@ The mixer is the finaliser of splitmix64 (Steele, Lea and Flood 2014, variant 13
 """
 
 import hashlib
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -21,12 +22,17 @@ def _mix(x: int) -> int:
     return x ^ (x >> 31)
 
 
+@lru_cache(1024)
+def _digest(text: str) -> int:
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
+
+
 def fold(*parts: int | str) -> int:
     """Hash of the parts in order, an unsigned 64-bit integer. Strings are hashed by BLAKE2b first."""
     h = _GOLDEN
     for part in parts:
         if isinstance(part, str):
-            part = int.from_bytes(hashlib.blake2b(part.encode(), digest_size=8).digest(), "little")
+            part = _digest(part)
         h = _mix(((h + _GOLDEN) & _MASK) ^ _mix((int(part) + _GOLDEN) & _MASK))
     return h
 

@@ -7,6 +7,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+LUMA = (0.299, 0.587, 0.114)
+
 try:
     from sslr1 import _C
 except ImportError:  # not built: the same, slower
@@ -15,6 +17,10 @@ except ImportError:  # not built: the same, slower
 
 def sample(pixels: torch.Tensor, samples: int) -> np.ndarray:
     """Single pixels on a grid over uint8 [H, W, 3], uint8 [samples, samples, 3] on the CPU."""
+    if _C is not None and pixels.device.type == "cpu":
+        pixels, out = pixels.contiguous(), np.empty((samples, samples, 3), np.uint8)
+        _C.sample(pixels.data_ptr(), *pixels.shape[:2], samples, out.ctypes.data)
+        return out
     y, x = ((2 * np.arange(samples) + 1) * n // (2 * samples) for n in pixels.shape[:2])
     if pixels.device.type == "cpu":
         return pixels.numpy()[y].take(x, 1)
@@ -51,6 +57,16 @@ def cell_means(sums, size, top, left, height, width, rows, columns) -> np.ndarra
     rows_of = sums[y1] - sums[y0]
     total = rows_of.take(x1, 1) - rows_of.take(x0, 1)
     return (total / ((y1 - y0)[:, None, None] * (x1 - x0)[None, :, None])).astype(np.float32)
+
+
+def contrast(sample, y, x, colour) -> float:
+    """Standard deviation of luma, in 8-bit levels, after a colour map (12 numbers, 3x4) has clipped it, of every `step`-th of rows
+    y = (from, to, step) and of columns x of a sample as above."""
+    if _C is not None:
+        return _C.contrast(sample.ctypes.data, len(sample), y, x, colour)
+    colour = np.reshape(np.array(colour, np.float32), (3, 4))
+    pixels = sample[slice(*y), slice(*x)].astype(np.float32)
+    return float(((pixels @ colour[:, :3].T + colour[:, 3]).clip(0, 255) @ np.array(LUMA, np.float32)).std())
 
 
 def reduced_grey(pixels: torch.Tensor, step: int) -> np.ndarray:

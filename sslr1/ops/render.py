@@ -34,6 +34,7 @@ import torch.nn.functional as F
 
 from sslr1.errors import UserError
 from sslr1.ops.atlas import atlas
+from sslr1.ops.memory import empty
 
 try:
     from sslr1 import _C
@@ -190,7 +191,7 @@ def choose_backend(backend, device) -> str:
 
 def _op_render(images, sources_int, sources_float, canvases, tiles_int, tiles_float, pixels, backend):
     device = images[0].device if images else torch.device("cpu")
-    out = torch.empty(pixels, 3, dtype=torch.uint8, device=device)
+    out = empty(pixels, 3, dtype=torch.uint8, device=device)
     _paint_all(images, (sources_int, sources_float, canvases, tiles_int, tiles_float), out, None, backend)
     return out
 
@@ -211,7 +212,7 @@ def _op_render_patches(
 ):
     device = images[0].device if images else torch.device("cpu")
     columns = 3 * temporal * patch * patch
-    out = torch.empty(pixels // (patch * patch), columns, dtype=values.dtype, device=device)
+    out = empty(pixels // (patch * patch), columns, dtype=values.dtype, device=device)
     layout = (values, patch, merge, temporal)
     _paint_all(images, (sources_int, sources_float, canvases, tiles_int, tiles_float), out, layout, backend)
     grid = torch.ones(len(canvases), 3, dtype=torch.int64)

@@ -5,24 +5,33 @@ from itertools import pairwise
 
 import numpy as np
 
-LUMA = (0.299, 0.587, 0.114)
+from sslr1.ops.look import LUMA
+
 _TO_YIQ = np.array(((0.299, 0.587, 0.114), (0.5959, -0.2746, -0.3213), (0.2115, -0.5227, 0.3112)))
 _TO_RGB = np.linalg.inv(_TO_YIQ)
 # a rotation of the chroma plane of YIQ by an angle is KEEP + cos * COS + sin * SIN
-_KEEP = np.outer(_TO_RGB[:, 0], _TO_YIQ[0])
-_COS = np.outer(_TO_RGB[:, 1], _TO_YIQ[1]) + np.outer(_TO_RGB[:, 2], _TO_YIQ[2])
-_SIN = np.outer(_TO_RGB[:, 2], _TO_YIQ[1]) - np.outer(_TO_RGB[:, 1], _TO_YIQ[2])
-_GREY = np.tile(np.array(LUMA), (3, 1))
+_KEEP = np.outer(_TO_RGB[:, 0], _TO_YIQ[0]).tolist()
+_COS = (np.outer(_TO_RGB[:, 1], _TO_YIQ[1]) + np.outer(_TO_RGB[:, 2], _TO_YIQ[2])).tolist()
+_SIN = (np.outer(_TO_RGB[:, 2], _TO_YIQ[1]) - np.outer(_TO_RGB[:, 1], _TO_YIQ[2])).tolist()
 
 
 def jitter(draw, mean, brightness, contrast, saturation, hue):
     """A random colour map, as in SimCLR (arXiv 2002.05709): factors uniform in 1 ± their argument, hue turned by up to `hue` of a
-    full turn. mean: the picture's mean RGB, around which contrast scales."""
-    b, c, s = 1 + draw.uniform(-1, 1, 3) * (brightness, contrast, saturation)
+    full turn. mean: the picture's mean RGB, floats, around which contrast scales."""
+    b, c, s = draw.uniform(-1, 1, 3).tolist()
+    b, c, s = 1 + b * brightness, 1 + c * contrast, 1 + s * saturation
     # brightness scales, contrast scales about the mean luma, and the other two leave greys as they are
     angle = 2 * math.pi * draw.uniform(-hue, hue)
-    matrix = s * (_KEEP + math.cos(angle) * _COS + math.sin(angle) * _SIN) + (1 - s) * _GREY
-    return _affine(b * c * matrix, (1 - c) * b * float(np.dot(LUMA, mean)))
+    cos, sin, scale = s * math.cos(angle), s * math.sin(angle), b * c
+    rest = (1 - c) * b * sum(v * m for v, m in zip(LUMA, mean))
+    found = []
+    for row in range(3):
+        terms = zip(_KEEP[row], _COS[row], _SIN[row], LUMA)
+        found += [
+            scale * (s * keep + cos * by_cos + sin * by_sin + (1 - s) * grey) for keep, by_cos, by_sin, grey in terms
+        ]
+        found.append(rest)
+    return tuple(found)
 
 
 def greyed(colour):

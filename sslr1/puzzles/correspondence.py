@@ -61,7 +61,7 @@ def build(draw, image, level, spec, pool) -> Puzzle:
     plan = Plan()
     step = first / side
     plan.view(plan.canvas(side, side), 0, 0, side, side, 0, (step, 0.0, left, 0.0, step, top))
-    colour = jitter(draw, image.look.mean((0, 1)), 0.4, 0.4, 0.4, 0.1) if level > 1 else IDENTITY_COLOUR
+    colour = jitter(draw, image.mean, 0.4, 0.4, 0.4, 0.1) if level > 1 else IDENTITY_COLOUR
     matrix = to_image @ np.diag((1 / side, 1 / side, 1.0))
     plan.view(
         plan.canvas(side, side), 0, 0, side, side, 0, tuple((matrix / matrix[2, 2]).ravel().tolist()), colour=colour
@@ -149,10 +149,12 @@ def _assign(draw, spots, places, image, first):
     weights = (ranks[:, :, None] == np.arange(count)).any(1).astype(float)
     if not (weights.any(0).all() and weights.any(1).all()):
         return None
-    for _ in range(25):  # Sinkhorn: both margins uniform
+    for sweep in range(25):  # Sinkhorn: both margins uniform
         weights /= weights.sum(0)
         weights /= weights.sum(1, keepdims=True)
-    if abs(weights.sum(0) - 1).max() > 0.02:
+        if sweep % 5 == 4 and (off := abs(weights.sum(0) - 1).max()) < 1e-3:
+            break
+    if off > 0.02:
         return None
     truth = int(draw.integers(0, count))
     rank = int(np.searchsorted(np.cumsum(weights[truth]), draw.random() * weights[truth].sum(), side="right"))
@@ -165,20 +167,21 @@ def _mark(draw, plan, canvas, places, names, rgb):
     """A ring around every place (share of the canvas) and its name beside it, upright, on the side that is freest."""
     side = plan.sizes[canvas][0]
     ring, label = max(12.0, RING * side), max(12.0, LABEL * side)
-    points = places * side
+    points = (places * side).tolist()
     far = 0.38 * ring + 0.5 * label
     taken = list(points)
     for (y, x), name in zip(points, names):
         plan.stamp(canvas, "ring", y, x, ring, rgb)
         best, room = None, -math.inf
-        for eighth in draw.permutation(8):
+        for eighth in draw.permutation(8).tolist():
             ly, lx = y + far * math.sin(eighth * math.pi / 4), x + far * math.cos(eighth * math.pi / 4)
             free = min(
                 *(min(v, side - v) - label / 2 for v in (ly, lx)),
                 *(math.hypot(ly - ty, lx - tx) - label for ty, tx in taken if (ty, tx) != (y, x)),
-                0.0,
             )
             if free > room:
                 best, room = (ly, lx), free
+            if room >= 0.0:
+                break
         plan.stamp(canvas, name, *best, label * (1.2 if name == "REF" else 1.0), rgb)
-        taken.append(np.array(best))
+        taken.append(best)

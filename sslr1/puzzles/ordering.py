@@ -45,7 +45,7 @@ def build(draw, image, level, spec, pool) -> Puzzle:
         x = left + (column * pitch_x + round(RIM * width)) * step
         colour = IDENTITY_COLOUR
         if level == 4:
-            colour = jitter(draw, cells[place].reshape(64, 3).mean(0), 0.3, 0.3, 0.4, 0.05)
+            colour = jitter(draw, cells[place].reshape(64, 3).mean(0).tolist(), 0.3, 0.3, 0.4, 0.05)
         canvas = plan.canvas(height, width)
         plan.view(canvas, 0, 0, height, width, 0, (step, 0.0, x, 0.0, step, y), exact=exact, colour=colour)
     apart = differences(cells, level) + 255 * np.eye(K)

@@ -36,20 +36,25 @@ class Picture:
         """Mean RGB of each cell of a grid over a rectangle of the image (px), float32 [rows, columns, 3]."""
         return look.cell_means(self._sums, (self.height, self.width), top, left, height, width, rows, columns)
 
-    def pixels_of(self, top, left, height, width) -> np.ndarray:
-        """Single pixels on a grid, 24 to 47 a side where there are as many, over a rectangle of the image (px), float32 [rows, columns, 3]."""
-        y0, y1 = (math.floor(v * SAMPLES / self.height) for v in (top, top + height))
-        x0, x1 = (math.floor(v * SAMPLES / self.width) for v in (left, left + width))
-        every = (
-            slice(max(y0, 0), max(y1, y0 + 1), max((y1 - y0) // 24, 1)),
-            slice(max(x0, 0), max(x1, x0 + 1), max((x1 - x0) // 24, 1)),
-        )
-        return self.sample[every].astype(np.float32)
+    def contrast(self, top, left, height, width, colour) -> float:
+        """Standard deviation of luma, in 8-bit levels, of a rectangle (px) after a colour map has clipped it: of single pixels on
+        a grid, 24 to 47 a side where there are as many."""
+        ends = []
+        for start, extent, n in ((top, height, self.height), (left, width, self.width)):
+            first, last = math.floor(start * SAMPLES / n), math.floor((start + extent) * SAMPLES / n)
+            first = min(max(first, 0), SAMPLES - 1)
+            ends.append((first, min(max(last, first + 1), SAMPLES), max((last - first) // 24, 1)))
+        return look.contrast(self.sample, *ends, colour)
 
     @cached_property
     def look(self) -> np.ndarray:
         """16 x 16 means of the whole image, float32 [16, 16, 3]."""
         return self.means(0, 0, self.height, self.width, 16, 16)
+
+    @cached_property
+    def mean(self) -> list:
+        """Mean red, green and blue of the image."""
+        return self.look.mean((0, 1)).tolist()
 
     @cached_property
     def flat(self) -> bool:

@@ -76,8 +76,9 @@ class Plan:
             level = 0
         elif level is None:
             level, sigma = sampling(matrix, height, width, blur)
-        s = 0.5**level
-        matrix = (*(s * v for v in matrix[:6]), *matrix[6:])
+        if level:
+            s = 0.5**level
+            matrix = (*(s * v for v in matrix[:6]), *matrix[6:])
         source = self.source(image, level, sigma)
         self.tile(canvas, top, left, height, width, source, matrix, bilinear=not exact, colour=colour, alpha=alpha)
 

@@ -128,17 +128,17 @@ def augmentation(draw, image, crop, level, side, target):
     at level 1, all that SimCLR changes (arXiv 2002.05709) at level 2, its geometry and blur from level 3, where the tones of
     every view are `matched`."""
     if level == 1:
-        return False, [(IDENTITY_COLOUR, 1.0)], 0.0, contrast(image, crop, IDENTITY_COLOUR) >= FLATTEST
+        return False, [(IDENTITY_COLOUR, 1.0)], 0.0, image.contrast(*crop, IDENTITY_COLOUR) >= FLATTEST
     flip = draw.random() < 0.5
     blur = draw.uniform(0.1, 2.0) / 224 * side if draw.random() < 0.5 else 0.0
     if level >= 3:
         luma = peek(image.pixels, crop_map(crop, side), side, blur) @ np.array(LUMA, np.float32)
         colours, possible = matched(draw, luma, target)
         return flip, colours, blur, possible
-    colour = jitter(draw, image.look.mean((0, 1)), 0.8, 0.8, 0.8, 0.2) if draw.random() < 0.8 else IDENTITY_COLOUR
+    colour = jitter(draw, image.mean, 0.8, 0.8, 0.8, 0.2) if draw.random() < 0.8 else IDENTITY_COLOUR
     if draw.random() < 0.2:
         colour = greyed(colour)
-    return flip, [(colour, 1.0)], blur, contrast(image, crop, colour) >= FLATTEST
+    return flip, [(colour, 1.0)], blur, image.contrast(*crop, colour) >= FLATTEST
 
 
 def matched(draw, luma, target):
@@ -166,10 +166,3 @@ def matched(draw, luma, target):
         zip(equalise(quantiles), (slopes / slopes.cumsum()).tolist())
     )  # each over the mean of those before it
     return [*layers, (constant(rest), 1 - keep)], True
-
-
-def contrast(image, crop, colour):
-    """Standard deviation of a crop's luma in 8-bit levels, after a colour map has clipped it, from a sample of its pixels."""
-    colour = np.reshape(np.array(colour, np.float32), (3, 4))
-    pixels = (image.pixels_of(*crop) @ colour[:, :3].T + colour[:, 3]).clip(0, 255)
-    return (pixels @ np.array(LUMA, np.float32)).std()

@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from sslr1.ops import look
+from sslr1.ops.render import IDENTITY_COLOUR
 from sslr1.puzzles.picture import SAMPLES, Picture
 
 
@@ -31,11 +32,15 @@ def test_compiled_and_plain_agree(draw, gallery, monkeypatch):
             for _ in range(20)
         ]
         found = [compiled.means(*place) for place in places], compiled.grey[0], compiled.corners
+        colours = [tuple(draw.normal(0, 0.6, 12) + np.array(IDENTITY_COLOUR)) for _ in places]
+        spreads = [compiled.contrast(*place[:4], colour) for place, colour in zip(places, colours)]
         with monkeypatch.context() as m:
             m.setattr(look, "_C", None)
             plain = Picture(image)
             assert all(np.array_equal(a, plain.means(*place)) for a, place in zip(found[0], places))
             assert np.abs(found[1] - plain.grey[0]).max() < 1e-4 and np.array_equal(found[2], plain.corners)
+            assert np.array_equal(compiled.sample, plain.sample)
+            assert spreads == pytest.approx([plain.contrast(*p[:4], c) for p, c in zip(places, colours)], abs=1e-3)
 
 
 def test_means_are_means(draw, backend):

@@ -1,0 +1,22 @@
+"""CPU memory that is used again: what CUDA's caching allocator does for a GPU. Pages fresh from the system are zeroed one by
+one as they are touched, which takes longer than rendering into them."""
+
+import math
+
+import torch
+
+try:
+    from sslr1 import _C
+except ImportError:  # not built: fresh memory every time
+    _C = None
+
+SMALL = 1 << 16  # bytes under which the system's allocator does the same
+
+
+def empty(*shape, dtype, device="cpu") -> torch.Tensor:
+    """torch.empty; on the CPU, memory of tensors of about this size that are no longer referenced is handed out again. Up to
+    128 MiB are kept for that."""
+    bytes = math.prod(shape) * dtype.itemsize
+    if _C is None or torch.device(device).type != "cpu" or bytes < SMALL:
+        return torch.empty(shape, dtype=dtype, device=device)
+    return torch.frombuffer(_C.Block(bytes), dtype=dtype).view(shape)
