@@ -1,7 +1,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: setup demo test test-slow test-gpu bench lint clean
+.PHONY: setup demo test test-slow test-peer test-gpu bench lint clean
 
 setup: .venv/.done
 
@@ -18,6 +18,10 @@ test: setup
 
 test-slow: setup
 	$(BIN)/python -m pytest -q -m slow
+
+test-peer: setup
+	$(BIN)/pip install --quiet -c constraints.txt -e '.[peers]'
+	$(BIN)/python -m pytest -q -m peer
 
 test-gpu: setup
 	$(BIN)/python -m pytest -q -m gpu

@@ -43,7 +43,7 @@ def cuda_library_folder():
 
 extension = Pybind11Extension(
     "sslr1._C",
-    ["csrc/module.cpp", "csrc/look.cpp", "csrc/memory.cpp", "csrc/render.cpp"],
+    ["csrc/module.cpp", "csrc/look.cpp", "csrc/memory.cpp", "csrc/render.cpp", "csrc/row_loss.cpp"],
     include_dirs=["csrc"],
     cxx_std=17,
     extra_compile_args=["-O3", "-ffp-contract=off"],  # no fused multiply-add: pixels equal the reference's

@@ -5,8 +5,9 @@
 #include "look.h"
 #include "memory.h"
 #include "render.h"
+#include "row_loss.h"
 #ifdef SSLR1_CUDA
-#include "cuda/row_logprobs.h"
+#include "cuda/row_loss.h"
 #endif
 
 namespace py = pybind11;
@@ -33,11 +34,18 @@ PYBIND11_MODULE(_C, m) {
         py::arg("grey"), py::call_guard<py::gil_scoped_release>());
   m.def("corners", &sslr1::corners, py::arg("grey"), py::arg("height"), py::arg("width"), py::arg("grain"),
         py::arg("share"), py::call_guard<py::gil_scoped_release>());
+  m.def("row_loss", &sslr1::row_loss, py::arg("mode"), py::arg("logits"), py::arg("tokens"), py::arg("logprobs"),
+        py::arg("entropy"), py::arg("advantage"), py::arg("policy"), py::arg("kl"), py::arg("bonus"), py::arg("old"),
+        py::arg("ref"), py::arg("g"), py::arg("rows"), py::arg("vocabulary"), py::arg("stride"),
+        py::arg("inverse_temperature"), py::arg("clip_low"), py::arg("clip_high"), py::arg("cispo"), py::arg("threads"),
+        py::call_guard<py::gil_scoped_release>());
 #ifdef SSLR1_CUDA
   m.attr("has_cuda") = true;
-  m.def("row_logprobs", &sslr1::row_logprobs, py::arg("logits"), py::arg("tokens"), py::arg("logprobs"),
-        py::arg("entropy"), py::arg("rows"), py::arg("vocabulary"), py::arg("stride"), py::arg("inverse_temperature"),
-        py::arg("stream"), py::call_guard<py::gil_scoped_release>());
+  m.def("row_loss_cuda", &sslr1::row_loss_cuda, py::arg("mode"), py::arg("logits"), py::arg("tokens"), py::arg("logprobs"),
+        py::arg("entropy"), py::arg("advantage"), py::arg("policy"), py::arg("kl"), py::arg("bonus"), py::arg("old"),
+        py::arg("ref"), py::arg("g"), py::arg("rows"), py::arg("vocabulary"), py::arg("stride"),
+        py::arg("inverse_temperature"), py::arg("clip_low"), py::arg("clip_high"), py::arg("cispo"), py::arg("out"),
+        py::arg("out_stride"), py::arg("out_bfloat16"), py::arg("stream"), py::call_guard<py::gil_scoped_release>());
 #else
   m.attr("has_cuda") = false;
 #endif

@@ -1,28 +1,13 @@
 // Painting of pixels: mip levels, blurs, tiles. Bytes moved: a level reads each pixel below it once; a blur passes over
 // floats twice, in L2; a tile writes 3 bytes a pixel and reads 3 (nearest) or 12 (bilinear, mostly from cache).
 #pragma once
-#if defined(__GNUC__) && !defined(__clang__)
-#pragma GCC optimize("no-trapping-math")  // alters no value; without it loops that compare floats don't become vectors
-#endif
+#include "vectorised.h"
+
 #include "render.h"
 
 #include <algorithm>
 #include <cmath>
 #include <cstring>
-
-#if defined(__x86_64__) && defined(__GNUC__)
-#include <immintrin.h>
-#define SSLR1_X86 1
-#endif
-// A plain loop, compiled once for each width of vector; the loader takes the widest that the machine has.
-#if defined(SSLR1_X86) && defined(__GLIBC__) && !defined(__clang__) && __GNUC__ >= 12
-#define VECTORISED __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
-#elif defined(SSLR1_X86) && defined(__GLIBC__) && !defined(__clang__)
-#define VECTORISED __attribute__((target_clones("avx2", "default")))
-#else
-#define VECTORISED
-#endif
-#define IN_EACH_CLONE inline __attribute__((always_inline))
 
 namespace sslr1 {
 namespace {

@@ -1,4 +1,9 @@
-"""The GRPO loss from hidden states: reference in plain PyTorch, any floating dtype, float64 included.
+"""The GRPO loss from hidden states, without logits of all tokens: they exist for a chunk of rows at a time.
+
+A chunk's logits are one matrix product; a row kernel (`sslr1.ops.row_loss`) finds log-probs and entropies and makes of the logits
+their gradient; two more products turn that into the gradients of `hidden` and `lm_head`, which the backward pass only scales.
+That is 6 N D V floating-point operations and memory of chunk * V. Rows that can't have a gradient (an advantage of 0, no KL,
+no bonus) take the first product only.
 
 Formulas: GRPO (arXiv 2402.03300), Dr. GRPO (2503.20783), DAPO (2503.14476), CISPO (2506.13585), GSPO (2507.18071).
 """
@@ -7,8 +12,11 @@ from dataclasses import dataclass
 
 import torch
 
+from sslr1.ops import row_loss as rows
+
 LOSS_TYPES = ("dapo", "grpo", "dr_grpo", "cispo", "gspo")
 ADVANTAGES = ("group", "mean", "batch")
+STATS = ("policy_loss", "kl", "entropy", "clip_low", "clip_high", "ratio_mean", "ratio_min", "ratio_max", "prepass")
 
 
 @dataclass
@@ -47,74 +55,30 @@ def advantages(rewards, kind="group", reward_std=None):
     return centred.masked_fill(flat, 0)
 
 
-def _logprobs_entropy(hidden, lm_head, tokens, temperature):
-    wide = torch.promote_types(
-        hidden.dtype, torch.float32
-    )  # rounded logits would put per cents of error into the ratio
-    hidden, lm_head = hidden.to(wide), lm_head.to(wide)
-    logprobs_V = (hidden @ lm_head.T / temperature).log_softmax(-1)
-    entropy = -(logprobs_V.exp() * logprobs_V).sum(-1)
-    return logprobs_V.gather(-1, tokens[:, None])[:, 0], entropy
-
-
 @torch.no_grad()
-def token_logprobs(hidden, lm_head, tokens, temperature=1.0, backend="auto", chunk=4096):
+def token_logprobs(hidden, lm_head, tokens, temperature=1.0, backend="auto", chunk=None):
     """Log-prob of each token and entropy (nats) of its distribution, temperature-scaled, no gradient.
 
-    hidden [N, D], lm_head [V, D], tokens [N] int64 -> (logprobs [N], entropy [N]). Logits exist for `chunk` rows at a time,
-    in float32 (float64 for float64 inputs). backend: "reference" (and "auto"), or "triton" or "cuda", whose row kernels read
-    a chunk's logits once.
+    hidden [N, D], lm_head [V, D], tokens [N] int64 -> (logprobs [N], entropy [N]), float32 (float64 for float64 inputs).
+    backend, chunk: as in `grpo_loss`.
     """
-    if backend not in ("auto", "reference", "triton", "cuda"):
-        raise ValueError(f"token_logprobs has no backend {backend!r}; it has 'reference', 'triton' and 'cuda'")
     _check_rows(hidden, lm_head, tokens)
-    if backend in ("auto", "reference"):
-        parts = [
-            _logprobs_entropy(h, lm_head, t, temperature) for h, t in zip(hidden.split(chunk), tokens.split(chunk))
-        ]
-    else:
-        row_kernel = _triton_rows if backend == "triton" else _cuda_rows
-        parts = [
-            row_kernel(float_logits(h, lm_head), t, temperature)
-            for h, t in zip(hidden.split(chunk), tokens.split(chunk))
-        ]
-    logprobs, entropy = zip(*parts)
-    return torch.cat(logprobs), torch.cat(entropy)
+    return torch.ops.sslr1.token_logprobs(hidden, lm_head, tokens, temperature, backend, chunk or 0)
 
 
 def float_logits(hidden, lm_head):
     """Logits [N, V] in float32 (float64 for float64) from states and head, not rounded to it on the way. No gradient on a GPU."""
-    wide = torch.promote_types(hidden.dtype, torch.float32)
-    if hidden.is_cuda and hidden.dtype != wide:
-        return torch.mm(hidden, lm_head.T, out_dtype=wide)
-    return hidden.to(wide) @ lm_head.to(wide).T
+    return _product(hidden, lm_head.T, _wide(hidden.dtype))
 
 
-def _triton_rows(logits, tokens, temperature):
-    from sslr1.kernels.row_logprobs import row_logprobs
-
-    return row_logprobs(logits, tokens, temperature)
+def _wide(dtype):
+    return torch.promote_types(dtype, torch.float32)  # rounded logits would put per cents of error into the ratio
 
 
-def _cuda_rows(logits, tokens, temperature):
-    from sslr1 import _C
-
-    if not _C.has_cuda or not logits.is_cuda:
-        raise ValueError("backend 'cuda' needs CUDA tensors and an extension that was built where nvcc is")
-    N, V = logits.shape
-    logprobs, entropy = torch.empty(2, N, dtype=torch.float32, device=logits.device)
-    _C.row_logprobs(
-        logits.data_ptr(),
-        tokens.data_ptr(),
-        logprobs.data_ptr(),
-        entropy.data_ptr(),
-        N,
-        V,
-        logits.stride(0),
-        1.0 / temperature,
-        torch.cuda.current_stream(logits.device).cuda_stream,
-    )
-    return logprobs, entropy
+def _product(a, b, dtype):
+    if a.is_cuda and a.dtype != dtype:
+        return torch.mm(a, b, out_dtype=dtype)
+    return a.to(dtype) @ b.to(dtype)
 
 
 def grpo_loss(
@@ -140,6 +104,7 @@ def grpo_loss(
     sequence_count=None,
     reward_std=None,
     backend="auto",
+    chunk=None,
 ):
     """GRPO loss of N completion tokens.
 
@@ -148,11 +113,12 @@ def grpo_loss(
     legal). old_logprobs [N]: of the policy that drew the tokens, None for on-policy (ratio exactly 1). ref_logprobs [N]:
     needed by kl_coef > 0. token_weights [N]: factor on each policy term, no gradient. advantages [P, G] overrides
     `advantage`. token_count, sequence_count: loss tokens and completions of the whole optimiser step over all ranks
-    (default: this call's). max_tokens: needed by loss_type "dr_grpo".
+    (default: this call's). max_tokens: needed by loss_type "dr_grpo". backend: of the row kernel, "reference", "cpp",
+    "triton", "cuda", or "auto": the fastest that can run. chunk: rows whose logits exist at a time (default: 256 on a CPU, 4096
+    on a GPU, 8192 from D = 3072; the power of two that holds N where that is less); the last chunk is filled up.
 
     Returns GrpoLoss. Non-finite input gives a non-finite loss. Raises ValueError naming the argument that is wrong.
     """
-    _check_backend(backend)
     _check_rows(hidden, lm_head, tokens)
     N = tokens.shape[0]
     if loss_type not in LOSS_TYPES:
@@ -161,6 +127,8 @@ def grpo_loss(
         raise ValueError("loss_type 'dr_grpo' divides by max_tokens: give max_tokens")
     if kl_coef and ref_logprobs is None:
         raise ValueError(f"kl_coef is {kl_coef}: give ref_logprobs")
+    if not temperature > 0:
+        raise ValueError(f"temperature must be above 0, got {temperature}")
     if rewards.ndim != 2:
         raise ValueError(f"rewards must be [P, G], got shape {tuple(rewards.shape)}")
     for name, x in (
@@ -171,85 +139,46 @@ def grpo_loss(
     ):
         if x is not None and x.shape != (N,):
             raise ValueError(f"{name} must be [{N}], got shape {tuple(x.shape)}")
+    if sequence.is_floating_point():
+        raise ValueError(f"sequence must be integers, got {sequence.dtype}")
     if advantages is not None and advantages.shape != rewards.shape:
         raise ValueError(f"advantages must be {list(rewards.shape)} like rewards, got {list(advantages.shape)}")
     S = rewards.numel()
-    sequence = sequence.to(torch.int64)
-    if N and not sequence.is_cuda:  # on a GPU this check would stall the stream
-        if int(sequence[0]) < 0 or int(sequence[-1]) >= S or bool((sequence.diff() < 0).any()):
-            raise ValueError(f"sequence must be non-decreasing and in [0, {S})")
-        if int(tokens.min()) < 0 or int(tokens.max()) >= lm_head.shape[0]:
-            raise ValueError(f"tokens must lie in [0, {lm_head.shape[0]})")
-
-    logprobs, entropy = _logprobs_entropy(hidden, lm_head, tokens, temperature)
-    work = logprobs.dtype
+    wide = _wide(hidden.dtype)
     with torch.no_grad():
-        A_PG = advantages if advantages is not None else _advantages(rewards, advantage, reward_std)
-        A = A_PG.reshape(-1).to(work).index_select(0, sequence)
-        length_S = torch.zeros(S, dtype=work, device=hidden.device).index_add_(0, sequence, torch.ones_like(logprobs))
-        length = length_S.index_select(0, sequence)
-        T = N if token_count is None else token_count
-        S_all = S if sequence_count is None else sequence_count
-        per_token = 1.0 / _at_least_one(T, logprobs)
-        per_sequence = 1.0 / _at_least_one(S_all, logprobs)
-        if loss_type in ("dapo", "cispo"):
-            scale = per_token.expand(N)
-        elif loss_type == "dr_grpo":
-            scale = (per_sequence / max_tokens).expand(N)
-        else:
-            scale = per_sequence / length
-        weight = torch.ones_like(logprobs) if token_weights is None else token_weights.detach().to(work)
-
-    log_ratio = logprobs - (logprobs if old_logprobs is None else old_logprobs.to(work)).detach()
-    if loss_type == "gspo":
-        mean_S = torch.zeros(S, dtype=work, device=hidden.device).index_add(0, sequence, log_ratio / length)
-        log_ratio = mean_S.index_select(0, sequence)
-    ratio = log_ratio.exp()
-    if loss_type == "cispo":
-        term = -weight * ratio.detach().clamp(max=1 + clip_high) * A * logprobs
-    else:
-        term = -weight * torch.minimum(ratio * A, ratio.clamp(1 - clip_low, 1 + clip_high) * A)
-    policy = (term * scale).sum()
-    loss = policy
-    kl = torch.zeros_like(logprobs)
-    if ref_logprobs is not None:
-        r = ref_logprobs.detach().to(work) - logprobs
-        kl = r.exp() - r - 1
-        loss = loss + kl_coef * (kl * scale).sum()
-    if entropy_coef:
-        loss = loss - entropy_coef * (entropy * scale).sum()
-
-    with torch.no_grad():
-        flat = (rewards.amax(1) == rewards.amin(1)) if rewards.numel() else rewards.new_zeros(0)
-        rho = ratio.detach()
-        # what the clip stops: cispo clamps every ratio above its bound, the others only where the gradient would grow it
-        low = (rho < 1 - clip_low) & (A < 0) if loss_type != "cispo" else torch.zeros_like(rho, dtype=torch.bool)
-        high = (rho > 1 + clip_high) & ((A > 0) | (loss_type == "cispo"))
-        one = torch.ones((), dtype=work, device=hidden.device)
-        stats = {
-            "policy_loss": policy.detach(),
-            "kl": (kl.detach() * per_token).sum(),
-            "entropy": (entropy.detach() * per_token).sum(),
-            "clip_low": (low.to(work) * per_token).sum(),
-            "clip_high": (high.to(work) * per_token).sum(),
-            "ratio_mean": (rho * per_token).sum(),
-            "ratio_min": rho.min() if N else one,
-            "ratio_max": rho.max() if N else one,
-            "zero_variance": flat.to(work).sum() * rewards.shape[1] * per_sequence,
-        }
+        A = advantages if advantages is not None else _advantages(rewards, advantage, reward_std)
+        flat = (rewards.amax(1) == rewards.amin(1)) if S else rewards.new_zeros(0)
+        counts = [
+            torch.as_tensor(given if given is not None else own, device=hidden.device).to(wide).clamp(min=1)
+            for given, own in ((token_count, N), (sequence_count, S))
+        ]
+    grads = torch.is_grad_enabled()
+    loss, logprobs, entropy, numbers, _, _ = torch.ops.sslr1.grpo_loss(
+        hidden,
+        lm_head,
+        tokens,
+        sequence.to(torch.int64),
+        A.detach().reshape(-1).to(wide),
+        *(None if x is None else x.detach().to(wide) for x in (old_logprobs, ref_logprobs, token_weights)),
+        *counts,
+        temperature,
+        loss_type,
+        clip_low,
+        clip_high,
+        kl_coef,
+        entropy_coef,
+        max_tokens or 0,
+        backend,
+        chunk or 0,
+        grads and hidden.requires_grad,
+        grads and lm_head.requires_grad,
+    )
+    stats = dict(zip(STATS, numbers.detach().unbind()))
+    stats["zero_variance"] = flat.to(wide).sum() * (rewards.shape[1] / counts[1])
     return GrpoLoss(loss, logprobs.detach(), entropy.detach(), stats)
 
 
 _advantages = advantages  # grpo_loss has an argument of that name
-
-
-def _at_least_one(count, like):
-    return torch.as_tensor(count, device=like.device).to(like.dtype).clamp(min=1)
-
-
-def _check_backend(backend):
-    if backend not in ("auto", "reference"):
-        raise ValueError(f"grpo_loss has no backend {backend!r}; it has 'reference'")
 
 
 def _check_rows(hidden, lm_head, tokens):
@@ -257,5 +186,242 @@ def _check_rows(hidden, lm_head, tokens):
         raise ValueError(
             f"hidden must be [N, D] and lm_head [V, D], got {list(hidden.shape)} and {list(lm_head.shape)}"
         )
+    if hidden.dtype != lm_head.dtype or not hidden.is_floating_point():
+        raise ValueError(f"hidden and lm_head must have one floating dtype, got {hidden.dtype} and {lm_head.dtype}")
     if tokens.shape != hidden.shape[:1] or tokens.dtype != torch.int64:
         raise ValueError(f"tokens must be int64 [{hidden.shape[0]}], got {tokens.dtype} {list(tokens.shape)}")
+
+
+def _check_values(tokens, V, sequence=None, S=0):
+    if tokens.is_cuda or not len(tokens):  # on a GPU these checks would stall the stream
+        return
+    if int(tokens.min()) < 0 or int(tokens.max()) >= V:
+        raise ValueError(f"tokens must lie in [0, {V})")
+    if sequence is not None:
+        if int(sequence[0]) < 0 or int(sequence[-1]) >= S or bool((sequence.diff() < 0).any()):
+            raise ValueError(f"sequence must be non-decreasing and in [0, {S})")
+
+
+# ---- the operation
+
+
+class _Chunks:
+    """Rows of states through the head, `height` at a time and always filled up to that: a matrix product of another height
+    rounds differently, and a row must not depend on how many others there are."""
+
+    def __init__(self, hidden, lm_head, tokens, temperature, backend, height):
+        N, D = hidden.shape
+        self.hidden, self.tokens, self.temperature, self.wide = hidden, tokens, temperature, _wide(hidden.dtype)
+        self.backend = rows.choose_backend(backend, self.wide, hidden.device)
+        default = (8192 if D >= 3072 else 4096) if hidden.is_cuda else 256
+        self.height = height or min(default, 1 << max(4, (N - 1).bit_length()))
+        # A GPU multiplies in the dtype that the model computes in; a CPU is no slower in float32
+        self.dtype = hidden.dtype if hidden.is_cuda else self.wide
+        self.weight = lm_head.to(self.dtype)
+        self.states = hidden.new_zeros(self.height, D, dtype=self.dtype)
+        self.slopes = hidden.new_empty(self.height, len(lm_head), dtype=self.dtype) if self.dtype != self.wide else None
+        self.logprobs, self.entropy = (hidden.new_empty(N, dtype=self.wide) for _ in range(2))
+
+    def over(self, numbers):
+        """(row numbers, tokens, logits) of chunk after chunk, the latter two of full height; `states` holds theirs."""
+        for index in numbers.split(self.height) if len(numbers) else ():
+            self.states[: len(index)] = self.hidden.index_select(0, index)
+            self.states[len(index) :] = 0
+            logits = None  # the chunk before goes first
+            logits = _product(self.states, self.weight.T, self.wide)
+            yield index, self.fill(self.tokens, index), logits
+
+    def fill(self, column, index):
+        """column[index] and zeros up to the chunk's height; None stays None."""
+        return None if column is None else torch.cat([column[index], column.new_zeros(self.height - len(index))])
+
+    def note(self, index, found):
+        self.logprobs[index], self.entropy[index] = (x[: len(index)] for x in found)
+
+    def statistics(self, numbers):
+        for index, picked, logits in self.over(numbers):
+            self.note(index, rows.row_logprobs(logits, picked, self.temperature, self.backend))
+
+
+def _token_logprobs(hidden, lm_head, tokens, temperature, backend, chunk):
+    _check_values(tokens, len(lm_head))
+    chunks = _Chunks(hidden, lm_head, tokens, temperature, backend, chunk)
+    chunks.statistics(torch.arange(len(tokens), device=tokens.device))
+    return chunks.logprobs, chunks.entropy
+
+
+def _grpo_loss(
+    hidden,
+    lm_head,
+    tokens,
+    sequence,
+    advantage,
+    old,
+    ref,
+    weights,
+    token_count,
+    sequence_count,
+    temperature,
+    loss_type,
+    clip_low,
+    clip_high,
+    kl_coef,
+    entropy_coef,
+    max_tokens,
+    backend,
+    chunk,
+    wants_hidden,
+    wants_head,
+):
+    N, S = len(tokens), len(advantage)
+    _check_values(tokens, len(lm_head), sequence, S)
+    chunks = _Chunks(hidden, lm_head, tokens, temperature, backend, chunk)
+    wide = chunks.wide
+    weights = torch.ones(N, dtype=wide, device=hidden.device) if weights is None else weights
+    lengths = torch.zeros(S, dtype=torch.int64, device=hidden.device).index_add_(0, sequence, torch.ones_like(sequence))
+
+    def mean(values):
+        """Mean over each completion, at each of its tokens. Not index_add, which sums floats in any order on a GPU."""
+        sums = torch.segment_reduce(values, "sum", lengths=lengths, unsafe=True)
+        return (sums / lengths)[sequence]
+
+    A = advantage[sequence]
+    if loss_type in ("dapo", "cispo"):
+        scale = (1 / token_count).expand(N)
+    elif loss_type == "dr_grpo":
+        scale = (1 / (sequence_count * max_tokens)).expand(N)
+    else:
+        scale = 1 / (sequence_count * lengths[sequence])
+    columns = {
+        "advantage": A,
+        # the one ratio of a completion moves with each of its tokens, for all of them
+        "policy": scale * (mean(weights) if loss_type == "gspo" else weights),
+        "kl": scale * kl_coef,
+        "bonus": scale * entropy_coef,
+        "old": old,
+        "ref": ref if kl_coef else None,
+    }
+    clip = {"clip_low": clip_low, "clip_high": clip_high, "cispo": loss_type == "cispo"}
+    grad_hidden = torch.zeros_like(hidden) if wants_hidden else hidden.new_empty(0)
+    grad_head = torch.zeros_like(lm_head, dtype=wide) if wants_head else hidden.new_empty(0, dtype=wide)
+
+    def gradients(index, logits):
+        slopes = logits if chunks.slopes is None else chunks.slopes
+        if wants_hidden:
+            grad_hidden[index] = _product(slopes, chunks.weight, wide)[: len(index)].to(hidden.dtype)
+        if wants_head and slopes.dtype == wide:
+            grad_head.addmm_(slopes.T, chunks.states)
+        elif wants_head:
+            grad_head.add_(_product(slopes.T, chunks.states, wide))
+
+    numbers = torch.arange(N, device=hidden.device)
+    moves = torch.full((N,), wants_hidden or wants_head, device=hidden.device)
+    if not (kl_coef or entropy_coef):
+        moves &= A * columns["policy"] != 0
+    active, idle, longer = numbers[moves], numbers[~moves], 0
+    if loss_type == "gspo" and old is not None:
+        # The ratio needs all log-probs of a completion before any of its gradients: chunks are cut between completions
+        for part in _whole_completions(sequence[active], chunks.height):
+            part = active[part]
+            fits = len(part) <= chunks.height
+            if not fits:  # a pass for its log-probs first
+                longer += len(part)
+                chunks.statistics(part)
+            for index, picked, logits in chunks.over(part):
+                if fits:
+                    chunks.note(index, rows.row_logprobs(logits, picked, temperature, chunks.backend))
+                shift = mean(chunks.logprobs - old)  # of other completions it may be anything yet
+                own = {name: None if x is None else x[index] for name, x in columns.items()}
+                own["old"] = chunks.logprobs[index] - shift[index]
+                g = torch.zeros(chunks.height, dtype=wide, device=hidden.device)
+                g[: len(index)] = rows.slope(chunks.logprobs[index], rows.Coefficients(**own, **clip))
+                known = [chunks.fill(x, index) for x in (chunks.logprobs, chunks.entropy)]
+                bonus = chunks.fill(columns["bonus"], index)
+                rows.row_gradient(logits, picked, *known, g, bonus, temperature, chunks.backend, chunks.slopes)
+                gradients(index, logits)
+    else:
+        for index, picked, logits in chunks.over(active):
+            filled = rows.Coefficients(**{name: chunks.fill(x, index) for name, x in columns.items()}, **clip)
+            chunks.note(index, rows.row_loss(logits, picked, filled, temperature, chunks.backend, chunks.slopes))
+            gradients(index, logits)
+    chunks.statistics(idle)
+
+    # of N numbers each, so float64 costs nothing and cancellation does no harm
+    logprobs, entropy, A, scale, weights = (x.double() for x in (chunks.logprobs, chunks.entropy, A, scale, weights))
+    log_ratio = logprobs - (logprobs if old is None else old)
+    ratio = (mean(log_ratio) if loss_type == "gspo" else log_ratio).exp()
+    low, high = (ratio < 1 - clip_low) & (A < 0), (ratio > 1 + clip_high) & (A > 0)
+    if loss_type == "cispo":  # clamps every ratio above its bound; the others only where the gradient would grow it
+        low, high = torch.zeros_like(low), ratio > 1 + clip_high
+        terms = -weights * ratio.clamp(max=1 + clip_high) * A * logprobs
+    else:
+        terms = -weights * torch.minimum(ratio * A, ratio.clamp(1 - clip_low, 1 + clip_high) * A)
+    kl = torch.zeros_like(logprobs) if ref is None else torch.expm1(ref - logprobs) - (ref - logprobs)
+    policy_loss = (terms * scale).sum()
+    loss = policy_loss + kl_coef * (kl * scale).sum() - entropy_coef * (entropy * scale).sum()
+    extremes = (ratio.min(), ratio.max()) if N else (ratio.new_ones(()),) * 2
+    means = (x.double().sum() / token_count for x in (kl, entropy, low, high, ratio))
+    stats = torch.stack([policy_loss, *means, *extremes, longer / token_count])
+    return loss.to(wide), chunks.logprobs, chunks.entropy, stats.to(wide), grad_hidden, grad_head.to(lm_head.dtype)
+
+
+def _whole_completions(sequence, height) -> list:
+    """Slices of [N] rows that end between completions: as many as `height` rows hold, or a single longer one."""
+    slices, start, end = [], 0, 0
+    for n in sequence.unique_consecutive(return_counts=True)[1].tolist():
+        if end > start and end + n - start > height:
+            slices.append(slice(start, end))
+            start = end
+        end += n
+    return [*slices, slice(start, end)] if end > start else slices
+
+
+_library = torch.library.Library("sslr1", "FRAGMENT")
+_ROWS = "Tensor hidden, Tensor lm_head, Tensor tokens"
+_library.define(f"token_logprobs({_ROWS}, float temperature, str backend, int chunk) -> (Tensor, Tensor)")
+_library.define(
+    f"grpo_loss({_ROWS}, Tensor sequence, Tensor advantage, Tensor? old, Tensor? ref, Tensor? weights, Tensor token_count, "
+    "Tensor sequence_count, float temperature, str loss_type, float clip_low, float clip_high, float kl_coef, "
+    "float entropy_coef, int max_tokens, str backend, int chunk, bool wants_hidden, bool wants_head) "
+    "-> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)"
+)
+_library.impl("token_logprobs", _token_logprobs, "CompositeExplicitAutograd")
+_library.impl("grpo_loss", _grpo_loss, "CompositeExplicitAutograd")
+
+
+@torch.library.register_fake("sslr1::token_logprobs")
+def _(hidden, lm_head, tokens, temperature, backend, chunk):
+    return tuple(hidden.new_empty(len(tokens), dtype=_wide(hidden.dtype)) for _ in range(2))
+
+
+@torch.library.register_fake("sslr1::grpo_loss")
+def _(hidden, lm_head, tokens, *rest):
+    wide, (wants_hidden, wants_head) = _wide(hidden.dtype), rest[-2:]
+    each = [hidden.new_empty(shape, dtype=wide) for shape in ((), (len(tokens),), (len(tokens),), (len(STATS),))]
+    return (
+        *each,
+        torch.empty_like(hidden) if wants_hidden else hidden.new_empty(0),
+        torch.empty_like(lm_head) if wants_head else hidden.new_empty(0, dtype=lm_head.dtype),
+    )
+
+
+def _setup(ctx, inputs, output):
+    ctx.save_for_backward(*output[-2:])
+    ctx.mark_non_differentiable(*output[1:])
+
+
+def _backward(ctx, grad_loss, *_):
+    if torch.is_grad_enabled():
+        raise RuntimeError("grpo_loss has no second derivative: its gradients are formed in the forward pass")
+    if getattr(ctx, "handed_out", False):
+        raise RuntimeError(
+            "grpo_loss hands its gradients out once, to spare a copy of them: call it again for a second backward"
+        )
+    ctx.handed_out = True
+    saved = [g if g.ndim == 2 else None for g in ctx.saved_tensors]
+    if all(type(g) is torch.Tensor for g in ctx.saved_tensors):  # in a graph that is being traced, outputs can't change
+        return *(None if g is None else g.mul_(grad_loss) for g in saved), *[None] * 19
+    return *(None if g is None else g * grad_loss for g in saved), *[None] * 19
+
+
+torch.library.register_autograd("sslr1::grpo_loss", _backward, setup_context=_setup)

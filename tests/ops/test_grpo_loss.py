@@ -1,14 +1,22 @@
-"""The loss against formulas written out sequence by sequence in float64, and against finite differences."""
+"""The loss against formulas written out sequence by sequence in float64, for every backend that can run; what a row's result may
+depend on; memory."""
 
 import itertools
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
 
 from sslr1 import ops
+from sslr1.ops import row_loss
 from sslr1.ops.grpo_loss import ADVANTAGES, LOSS_TYPES
 
+ROOT = Path(__file__).parent.parent.parent
 P, G, D, V = 4, 3, 8, 37
+CPU_BACKENDS = ["reference"] + (["cpp"] if row_loss._C is not None else [])
 
 
 def make(dtype=torch.float64, spread=3.0):
@@ -42,9 +50,11 @@ def by_the_book(
     kl=0.0,
     bonus=0.0,
     max_tokens=20,
+    with_absolute=False,
 ):
     R = rewards.double()
-    total, T, S = 0.0, int(lengths.sum()), P * G
+    P, G = R.shape
+    total, absolute, T, S = 0.0, 0.0, int(lengths.sum()), P * G
     for s in range(S):
         p, g = divmod(s, G)
         if R[p].max() == R[p].min():
@@ -75,10 +85,10 @@ def by_the_book(
             r = ref[rows] - logp
             term = term + kl * (r.exp() - r - 1)
         term = term - bonus * entropy
-        total = total + term.sum() * {"dapo": 1 / T, "cispo": 1 / T, "dr_grpo": 1 / (S * max_tokens)}.get(
-            loss_type, 1 / (S * len(rows))
-        )
-    return total
+        each = {"dapo": 1 / T, "cispo": 1 / T, "dr_grpo": 1 / (S * max_tokens)}.get(loss_type, 1 / (S * len(rows)))
+        total = total + term.sum() * each
+        absolute += float(term.detach().abs().sum()) * each
+    return (total, absolute) if with_absolute else total
 
 
 @pytest.mark.parametrize(
@@ -135,6 +145,292 @@ def test_loss_and_gradients(seed, loss_type, advantage, off_policy):
     assert (out.logprobs <= 0).all() and torch.allclose(out.logprobs, now)
     assert out.stats["zero_variance"] == pytest.approx(1 / P)
     assert out.stats["ratio_mean"] == pytest.approx(1.0) or off_policy
+
+
+def check_against_float64(backend, device, shapes, dtype=torch.float32, cases=None):
+    """Loss, gradients and log-probs of random cases within the bounds that we promise."""
+    for number, (N, D, V) in enumerate(shapes):
+        spread = (1.0, 5.0, 20.0)[number % 3]
+        P, G = 3, 4
+        shares = torch.tensor([1.0] * (P * G - 2) + [0.0, 3.0])  # one is empty, one long
+        lengths = torch.multinomial(shares, max(N, 1), replacement=True)[:N].bincount(minlength=P * G)
+        sequence = torch.repeat_interleave(torch.arange(P * G), lengths)
+        hidden = torch.randn(N, D).to(dtype)
+        temperature = 0.5 + float(torch.rand(()))
+        head = (spread * temperature * torch.randn(V, D) / D**0.5).to(dtype)
+        tokens = torch.randint(0, V, (N,))
+        rewards = torch.rand(P, G)
+        rewards[torch.randint(0, P, ())] = 0.3
+        exact = [x.double().requires_grad_() for x in (hidden, head)]
+        now = (exact[0].detach() @ exact[1].detach().T / temperature).log_softmax(-1)[torch.arange(N), tokens]
+        for loss_type, off_policy in cases or itertools.product(LOSS_TYPES, (False, True)):
+            shift = 0.4 * torch.randn(N, dtype=torch.float64)
+            shift[(shift.exp() - 0.9).abs() < 1e-3] = 0.0  # at a bound both sides are right
+            shift[(shift.exp() - 1.25).abs() < 1e-3] = 0.0
+            if loss_type == "gspo":
+                shift = shift / 8 + torch.tensor([-0.3, 0.0, 0.5])[sequence % 3]
+            old = (now - shift).float() if off_policy else None
+            ref = (now + 0.3 * torch.randn(N)).float() if number % 2 else None
+            weights = torch.rand(N) if number % 2 else None
+            both = dict(temperature=temperature, loss_type=loss_type, max_tokens=30)
+            bonus = 0.05 if off_policy else 0.0
+            expected, size = by_the_book(
+                *exact,
+                tokens,
+                sequence,
+                rewards,
+                lengths,
+                old=None if old is None else old.double(),
+                ref=None if ref is None else ref.double(),
+                weights=None if weights is None else weights.double(),
+                low=0.1,
+                high=0.25,
+                kl=0.3 if ref is not None else 0.0,
+                bonus=bonus,
+                with_absolute=True,
+                **both,
+            )
+            wanted = torch.autograd.grad(expected, exact) if N else [torch.zeros_like(x) for x in exact]
+            at = [x.to(device).requires_grad_() for x in (hidden, head)]
+            there = lambda x: None if x is None else x.to(device)  # noqa: E731
+            out = ops.grpo_loss(
+                *at,
+                *map(there, (tokens, sequence, rewards)),
+                old_logprobs=there(old),
+                ref_logprobs=there(ref),
+                token_weights=there(weights),
+                clip_low=0.1,
+                clip_high=0.25,
+                kl_coef=0.3 if ref is not None else 0.0,
+                entropy_coef=bonus,
+                backend=backend,
+                **both,
+            )
+            where = (backend, N, D, V, spread, loss_type, off_policy)
+            loss = out.loss.double().cpu()
+            assert abs(loss - expected) <= 1e-5 * size + 1e-12, where
+            bound = 1e-5 if dtype == torch.float32 else 3e-3
+            if spread == 20.0 and (off_policy or ref is not None):
+                bound += (
+                    1e-4  # e^(logp - old) inherits the error of log-probs, bounded below, of logits of ±90 in float32
+                )
+            for got, want in zip(torch.autograd.grad(out.loss, at), wanted):
+                assert got.dtype == dtype and (got.double().cpu() - want).norm() <= bound * want.norm(), where
+            if N:
+                assert (out.logprobs.double().cpu() - now).abs().max() <= 1e-4 and out.logprobs.max() <= 0, where
+
+
+SHAPES = [(1, 16, 2), (0, 8, 37), (33, 24, 37), (70, 32, 1001), (300, 48, 5003), (21, 64, 32_000), (9, 32, 151_936)]
+
+
+@pytest.mark.parametrize("backend", CPU_BACKENDS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_within_bounds_of_float64(seed, backend, dtype):
+    check_against_float64(backend, "cpu", SHAPES if dtype == torch.float32 else SHAPES[2:5], dtype)
+
+
+def check_nearly_certain(backend, device="cpu"):
+    """The gradient of a token with a probability of almost 1 is 1 - p: right to 1e-5 of itself, not of 1."""
+    V = 300
+    for gap in (4.0, 8.0, 12.0):
+        logits = torch.full((2, V), -20.0)
+        logits[:, 7], logits[:, 100] = 0.0, -gap
+        for bonus in (0.0, 0.05):
+            c = row_loss.Coefficients(*torch.tensor([[1.0, -1.0], [1.0, 1.0], [0.0, 0.0], [bonus, bonus]]).to(device))
+            got, exact = logits.to(device), logits.double()
+            tokens = torch.full((2,), 7)
+            row_loss.row_loss(got, tokens.to(device), c, 1.0, backend)
+            c64 = row_loss.Coefficients(*(getattr(c, n).double().cpu() for n in ("advantage", "policy", "kl", "bonus")))
+            row_loss.row_loss(exact, tokens, c64, 1.0, "reference")
+            assert ((got.cpu() - exact).norm(dim=1) <= 1e-5 * exact.norm(dim=1)).all(), (backend, gap, bonus)
+
+
+@pytest.mark.parametrize("backend", CPU_BACKENDS)
+def test_nearly_certain_tokens(backend):
+    check_nearly_certain(backend)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("backend", ["reference", "triton", "cuda"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_within_bounds_of_float64_on_the_gpu(seed, backend, dtype):
+    check_against_float64(backend, "cuda", SHAPES, dtype)
+    check_nearly_certain(backend, "cuda")
+
+
+INTERPRETED = """
+import torch, sys
+torch.manual_seed(int(sys.argv[1]))
+from tests.ops.test_grpo_loss import check_against_float64, check_nearly_certain
+check_nearly_certain("triton")
+check_against_float64("triton", "cpu", [(5, 8, 37), (12, 16, 4100)], cases=[("dapo", True), ("cispo", False), ("gspo", True)])
+print("interpreted")
+"""
+
+
+def test_triton_in_the_interpreter(seed):
+    done = subprocess.run(
+        [sys.executable, "-c", INTERPRETED, str(seed)],
+        cwd=ROOT,
+        env={**os.environ, "TRITON_INTERPRET": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.stdout == "interpreted\n", done.stderr[-3000:]
+
+
+@pytest.mark.parametrize("backend", CPU_BACKENDS)
+@pytest.mark.parametrize("loss_type", LOSS_TYPES)
+def test_a_row_does_not_depend_on_the_others(seed, backend, loss_type):
+    """At a fixed chunk height and position, whatever else there is: the same bits. And the same again."""
+    N, D, V, G = 40, 24, 301, 4
+    lengths = torch.tensor([6, 2, 9, 3, 1, 7, 8, 4])
+    sequence = torch.repeat_interleave(torch.arange(8), lengths)
+    rewards = torch.rand(2, G)
+    first = torch.randn(N, D), torch.randint(0, V, (N,)), -3 - torch.rand(N), -3 - torch.rand(N)
+    head = torch.randn(V, D)
+
+    def run(inputs):
+        hidden, tokens, old, ref = (x.clone() for x in inputs)
+        hidden.requires_grad_()
+        weight = head.clone().requires_grad_()
+        out = ops.grpo_loss(
+            hidden,
+            weight,
+            tokens,
+            sequence,
+            rewards,
+            old_logprobs=old,
+            ref_logprobs=ref,
+            kl_coef=0.1,
+            entropy_coef=0.01,
+            loss_type=loss_type,
+            max_tokens=9,
+            backend=backend,
+            chunk=16,
+        )
+        return out.loss, *torch.autograd.grad(out.loss, (hidden, weight)), out.logprobs, out.entropy
+
+    once = run(first)
+    assert all(torch.equal(a, b) for a, b in zip(once, run(first)))
+    for s in (0, 3, 5):
+        mine = (sequence == s).nonzero()[:, 0]  # gspo's ratio is its completion's
+        others = torch.randn(N, D), torch.randint(0, V, (N,)), -3 - torch.rand(N), -3 - torch.rand(N)
+        for new, given in zip(others, first):
+            new[mine] = given[mine]
+        changed = run(others)
+        for a, b in ((once[1], changed[1]), (once[3], changed[3]), (once[4], changed[4])):
+            assert torch.equal(a[mine], b[mine])
+        assert not torch.equal(once[1], changed[1])
+
+
+def test_rows_without_a_gradient_take_one_product(seed, monkeypatch):
+    seen = {"row_loss": 0, "row_logprobs": 0}
+    kernels = {name: getattr(row_loss, name) for name in seen}
+    for name in seen:
+
+        def counted(*arguments, name=name):
+            seen[name] += 1
+            return kernels[name](*arguments)
+
+        monkeypatch.setattr(row_loss, name, counted)
+    hidden, head = torch.randn(64, 8, requires_grad=True), torch.randn(11, 8, requires_grad=True)
+    tokens, sequence = torch.randint(0, 11, (64,)), torch.arange(64) // 8
+    rewards = torch.rand(2, 4)
+    rewards[0] = 1.0
+    out = ops.grpo_loss(hidden, head, tokens, sequence, rewards, chunk=16)
+    assert seen == {"row_loss": 2, "row_logprobs": 2}
+    (gradient,) = torch.autograd.grad(out.loss, hidden)
+    assert (gradient[:32] == 0).all() and (gradient[32:] != 0).any(1).all()
+    ops.grpo_loss(hidden, head, tokens, sequence, rewards, chunk=16, entropy_coef=0.1)
+    assert seen["row_loss"] == 6
+    with torch.no_grad():
+        ops.grpo_loss(hidden, head, tokens, sequence, rewards, chunk=16)
+    assert seen == {"row_loss": 6, "row_logprobs": 6}
+
+
+def test_gspo_with_a_completion_longer_than_a_chunk(seed):
+    lengths = torch.tensor([3, 40, 0, 5, 16, 17])
+    sequence = torch.repeat_interleave(torch.arange(6), lengths)
+    N = len(sequence)
+    hidden = torch.randn(N, 8, dtype=torch.float64, requires_grad=True)
+    head = torch.randn(29, 8, dtype=torch.float64, requires_grad=True)
+    tokens, rewards = torch.randint(0, 29, (N,)), torch.rand(2, 3)
+    old = ops.token_logprobs(hidden, head, tokens)[0] + 0.3 * torch.randn(N, dtype=torch.float64)
+    weights = torch.rand(N, dtype=torch.float64)
+    options = dict(old_logprobs=old, token_weights=weights, loss_type="gspo", clip_low=0.02, clip_high=0.03)
+    out = ops.grpo_loss(hidden, head, tokens, sequence, rewards.double(), chunk=16, **options)
+    expected = by_the_book(
+        hidden,
+        head,
+        tokens,
+        sequence,
+        rewards,
+        lengths,
+        old=old,
+        weights=weights,
+        loss_type="gspo",
+        low=0.02,
+        high=0.03,
+    )
+    assert torch.allclose(out.loss, expected, rtol=1e-12)
+    got, wanted = (torch.autograd.grad(x, (hidden, head)) for x in (out.loss, expected))
+    assert all((a - b).norm() <= 1e-12 * b.norm() for a, b in zip(got, wanted))
+    assert out.stats["prepass"] * N == pytest.approx(40 + 17)
+
+
+def test_backward_once_and_not_twice(seed):
+    hidden, head, tokens, sequence, rewards, _ = make()
+    loss = lambda: ops.grpo_loss(hidden, head, tokens, sequence, rewards).loss  # noqa: E731
+    with pytest.raises(RuntimeError, match="second derivative"):
+        torch.autograd.grad(loss(), hidden, create_graph=True)
+    out = loss()
+    plain = torch.autograd.grad(out, (hidden, head), retain_graph=True)
+    with pytest.raises(RuntimeError, match="once"):
+        torch.autograd.grad(out, hidden)
+    scaled = torch.autograd.grad(3 * loss(), (hidden, head))
+    assert all(torch.allclose(3 * a, b) for a, b in zip(plain, scaled))
+    only_hidden = torch.autograd.grad(ops.grpo_loss(hidden, head.detach(), tokens, sequence, rewards).loss, hidden)
+    assert torch.equal(only_hidden[0], plain[0])
+
+
+def test_registered_and_traced_through(seed):
+    hidden, head, tokens, sequence, rewards, _ = make(torch.float32)
+    N, A, count = len(tokens), ops.advantages(rewards).reshape(-1), torch.tensor(12.0)
+    numbers = (1.0, "dapo", 0.2, 0.2, 0.1, 0.1, 0, "auto", 0, True, True)
+    arguments = (hidden, head, tokens, sequence.long(), A, None, torch.full((N,), -3.0), None, count, count, *numbers)
+    # not test_aot_dispatch_dynamic: the backward takes over two of the outputs, which it compares
+    checks = ("test_schema", "test_autograd_registration", "test_faketensor")
+    torch.library.opcheck(torch.ops.sslr1.grpo_loss, arguments, test_utils=checks)
+    torch.library.opcheck(torch.ops.sslr1.token_logprobs, (hidden, head, tokens, 1.0, "auto", 0), test_utils=checks)
+
+    def loss(hidden, head):
+        out = ops.grpo_loss(2 * hidden, head, tokens, sequence, rewards, entropy_coef=0.1)
+        return 2 * out.loss + 0 * out.stats["entropy"]
+
+    eager = torch.autograd.grad(loss(hidden, head), (hidden, head))
+    traced = torch.compile(loss, backend="aot_eager", fullgraph=True)
+    for _ in range(2):
+        again = torch.autograd.grad(traced(hidden, head), (hidden, head))
+        assert all(torch.equal(a, b) for a, b in zip(eager, again))
+
+
+PEAK = """
+import resource, sys, torch
+from sslr1 import ops
+N, D, V = int(sys.argv[1]), 512, 32000
+hidden, head = torch.ones(N, D, requires_grad=True), torch.ones(V, D, requires_grad=True)
+sequence, tokens = torch.arange(N) * 8 // N, torch.zeros(N, dtype=torch.int64)
+ops.grpo_loss(hidden, head, tokens, sequence, torch.rand(2, 4)).loss.backward()
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads a process's peak memory in kilobytes")
+def test_memory_does_not_grow_with_the_logits(seed):
+    few, many = 512, 4096
+    peaks = [int(subprocess.check_output([sys.executable, "-c", PEAK, str(n)], cwd=ROOT)) for n in (few, many)]
+    assert (peaks[1] - peaks[0]) * 1024 <= 3 * (many - few) * 512 * 4
 
 
 def test_counts_make_cuts_invisible(seed):
@@ -199,6 +495,8 @@ def test_not_finite_stays_not_finite(seed):
         ({"backend": "abacus"}, "backend"),
         ({"advantages": torch.zeros(2, 2)}, "advantages"),
         ({"token_weights": torch.zeros(1)}, "token_weights"),
+        ({"temperature": 0.0}, "temperature"),
+        ({"backend": "cpp"}, "float64"),  # it computes in float32, and these are float64
     ],
 )
 def test_errors_name_the_argument(change, words):
@@ -213,6 +511,8 @@ def test_bad_tensors_are_errors():
         ((hidden, head, tokens, sequence.flip(0), rewards), "non-decreasing"),
         ((hidden, head, tokens + V, sequence, rewards), "tokens"),
         ((hidden, head, tokens.int(), sequence, rewards), "int64"),
+        ((hidden, head, tokens, sequence.float(), rewards), "sequence"),
+        ((hidden.float(), head, tokens, sequence, rewards), "dtype"),
         ((hidden[:-1], head, tokens, sequence, rewards), "tokens"),
         ((hidden[:, :-1], head, tokens, sequence, rewards), "hidden"),
         ((hidden, head, tokens, sequence, rewards[0]), "rewards"),

@@ -1,0 +1,188 @@
+"""One row of logits in, its log-prob, its entropy and its gradient out: the kernel under `grpo_loss` and `token_logprobs`.
+
+With x = logits / temperature, lse = log sum e^x, p = e^(x - lse), for the row's token k:
+
+    logp = x_k - lse          (never above 0)          H = -sum p (x - lse)
+    d loss / d logits_j = (g ([j = k] - p_j) + bonus p_j (log p_j + H)) / temperature,
+
+where g = d loss / d logp comes from the row's coefficients (all float32 [n] unless the logits are float64):
+
+    ratio = e^(logp - old), or 1 where `old` is None
+    clip:   g = -policy * advantage * ratio where ratio * advantage <= clamp(ratio, 1 - clip_low, 1 + clip_high) * advantage, else 0
+    cispo:  g = -policy * advantage * min(ratio, 1 + clip_high)
+    with `ref`: g += kl * (1 - e^(ref - logp)).
+
+A row that holds NaN or +inf gets NaN everywhere. A logit of -inf has p = 0 and gradient 0.
+
+Backends: "reference" (plain PyTorch, float64 too), "cpp" (csrc/row_loss.cpp), "triton" (kernels/triton/row_loss.py), "cuda"
+(csrc/cuda/row_loss.cu).
+"""
+
+import os
+from dataclasses import dataclass
+
+import torch
+
+try:
+    from sslr1 import _C
+except ImportError:  # not built: the reference does the same, slower
+    _C = None
+
+
+@dataclass
+class Coefficients:
+    """What turns a row's log-prob into its gradient; tensors [n]. `old`, `ref`: log-probs, None for on-policy and for no KL."""
+
+    advantage: torch.Tensor
+    policy: torch.Tensor
+    kl: torch.Tensor
+    bonus: torch.Tensor
+    old: torch.Tensor | None = None
+    ref: torch.Tensor | None = None
+    clip_low: float = 0.2
+    clip_high: float = 0.2
+    cispo: bool = False
+
+
+def row_logprobs(logits, tokens, temperature, backend):
+    """logits [n, V] float32 or float64 with contiguous rows, tokens int64 [n] -> (logprobs, entropy) [n]. Logits stay."""
+    if backend == "reference":
+        return _statistics(logits, tokens, temperature)[:2]
+    return _module(backend).row_logprobs(logits, tokens, temperature)
+
+
+def row_loss(logits, tokens, coefficients, temperature, backend, out=None):
+    """The same, and d loss / d logits is written to `out` [n, V] (bfloat16, or the logits' dtype; None: over the logits)."""
+    out = logits if out is None else out
+    if backend == "reference":
+        logprobs, entropy, all_logprobs = _statistics(logits, tokens, temperature)
+        g = slope(logprobs, coefficients)
+        _gradient(out, tokens, all_logprobs, entropy, g, coefficients.bonus, temperature)
+        return logprobs, entropy
+    return _module(backend).row_loss(logits, tokens, coefficients, temperature, out)
+
+
+def row_gradient(logits, tokens, logprobs, entropy, g, bonus, temperature, backend, out=None):
+    """Write d loss / d logits, where log-probs, entropy and g = d loss / d logp [n] are known already."""
+    out = logits if out is None else out
+    if backend == "reference":
+        all_logprobs = (logits.double() / temperature).log_softmax(-1)
+        _gradient(out, tokens, all_logprobs, entropy, g, bonus, temperature)
+    else:
+        _module(backend).row_gradient(logits, tokens, logprobs, entropy, g, bonus, temperature, out)
+
+
+def slope(logprobs, c):
+    """d loss / d logp of each row, [n]."""
+    ratio = torch.ones_like(logprobs) if c.old is None else (logprobs - c.old).exp()
+    if c.cispo:
+        g = -c.policy * c.advantage * ratio.clamp(max=1 + c.clip_high)
+    else:
+        free, clipped = ratio * c.advantage, ratio.clamp(1 - c.clip_low, 1 + c.clip_high) * c.advantage
+        g = torch.where(free > clipped, 0.0, -c.policy * free)  # NaN is not greater
+    if c.ref is not None:
+        g = g - c.kl * torch.expm1(c.ref - logprobs)
+    return g
+
+
+def _statistics(logits, tokens, temperature):
+    all_logprobs = (logits.double() / temperature).log_softmax(
+        -1
+    )  # in float32, 1 - p of a likely token would be rounding
+    entropy = -torch.where(all_logprobs > -torch.inf, all_logprobs.exp() * all_logprobs, 0.0).sum(-1)
+    broken = all_logprobs.isnan().any(-1)
+    nan = all_logprobs.new_tensor(torch.nan)
+    logprobs = all_logprobs.gather(-1, tokens[:, None])[:, 0]
+    logprobs, entropy = torch.where(broken, nan, logprobs), torch.where(broken, nan, entropy)
+    return logprobs.to(logits.dtype), entropy.to(logits.dtype), all_logprobs
+
+
+def _gradient(out, tokens, all_logprobs, entropy, g, bonus, temperature):
+    p = all_logprobs.exp()
+    surprise = torch.where(all_logprobs > -torch.inf, all_logprobs + entropy[:, None], 0.0)
+    gradient = p * (bonus[:, None] * surprise - g[:, None])
+    gradient.scatter_add_(1, tokens[:, None], g[:, None].to(p.dtype))
+    out.copy_(gradient / temperature)
+
+
+def choose_backend(backend, dtype, device) -> str:
+    """What `backend` means for logits of `dtype` on `device`: "auto" is the fastest that can run. Raises ValueError where one
+    can't."""
+    cuda = device.type == "cuda"
+    if backend == "auto":
+        if dtype != torch.float32:
+            return "reference"
+        if cuda:
+            return "cuda" if _C is not None and _C.has_cuda else "triton"
+        return "cpp" if _C is not None and device.type == "cpu" else "reference"
+    if backend not in ("reference", "cpp", "triton", "cuda"):
+        raise ValueError(f"there is no backend {backend!r}; there are 'reference', 'cpp', 'triton' and 'cuda'")
+    if backend != "reference" and dtype != torch.float32:
+        raise ValueError(f"backend {backend!r} computes in float32, not in {dtype}")
+    if backend in ("cpp", "cuda") and _C is None:
+        raise ValueError(
+            f"backend {backend!r} needs the compiled extension sslr1._C: install the package (pip install -e .)"
+        )
+    if backend == "cpp" and device.type != "cpu":
+        raise ValueError(f"backend 'cpp' takes CPU tensors, these are on {device}")
+    if backend == "cuda" and not (cuda and _C.has_cuda):
+        raise ValueError("backend 'cuda' needs CUDA tensors and an extension that was built where nvcc is")
+    if backend == "triton" and not cuda and os.environ.get("TRITON_INTERPRET") != "1":
+        raise ValueError(f"backend 'triton' takes CUDA tensors, these are on {device}")
+    return backend
+
+
+def _module(backend):
+    if backend == "triton":
+        from sslr1.kernels import row_loss as kernel
+
+        return kernel
+    return _Compiled(cuda=backend == "cuda")
+
+
+class _Compiled:
+    """The extension's kernels: one call with addresses."""
+
+    def __init__(self, cuda):
+        self.cuda = cuda
+
+    def row_logprobs(self, logits, tokens, temperature):
+        return self._call(0, logits, logits, tokens, temperature)
+
+    def row_loss(self, logits, tokens, c, temperature, out):
+        return self._call(1, logits, out, tokens, temperature, coefficients=c)
+
+    def row_gradient(self, logits, tokens, logprobs, entropy, g, bonus, temperature, out):
+        self._call(2, logits, out, tokens, temperature, known=(logprobs, entropy), g=g, bonus=bonus)
+
+    def _call(self, mode, logits, out, tokens, temperature, coefficients=None, known=None, g=None, bonus=None):
+        n, V = logits.shape
+        c, address = coefficients, lambda x: 0 if x is None else x.data_ptr()
+        logprobs, entropy = known or torch.empty(2, n, dtype=torch.float32, device=logits.device)
+        columns = (c.advantage, c.policy, c.kl, c.bonus, c.old, c.ref) if c else (None, None, None, bonus, None, None)
+        for x in (logprobs, entropy, *columns, g):
+            assert x is None or (x.dtype == torch.float32 and x.is_contiguous() and x.shape == (n,))
+        assert logits.dtype == torch.float32 and logits.stride(1) == 1 and tokens.is_contiguous()
+        arguments = (
+            mode,
+            logits.data_ptr(),
+            tokens.data_ptr(),
+            logprobs.data_ptr(),
+            entropy.data_ptr(),
+            *map(address, columns),
+            address(g),
+            n,
+            V,
+            logits.stride(0),
+            1 / temperature,
+            c.clip_low if c else 0.0,
+            c.clip_high if c else 0.0,
+            bool(c and c.cispo),
+        )
+        if self.cuda:
+            stream = torch.cuda.current_stream(logits.device).cuda_stream
+            _C.row_loss_cuda(*arguments, out.data_ptr(), out.stride(0), out.dtype == torch.bfloat16, stream)
+        else:
+            assert out is logits
+            _C.row_loss(*arguments, torch.get_num_threads())
+        return logprobs, entropy
