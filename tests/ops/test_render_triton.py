@@ -285,7 +285,7 @@ def test_triton_compiles_for_hopper_without_spills(tmp_path, name, signature, co
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
-    from tests.ops.test_token_logprobs import assert_no_spills
+    from tests.hopper import assert_no_spills
 
     arguments = list(signature)
     constants = {(arguments.index(key),): value for key, value in {**constants, "BLOCK": module.BLOCK}.items()}

@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from sslr1.ops.row_loss import Coefficients, row_gradient, row_logprobs, row_loss
+from tests.hopper import assert_no_spills
 
 ROOT = Path(__file__).parent.parent.parent
 VOCABULARIES = (1, 37, 4096, 5003)
@@ -218,18 +219,6 @@ def test_cuda_compiles_for_hopper_without_spills(tmp_path):
     flags = ["-O3", "-std=c++17", "-cubin", "-gencode", "arch=compute_90a,code=sm_90a"]
     subprocess.run(["nvcc", *flags, str(source), "-o", str(cubin)], check=True)
     assert_no_spills(cubin)
-
-
-def assert_no_spills(cubin):
-    import triton
-
-    tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
-    report = subprocess.run(
-        [str(tool), "--dump-resource-usage", str(cubin)], check=True, capture_output=True, text=True
-    ).stdout
-    print(report)
-    assert "REG:" in report and "STACK:" in report, report
-    assert all(word.split(":")[1] == "0" for word in report.split() if word.startswith(("STACK:", "LOCAL:"))), report
 
 
 @pytest.mark.gpu
