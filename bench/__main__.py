@@ -10,6 +10,7 @@ import statistics
 import time
 
 import learner
+import loss
 import render
 import rollout
 import stream
@@ -17,7 +18,7 @@ import torch
 from machine import machine, results_file
 from transformers.utils import logging as transformers_logging
 
-BENCHES = {"render": render, "stream": stream, "learner": learner, "rollout": rollout}
+BENCHES = {"render": render, "stream": stream, "loss": loss, "learner": learner, "rollout": rollout}
 
 
 def interleaved(ours, peer, seconds):
@@ -105,11 +106,11 @@ def show(found):
         title=f"{found['cpu']}, {found['cores']} cores, {found['ceilings']['copy_gb_s']:.1f} GB/s copy, "
         f"{found['ceilings']['matrix_fp32_gflop_s']:.0f} GFLOP/s fp32"
     )
-    for column in ("what", "against", "ours, ms", "peer, ms", "peer / ours", "goal", "of copy rate"):
+    for column in ("what", "against", "ours, ms", "peer, ms", "peer / ours", "goal", "of copy rate", "extra MB"):
         table.add_column(column, justify="left" if column in ("what", "against") else "right")
     for row in found["rows"]:
         if "ratio" not in row:
-            table.add_row(row["what"], row["against"], "", "", row["why_not"], row["goal"], "")
+            table.add_row(row["what"], row["against"], "", "", row["why_not"], row["goal"], "", "")
             continue
         share = f"{row['share_of_copy']:.0%}" if "share_of_copy" in row else ""
         table.add_row(
@@ -120,6 +121,7 @@ def show(found):
             f"{row['ratio']:.2f}",
             row["goal"],
             share,
+            " / ".join(map(str, row.get("extra_mb", ()))),
         )
     Console(width=160).print(table)
 

@@ -75,10 +75,10 @@ def _wide(dtype):
     return torch.promote_types(dtype, torch.float32)  # rounded logits would put per cents of error into the ratio
 
 
-def _product(a, b, dtype):
+def _product(a, b, dtype, out=None):
     if a.is_cuda and a.dtype != dtype:
-        return torch.mm(a, b, out_dtype=dtype)
-    return a.to(dtype) @ b.to(dtype)
+        return torch.mm(a, b, out_dtype=dtype, out=out)
+    return torch.mm(a.to(dtype), b.to(dtype), out=out)
 
 
 def grpo_loss(
@@ -219,17 +219,17 @@ class _Chunks:
         self.dtype = hidden.dtype if hidden.is_cuda else self.wide
         self.weight = lm_head.to(self.dtype)
         self.states = hidden.new_zeros(self.height, D, dtype=self.dtype)
+        self.logits = hidden.new_empty(self.height, len(lm_head), dtype=self.wide)
         self.slopes = hidden.new_empty(self.height, len(lm_head), dtype=self.dtype) if self.dtype != self.wide else None
         self.logprobs, self.entropy = (hidden.new_empty(N, dtype=self.wide) for _ in range(2))
 
     def over(self, numbers):
-        """(row numbers, tokens, logits) of chunk after chunk, the latter two of full height; `states` holds theirs."""
+        """(row numbers, tokens, logits) of chunk after chunk, the latter two of full height, until the next; `states` holds theirs."""
         for index in numbers.split(self.height) if len(numbers) else ():
             self.states[: len(index)] = self.hidden.index_select(0, index)
             self.states[len(index) :] = 0
-            logits = None  # the chunk before goes first
-            logits = _product(self.states, self.weight.T, self.wide)
-            yield index, self.fill(self.tokens, index), logits
+            _product(self.states, self.weight.T, self.wide, out=self.logits)
+            yield index, self.fill(self.tokens, index), self.logits
 
     def fill(self, column, index):
         """column[index] and zeros up to the chunk's height; None stays None."""
@@ -243,6 +243,7 @@ class _Chunks:
             self.note(index, rows.row_logprobs(logits, picked, self.temperature, self.backend))
 
 
+@torch.no_grad()
 def _token_logprobs(hidden, lm_head, tokens, temperature, backend, chunk):
     _check_values(tokens, len(lm_head))
     chunks = _Chunks(hidden, lm_head, tokens, temperature, backend, chunk)
@@ -250,6 +251,7 @@ def _token_logprobs(hidden, lm_head, tokens, temperature, backend, chunk):
     return chunks.logprobs, chunks.entropy
 
 
+@torch.no_grad()
 def _grpo_loss(
     hidden,
     lm_head,
@@ -312,7 +314,7 @@ def _grpo_loss(
         if wants_head and slopes.dtype == wide:
             grad_head.addmm_(slopes.T, chunks.states)
         elif wants_head:
-            grad_head.add_(_product(slopes.T, chunks.states, wide))
+            torch.addmm(grad_head, slopes.T, chunks.states, out_dtype=wide, out=grad_head)
 
     numbers = torch.arange(N, device=hidden.device)
     moves = torch.full((N,), wants_hidden or wants_head, device=hidden.device)
