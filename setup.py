@@ -46,7 +46,11 @@ extension = Pybind11Extension(
     ["csrc/module.cpp", "csrc/look.cpp", "csrc/memory.cpp", "csrc/render.cpp", "csrc/row_loss.cpp"],
     include_dirs=["csrc"],
     cxx_std=17,
-    extra_compile_args=["-O3", "-ffp-contract=off"],  # no fused multiply-add: pixels equal the reference's
+    extra_compile_args=[
+        "-O3",
+        "-ffp-contract=off",
+        "-Wno-psabi",
+    ],  # no fused multiply-add: pixels equal the reference's
     extra_link_args=["-pthread"],
     define_macros=[("SSLR1_CUDA", "1")] if NVCC else [],
     library_dirs=[cuda_library_folder()] if NVCC else [],

@@ -21,39 +21,47 @@ constexpr int kLanes = 16;
 constexpr Index kBlock = 4096;  // elements whose sums stay in float
 constexpr float kLowest = -87.0f;  // below it e^x counts as 0
 
-// e^x for x <= 0: Cephes' polynomial on [-ln 2 / 2, ln 2 / 2], error under 2 units in the last place. Of NaN it makes anything.
-IN_EACH_CLONE float exponential(float x) {
-  const float scaled = x * 1.44269504088896341f, magic = 12582912.0f;  // adding it rounds to a whole number
-  const float whole = (scaled + magic) - magic;
-  float r = x - whole * 0.693359375f;
+// Vectors of the language's own (GCC, Clang), so that the sums' order is the same whatever registers there are.
+using Floats = float __attribute__((vector_size(4 * kLanes)));
+using Ints = std::int32_t __attribute__((vector_size(4 * kLanes)));
+
+IN_EACH_CLONE Floats load(const float* x, Index n) {  // -inf behind the n-th
+  Floats v = Floats{} - std::numeric_limits<float>::infinity();
+  std::memcpy(&v, x, 4 * std::min<Index>(n, kLanes));
+  return v;
+}
+
+// e^x for x in kLowest..0, a number or a vector: Cephes' polynomial on [-ln 2 / 2, ln 2 / 2], error under 2 units in the last place. Of
+// NaN it makes anything.
+template <class F, class I>
+IN_EACH_CLONE F exponential(F x) {
+  const F shifted = x * 1.44269504088896341f + 12582912.0f;  // which rounds to a whole number, in the low bits
+  const F whole = shifted - 12582912.0f;
+  F r = x - whole * 0.693359375f;
   r = r - whole * -2.12194440e-4f;
-  float y = 1.9875691500e-4f;
-  y = y * r + 1.3981999507e-3f;
+  F y = r * 1.9875691500e-4f + 1.3981999507e-3f;
   y = y * r + 8.3334519073e-3f;
   y = y * r + 4.1665795894e-2f;
   y = y * r + 1.6666665459e-1f;
   y = y * r + 5.0000001201e-1f;
   y = y * (r * r) + r + 1.0f;
-  const float bits = scaled + magic;
-  std::int32_t exponent;
-  std::memcpy(&exponent, &bits, 4);
-  exponent <<= 23;  // the magic number's own low bits are 0
-  std::int32_t result;
-  std::memcpy(&result, &y, 4);
-  result += exponent;
-  std::memcpy(&y, &result, 4);
-  return x < kLowest ? 0.0f : y;
+  I exponent, bits;
+  std::memcpy(&exponent, &shifted, sizeof shifted);
+  std::memcpy(&bits, &y, sizeof y);
+  bits += exponent << 23;  // the low bits of 12582912 itself are 0
+  std::memcpy(&y, &bits, sizeof y);
+  return y;
 }
 
 VECTORISED float maximum(const float* x, Index n) {
-  float lanes[kLanes];
-  std::fill_n(lanes, kLanes, -std::numeric_limits<float>::infinity());
-  Index i = 0;
-  for (; i + kLanes <= n; i += kLanes) {
-    for (int l = 0; l < kLanes; ++l) lanes[l] = x[i + l] > lanes[l] ? x[i + l] : lanes[l];
+  Floats most = load(x, 0);
+  for (Index i = 0; i < n; i += kLanes) {
+    const Floats v = n - i >= kLanes ? load(x + i, kLanes) : load(x + i, n - i);
+    most = v > most ? v : most;
   }
-  for (; i < n; ++i) lanes[0] = x[i] > lanes[0] ? x[i] : lanes[0];
-  return *std::max_element(lanes, lanes + kLanes);
+  float found = most[0];
+  for (int l = 1; l < kLanes; ++l) found = std::max(found, most[l]);
+  return found;
 }
 
 // How a row adds up: `peaks` elements equal the maximum m and count 1 each, the others' e^(x - m) is `rest`. Kept apart, since a
@@ -66,21 +74,16 @@ struct Sums {
 // Adds n <= kBlock elements; e^(x - m) is written over them where `keep`.
 template <bool keep>
 IN_EACH_CLONE void sum_block(float* x, Index n, float factor, float m, Sums& sums) {
-  float peaks[kLanes] = {}, rest[kLanes] = {}, weighted[kLanes] = {};
-  const auto at = [&](Index i, int l) {
-    float d = x[i] * factor - m;
-    const float e = exponential(d);
-    peaks[l] += d < 0 ? 0.0f : 1.0f;
-    rest[l] += d < 0 ? e : 0.0f;
-    d = d < kLowest ? kLowest : d;  // -inf times 0
-    weighted[l] += d * e;
-    if (keep) x[i] = e;
-  };
-  Index i = 0;
-  for (; i + kLanes <= n; i += kLanes) {
-    for (int l = 0; l < kLanes; ++l) at(i + l, l);
+  Floats peaks{}, rest{}, weighted{};
+  for (Index i = 0; i < n; i += kLanes) {
+    Floats d = (n - i >= kLanes ? load(x + i, kLanes) : load(x + i, n - i)) * factor - m;
+    d = d < kLowest ? Floats{} + kLowest : d;  // -inf times 0
+    const Floats e = d > kLowest ? exponential<Floats, Ints>(d) : Floats{} + (d - d);  // NaN stays
+    peaks += d < 0 ? Floats{} : Floats{} + 1.0f;
+    rest += d < 0 ? e : Floats{};
+    weighted += d * e;
+    if (keep) std::memcpy(x + i, &e, 4 * std::min<Index>(n - i, kLanes));
   }
-  for (; i < n; ++i) at(i, 0);
   for (int l = 0; l < kLanes; ++l) sums.peaks += peaks[l], sums.rest += rest[l], sums.weighted += weighted[l];
 }
 
@@ -101,8 +104,8 @@ VECTORISED void scale(float* x, Index n, float by) {
 VECTORISED void gradient(float* x, Index n, float factor, float near, float logprob, float entropy, float g, float bonus) {
   for (Index i = 0; i < n; ++i) {
     float d = (x[i] * factor - near) + logprob;
-    const float p = exponential(d > 0 ? 0 : d);
-    d = d < kLowest ? kLowest : d;
+    d = d > 0 ? 0.0f : d < kLowest ? kLowest : d;
+    const float p = d > kLowest ? exponential<float, std::int32_t>(d) : d - d;  // NaN stays
     x[i] = factor * p * (bonus * (d + entropy) - g);
   }
 }

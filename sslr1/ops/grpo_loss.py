@@ -408,22 +408,24 @@ def _(hidden, lm_head, tokens, *rest):
 
 
 def _setup(ctx, inputs, output):
-    ctx.save_for_backward(*output[-2:])
     ctx.mark_non_differentiable(*output[1:])
+    ctx.set_materialize_grads(False)  # zeros of the size of `output`, for nothing
+    ctx.gradients = output[-2:]  # not saved tensors: those stay until the graph goes, and a parameter would get a copy
 
 
 def _backward(ctx, grad_loss, *_):
     if torch.is_grad_enabled():
         raise RuntimeError("grpo_loss has no second derivative: its gradients are formed in the forward pass")
-    if getattr(ctx, "handed_out", False):
+    if ctx.gradients is None:
         raise RuntimeError(
             "grpo_loss hands its gradients out once, to spare a copy of them: call it again for a second backward"
         )
-    ctx.handed_out = True
-    saved = [g if g.ndim == 2 else None for g in ctx.saved_tensors]
-    if all(type(g) is torch.Tensor for g in ctx.saved_tensors):  # in a graph that is being traced, outputs can't change
-        return *(None if g is None else g.mul_(grad_loss) for g in saved), *[None] * 19
-    return *(None if g is None else g * grad_loss for g in saved), *[None] * 19
+    gradients, ctx.gradients = ctx.gradients, None
+    if all(type(g) is torch.Tensor for g in gradients):
+        scaled = [g.mul_(grad_loss) if g.ndim == 2 else None for g in gradients]
+    else:  # in a graph that is being traced, outputs can't change
+        scaled = [g * grad_loss if g.ndim == 2 else None for g in gradients]
+    return *scaled, *[None] * 19
 
 
 torch.library.register_autograd("sslr1::grpo_loss", _backward, setup_context=_setup)
