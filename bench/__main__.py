@@ -23,14 +23,20 @@ BENCHES = {"render": render, "stream": stream, "loss": loss, "learner": learner,
 
 def interleaved(ours, peer, seconds):
     """Medians of both, in seconds a call: warmed up, then in turn until `seconds` have gone by, three rounds at least."""
-    ours(), peer()
+    ours(), peer(), finish()
     times, start = ([], []), time.perf_counter()
     while len(times[0]) < 3 or time.perf_counter() - start < seconds:
         for run, found in zip((ours, peer), times):
             begin = time.perf_counter()
             run()
+            finish()
             found.append(time.perf_counter() - begin)
     return [statistics.median(found) for found in times], len(times[0])
+
+
+def finish():
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
 
 
 def copy_bandwidth():

@@ -97,6 +97,8 @@ def build(config: Config, world: parallel.World, folder: Path | None = None) -> 
         torch.use_deterministic_algorithms(True)
     if config.rollout.prompts % world.size:
         raise UserError(f"rollout.prompts is {config.rollout.prompts}, not divisible by the {world.size} ranks")
+    if world.size % config.train.replicate:
+        raise UserError(f"train.replicate is {config.train.replicate}, which does not divide the {world.size} ranks")
     dtype = config.model.dtype
     if dtype == "auto":
         dtype = "bfloat16" if world.device.type == "cuda" else "float32"
@@ -134,9 +136,11 @@ def build(config: Config, world: parallel.World, folder: Path | None = None) -> 
         evaluation = Images(other, [], list(range(len(other.folder))))
         images = replace(images, train=list(range(len(store.folder))), held_out=[])
 
-    network = model.load_model(model_path)
+    network = model.skeleton(model_path)
     weights = SamplerWeights(network, dtype)
-    policy = parallel.shard(model.Policy(network).to(world.device), world, dtype)
+    policy = parallel.shard(model.Policy(network), world, dtype, config.train.replicate, config.train.recompute)
+    parallel.materialize(policy, world.device)
+    model.load_weights(policy.model, model_path)
     weights.attach(policy, world)
     engine = Engine(weights.model, tokenizer, max_tokens=config.rollout.max_tokens, wave_rows=config.rollout.wave_rows)
     return Built(config, world, folder, model_path, tokenizer, spec, images, evaluation, policy, weights, engine)

@@ -134,6 +134,14 @@ class Train(Section):
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto is cuda where there is one")
     threads: int = Field(0, ge=0, description="CPU threads a rank; 0 shares the machine's cores among its ranks")
     token_budget: int = Field(16384, ge=1, description="packed tokens a micro-batch at most")
+    replicate: int = Field(
+        1, ge=1, description="copies of the model, each sharded over its share of the ranks; 1 shards it over all"
+    )
+    recompute: int = Field(
+        0,
+        ge=0,
+        description="every so-many-th layer keeps only its input and runs again in the backward pass: less memory, more time; 0 is none, 1 all",
+    )
     warmup: Warmup = Warmup()
 
 
@@ -245,7 +253,7 @@ def load(path, overrides=()) -> Config:
 # what may change between starts of one run: where and how fast, not what
 IMMATERIAL = (
     *("checkpoint", "log", "eval", "data.cache_mb", "data.decoder", "rollout.wave_rows"),
-    *("train.threads", "train.device", "train.token_budget"),
+    *("train.threads", "train.device", "train.token_budget", "train.replicate", "train.recompute"),
 )
 
 

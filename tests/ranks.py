@@ -10,14 +10,14 @@ from sslr1.model import parallel
 from tests.test_learner import make_groups, make_learner
 
 
-def main(folder, tiny, seed, budget, share):
+def main(folder, tiny, seed, budget, share, replicate="1", recompute="0"):
     from skimage import data
 
     photographs = [torch.from_numpy(f().copy()) for f in (data.astronaut, data.coffee, data.chelsea, data.rocket)]
     world = parallel.start("cpu")
     torch.set_num_threads(1)
     torch.use_deterministic_algorithms(True)
-    learner, weights = make_learner(tiny, world, int(budget))
+    learner, weights = make_learner(tiny, world, int(budget), int(replicate), int(recompute))
     groups, rewards = make_groups(tiny, photographs, int(seed))
     mine = [
         n

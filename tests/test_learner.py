@@ -2,7 +2,7 @@
 
 import torch
 
-from sslr1 import config, model
+from sslr1 import config, model, ops
 from sslr1.learner import Learner
 from sslr1.model import parallel
 from sslr1.rollout import SamplerWeights
@@ -13,10 +13,12 @@ OPTIONS = config.check(
 )
 
 
-def make_learner(tiny, world, token_budget=100_000, **changes):
-    network = model.load_model(tiny)
+def make_learner(tiny, world, token_budget=100_000, replicate=1, recompute=0, **changes):
+    network = model.skeleton(tiny)
     weights = SamplerWeights(network, torch.float32)
-    policy = parallel.shard(model.Policy(network), world)
+    policy = parallel.shard(model.Policy(network), world, replicate=replicate, recompute=recompute)
+    parallel.materialize(policy, world.device)
+    model.load_weights(policy.model, tiny)
     weights.attach(policy, world)
     options = dict(
         optim=OPTIONS.optim, loss=OPTIONS.loss, temperature=1.0, max_tokens=10, token_budget=token_budget, steps=10
@@ -48,6 +50,24 @@ def test_micro_batches_change_nothing(tiny, photographs, seed, one_process):
     assert a["tokens"] == b["tokens"] == 34
     for name in pa:
         assert (pa[name] - pb[name]).abs().max() < 2e-4  # Adam's first step is a sign: tiny gradients may differ in it
+
+
+def test_recomputed_layers_change_nothing(tiny, photographs, seed, one_process, monkeypatch):
+    from sslr1.ops import attention
+
+    calls = []
+    inner = attention.shared_prefix_attention
+    monkeypatch.setattr(ops, "shared_prefix_attention", lambda *a: calls.append(1) or inner(*a))
+    results = []
+    for recompute in (0, 1, 2):
+        learner, _ = make_learner(tiny, one_process, recompute=recompute)
+        calls.clear()
+        found = learner.step(*make_groups(tiny, photographs, seed))
+        results.append((found["loss"], found["grad_norm"], parameters(learner), len(calls)))
+    layers = results[0][3]
+    assert [calls for *_, calls in results] == [layers, 2 * layers, layers + (layers + 1) // 2]
+    for loss, norm, after, _ in results[1:]:
+        assert (loss, norm) == results[0][:2] and all(torch.equal(after[n], results[0][2][n]) for n in after)
 
 
 def test_sampler_shares_storage_and_follows(tiny, photographs, seed, one_process):

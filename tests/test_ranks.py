@@ -1,4 +1,4 @@
-"""World sizes: the same step on one rank, two and three."""
+"""World sizes: the same step on one rank, two and three, and on two copies of the model on two ranks each."""
 
 import pytest
 from safetensors.torch import load_file
@@ -6,9 +6,9 @@ from safetensors.torch import load_file
 from tests.conftest import launch
 
 
-def step(folder, tiny, seed, ranks, budget=100_000, share="even"):
+def step(folder, tiny, seed, ranks, budget=100_000, share="even", replicate=1, recompute=0):
     folder.mkdir()
-    launch("tests.ranks", folder, tiny, seed, budget, share, ranks=ranks)
+    launch("tests.ranks", folder, tiny, seed, budget, share, replicate, recompute, ranks=ranks)
     return load_file(folder / "result.safetensors")
 
 
@@ -19,9 +19,10 @@ def test_one_rank_and_more_take_the_same_step(tmp_path, tiny, seed):
         "2, micro-batches": (2, 230, "even"),
         "2, uneven": (2, 230, "uneven"),
         "3": (3, 100_000, "even"),
+        "2 copies on 2 ranks each": (4, 100_000, "even", 2, 1),
     }
-    for name, (ranks, budget, share) in cases.items():
-        other = step(tmp_path / name, tiny, seed, ranks, budget, share)
+    for name, case in cases.items():
+        other = step(tmp_path / name, tiny, seed, *case)
         assert other["numbers"].tolist() == pytest.approx(one["numbers"].tolist(), rel=1e-5), name
         for key in one:
             if key != "numbers":

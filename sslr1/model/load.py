@@ -1,9 +1,11 @@
 """Models and tokenizers from ordinary Hugging Face folders. No remote code, safetensors only."""
 
 import json
+from contextlib import contextmanager
 from pathlib import Path
 
 from sslr1.errors import UserError
+from sslr1.model import parallel
 
 MODEL_TYPES = ("qwen2_5_vl",)
 
@@ -46,6 +48,79 @@ def load_model(path, dtype=None):
         use_safetensors=True,
         local_files_only=True,
     ).eval()
+
+
+def skeleton(path):
+    """The folder's model without its weights: parameters on the meta device, buffers (rotary tables) real. In eval mode.
+
+    What `load_weights` fills after it has been sharded, so that no rank ever holds more than its share. Errors: `check_folder`'s.
+    """
+    from transformers import AutoConfig, AutoModelForImageTextToText, GenerationConfig
+
+    folder = check_folder(path)
+    with _parameters_on_meta():
+        config = AutoConfig.from_pretrained(folder, local_files_only=True)
+        model = AutoModelForImageTextToText.from_config(config, attn_implementation="sdpa", dtype="float32")
+    if (folder / "generation_config.json").is_file():
+        model.generation_config = GenerationConfig.from_pretrained(folder, local_files_only=True)
+    return model.eval()
+
+
+@contextmanager
+def _parameters_on_meta():
+    from torch import nn
+
+    register = nn.Module.register_parameter
+
+    def without_storage(module, name, parameter):
+        register(module, name, parameter)
+        if parameter is not None and not parameter.is_meta:  # one that is tied keeps its identity
+            module._parameters[name] = nn.Parameter(parameter.to("meta"), parameter.requires_grad)
+
+    nn.Module.register_parameter = without_storage
+    try:
+        yield
+    finally:
+        nn.Module.register_parameter = register
+
+
+def load_weights(model, path) -> None:
+    """Fill a model's parameters, sharded or not, from the folder's safetensors: of each tensor only this rank's rows are read.
+
+    Names that published checkpoints use are translated as transformers does. Raises UserError for a tensor that is missing,
+    unknown or of another shape.
+    """
+    import torch
+    from safetensors import safe_open
+    from transformers.conversion_mapping import get_model_conversion_mapping
+    from transformers.core_model_loading import WeightRenaming, rename_source_key
+
+    folder = check_folder(path)
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    once = {id(p): name for name, p in reversed(parameters.items())}  # one name of those that share a parameter
+    transforms = get_model_conversion_mapping(model)
+    renames = [t for t in transforms if isinstance(t, WeightRenaming)]
+    converters = [t for t in transforms if not isinstance(t, WeightRenaming)]
+    shapes = {name: torch.empty(p.shape, device="meta") for name, p in parameters.items()}
+    filled = set()
+    for file in sorted(folder.glob("*.safetensors")):
+        with safe_open(file, "pt") as tensors:
+            for key in tensors.keys():
+                name, converted = rename_source_key(key, renames, converters, model.base_model_prefix, shapes)
+                piece, parameter = tensors.get_slice(key), parameters.get(name)
+                if converted is not None or parameter is None:
+                    raise UserError(f"{file}: tensor {key!r} is not a parameter of a {model.config.model_type} model")
+                if list(parameter.shape) != piece.get_shape():
+                    raise UserError(
+                        f"{file}: {key!r} has shape {piece.get_shape()}, config.json makes it {list(parameter.shape)}"
+                    )
+                if id(parameter) in filled and once[id(parameter)] != name:
+                    continue  # a head that is tied, and stored nevertheless
+                parallel.fill(parameter, piece)
+                filled.add(id(parameter))
+    missing = [name for name, p in parameters.items() if id(p) not in filled]
+    if missing:
+        raise UserError(f"{str(folder)!r} lacks {len(missing)} of the model's tensors, e.g. {missing[0]!r}")
 
 
 def load_tokenizer(path):

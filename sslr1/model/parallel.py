@@ -2,12 +2,17 @@
 
 import os
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 import torch.distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
+from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
+from torch.utils.checkpoint import checkpoint
+
+from sslr1.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -43,25 +48,57 @@ def stop() -> None:
         dist.destroy_process_group()
 
 
-def shard(policy, world: World, dtype: torch.dtype = torch.float32):
+def shard(policy, world: World, dtype: torch.dtype = torch.float32, replicate: int = 1, recompute: int = 0):
     """Shard a policy in place: each vision block and decoder layer, then the rest with the (possibly tied) embeddings.
 
     Parameters and reductions keep their dtype, compute runs in `dtype`, inputs are not cast (positions stay fp32).
     Gradients are summed over ranks, not averaged: losses are divided by global counts.
+    replicate: copies of the model, each sharded over world.size / replicate neighbouring ranks (HSDP). recompute: every so-many-th
+    block keeps only its input and runs again in the backward pass; 0 is none, 1 is all.
+    Raises UserError where `replicate` doesn't divide the ranks.
     """
-    mesh = init_device_mesh(world.device.type, (world.size,))
+    if world.size % replicate:
+        raise UserError(f"train.replicate is {replicate}, which does not divide the {world.size} ranks")
+    if replicate > 1:
+        shape, names = (replicate, world.size // replicate), ("replicate", "shard")
+    else:
+        shape, names = (world.size,), ("shard",)
+    mesh = init_device_mesh(world.device.type, shape, mesh_dim_names=names)
     precision = MixedPrecisionPolicy(
         param_dtype=dtype, reduce_dtype=torch.promote_types(dtype, torch.float32), cast_forward_inputs=False
     )
     inner = policy.model.model
-    for block in [*inner.visual.blocks, *inner.language_model.layers]:
-        fully_shard(block, mesh=mesh, mp_policy=precision)
+    for blocks in (inner.visual.blocks, inner.language_model.layers):
+        for number, block in enumerate(blocks):
+            if recompute and number % recompute == 0:  # inside of the module: its parameters are whole by then
+                block.forward = partial(checkpoint, block.forward, use_reentrant=False)
+            fully_shard(block, mesh=mesh, mp_policy=precision)
     fully_shard(policy, mesh=mesh, mp_policy=precision)
     for module in policy.modules():
         if isinstance(module, FSDPModule):
             module.set_gradient_divide_factor(1.0)
             module.set_force_sum_reduction_for_comms(True)  # gloo has no premultiplied sum
     return policy
+
+
+def materialize(policy, device) -> None:
+    """Give parameters that are on the meta device memory on `device`, not yet filled; buffers move there."""
+    buffers = {name: buffer for name, buffer in policy.named_buffers()}
+    policy.to_empty(device=device)
+    for name, buffer in buffers.items():
+        owner, _, leaf = name.rpartition(".")
+        policy.get_submodule(owner)._buffers[leaf] = buffer.to(device)
+
+
+@torch.no_grad()
+def fill(parameter, rows) -> None:
+    """Copy this rank's rows of a whole tensor, which `rows[a:b]` reads, into a (possibly sharded) parameter."""
+    target, start = local(parameter), 0
+    if isinstance(parameter, DTensor):
+        _, offset = compute_local_shape_and_global_offset(parameter.shape, parameter.device_mesh, parameter.placements)
+        start = offset[0] if offset else 0
+    if target.numel():
+        target.copy_(rows[start : start + len(target)])
 
 
 def last_micro_batch(policy, last: bool) -> None:
