@@ -137,6 +137,7 @@ def build(config: Config, world: parallel.World, folder: Path | None = None) -> 
         images = replace(images, train=list(range(len(store.folder))), held_out=[])
 
     network = model.skeleton(model_path)
+    model.freeze(network, config.model.frozen)
     weights = SamplerWeights(network, dtype)
     policy = parallel.shard(model.Policy(network), world, dtype, config.train.replicate, config.train.recompute)
     parallel.materialize(policy, world.device)

@@ -100,7 +100,7 @@ def load(path, *, learner) -> dict:
     trainer = json.loads((path / "trainer.json").read_text())
     counters = trainer["learner"]
     if counters["optimizer"]:
-        for p in learner.policy.parameters():
+        for p in (p for group in learner.optimizer.param_groups for p in group["params"]):
             learner.optimizer.state[p] = {"step": torch.zeros(()), **{m: torch.zeros_like(p.detach()) for m in MOMENTS}}
     state = _state(learner.policy, learner.optimizer)
     dcp.load(state, storage_reader=HuggingFaceStorageReader(str(path)))

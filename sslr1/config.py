@@ -30,6 +30,9 @@ class Model(Section):
     dtype: Literal["auto", "float32", "bfloat16"] = Field(
         "auto", description="compute dtype; auto is bfloat16 on a GPU, float32 on a CPU"
     )
+    frozen: Literal["none", "vision"] = Field(
+        "none", description="vision leaves the vision tower as it is, which spares its gradients and moments"
+    )
 
 
 class Data(Section):

@@ -50,6 +50,22 @@ def built(path, overrides, run=False):
             lock.close()
 
 
+def plan(path, overrides, ranks):
+    """Print what a configuration takes of each of `ranks` GPUs. Errors as in `built`."""
+    try:
+        config = configuration.load(path, overrides)
+        if ranks < 1 or ranks % config.train.replicate or config.rollout.prompts % ranks:
+            raise UserError(
+                f"--plan {ranks}: it must be a multiple of train.replicate ({config.train.replicate}) that divides "
+                f"rollout.prompts ({config.rollout.prompts})"
+            )
+        from sslr1 import budget, build
+
+        print(budget.report(config, build.builtin(config)[0], ranks))
+    except UserError as error:
+        _fail(error)
+
+
 def _take(folder, config):
     """Lock a run folder (the lock goes with the process) and see that it is this run's."""
     folder.mkdir(parents=True, exist_ok=True)

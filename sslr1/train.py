@@ -2,6 +2,7 @@
 
 torchrun --nproc_per_node=N -m sslr1.train CONFIG [section.key=value …]
 python -m sslr1.train CONFIG [section.key=value …]
+python -m sslr1.train CONFIG --plan N [section.key=value …]
 """
 
 import argparse
@@ -264,7 +265,15 @@ def main():
     )
     parser.add_argument("config", help="a YAML file, e.g. configs/tiny.yaml")
     parser.add_argument("overrides", nargs="*", metavar="section.key=value")
-    arguments = parser.parse_args()
+    parser.add_argument(
+        "--plan",
+        type=int,
+        metavar="GPUS",
+        help="print memory and communication of each of so many GPUs, and start nothing",
+    )
+    arguments = parser.parse_intermixed_args()
+    if arguments.plan is not None:
+        return entry.plan(arguments.config, arguments.overrides, arguments.plan)
     with entry.built(arguments.config, arguments.overrides, run=True) as built:
         train(built)
 

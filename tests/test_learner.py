@@ -2,7 +2,7 @@
 
 import torch
 
-from sslr1 import config, model, ops
+from sslr1 import checkpoint, config, model, ops
 from sslr1.learner import Learner
 from sslr1.model import parallel
 from sslr1.rollout import SamplerWeights
@@ -13,8 +13,9 @@ OPTIONS = config.check(
 )
 
 
-def make_learner(tiny, world, token_budget=100_000, replicate=1, recompute=0, **changes):
+def make_learner(tiny, world, token_budget=100_000, replicate=1, recompute=0, frozen="none", **changes):
     network = model.skeleton(tiny)
+    model.freeze(network, frozen)
     weights = SamplerWeights(network, torch.float32)
     policy = parallel.shard(model.Policy(network), world, replicate=replicate, recompute=recompute)
     parallel.materialize(policy, world.device)
@@ -68,6 +69,25 @@ def test_recomputed_layers_change_nothing(tiny, photographs, seed, one_process, 
     assert [calls for *_, calls in results] == [layers, 2 * layers, layers + (layers + 1) // 2]
     for loss, norm, after, _ in results[1:]:
         assert (loss, norm) == results[0][:2] and all(torch.equal(after[n], results[0][2][n]) for n in after)
+
+
+def test_a_frozen_vision_tower_stays(tmp_path, tiny, photographs, seed, one_process):
+    learner, weights = make_learner(tiny, one_process, frozen="vision")
+    before = parameters(learner)
+    learner.step(*make_groups(tiny, photographs, seed))
+    now = parameters(learner)
+    moved = {name for name in now if not torch.equal(before[name], now[name])}
+    assert moved and not any(name.startswith("model.visual") for name in moved)
+    assert {name for name in now if not name.startswith("model.visual")} - moved == set()
+    options = dict(tokenizer=model.load_tokenizer(tiny), source=tiny, world=one_process)
+    path = checkpoint.save(tmp_path, 1, learner=learner, sampler=weights.model, trainer={}, **options)
+    other, _ = make_learner(tiny, one_process, frozen="vision")
+    checkpoint.load(path, learner=other)
+    again = parameters(other)
+    assert all(torch.equal(again[name], now[name]) for name in now) and other.step_number == 1
+    for p, q in zip(learner.optimizer.param_groups[0]["params"], other.optimizer.param_groups[0]["params"]):
+        a, b = learner.optimizer.state[p]["exp_avg"], other.optimizer.state[q]["exp_avg"]
+        assert torch.equal(parallel.local(a), parallel.local(b))
 
 
 def test_sampler_shares_storage_and_follows(tiny, photographs, seed, one_process):

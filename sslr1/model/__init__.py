@@ -1,6 +1,6 @@
 """The policy: loading, packing, shared-prefix forward, sharding. Any Hugging Face folder of a supported family."""
 
-from sslr1.model.load import MODEL_TYPES, load_model, load_tokenizer, load_weights, skeleton
+from sslr1.model.load import MODEL_TYPES, freeze, load_model, load_tokenizer, load_weights, skeleton
 from sslr1.model.packing import Group, Packed, Prompt, Sample, mrope_positions, pack, prompts, split
 from sslr1.model.shared_prefix import Policy
 
@@ -11,6 +11,7 @@ __all__ = [
     "Policy",
     "Prompt",
     "Sample",
+    "freeze",
     "load_model",
     "load_tokenizer",
     "load_weights",

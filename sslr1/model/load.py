@@ -123,6 +123,13 @@ def load_weights(model, path) -> None:
         raise UserError(f"{str(folder)!r} lacks {len(missing)} of the model's tensors, e.g. {missing[0]!r}")
 
 
+def freeze(model, part) -> None:
+    """Train everything ("none"), or leave the vision tower as it is ("vision"): its gradients and moments are then never made."""
+    model.requires_grad_(True)
+    if part == "vision":
+        model.model.visual.requires_grad_(False)
+
+
 def load_tokenizer(path):
     """The folder's tokenizer with its chat template. Raises UserError."""
     from transformers import AutoTokenizer

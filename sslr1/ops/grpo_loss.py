@@ -202,6 +202,12 @@ def _check_values(tokens, V, sequence=None, S=0):
             raise ValueError(f"sequence must be non-decreasing and in [0, {S})")
 
 
+def default_height(N, D, device) -> int:
+    """Rows whose logits exist at a time, unless given: where the matrix products have their full rate already."""
+    most = (8192 if D >= 3072 else 4096) if device == "cuda" else 256
+    return min(most, 1 << max(4, (N - 1).bit_length()))
+
+
 # ---- the operation
 
 
@@ -213,8 +219,7 @@ class _Chunks:
         N, D = hidden.shape
         self.hidden, self.tokens, self.temperature, self.wide = hidden, tokens, temperature, _wide(hidden.dtype)
         self.backend = rows.choose_backend(backend, self.wide, hidden.device)
-        default = (8192 if D >= 3072 else 4096) if hidden.is_cuda else 256
-        self.height = height or min(default, 1 << max(4, (N - 1).bit_length()))
+        self.height = height or default_height(N, D, hidden.device.type)
         # A GPU multiplies in the dtype that the model computes in; a CPU is no slower in float32
         self.dtype = hidden.dtype if hidden.is_cuda else self.wide
         self.weight = lm_head.to(self.dtype)

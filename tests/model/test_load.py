@@ -94,12 +94,9 @@ PUBLISHED = {
 }
 
 
-@pytest.mark.parametrize("size", PUBLISHED)
-def test_published_sizes_on_the_meta_device(tmp_path, tiny, size):
-    """The skeletons have the published numbers of parameters, and every published tensor name finds its place."""
-    from transformers.conversion_mapping import get_model_conversion_mapping
-    from transformers.core_model_loading import rename_source_key
-
+def published(folder, tiny, size):
+    """(a folder with the configuration of that size and the tiny model's weights, number of parameters, sizes of the text model,
+    whether the head is tied)."""
     text, out, tie, count = PUBLISHED[size]
     config = json.loads((tiny / "config.json").read_text())
     kv = {"3B": 2, "7B": 4}[size]
@@ -118,9 +115,18 @@ def test_published_sizes_on_the_meta_device(tmp_path, tiny, size):
         out_hidden_size=out,
         fullatt_block_indexes=[7, 15, 23, 31],
     )
-    folder = tmp_path / "model"
     shutil.copytree(tiny, folder)
     (folder / "config.json").write_text(json.dumps(config))
+    return folder, count, text, tie
+
+
+@pytest.mark.parametrize("size", PUBLISHED)
+def test_published_sizes_on_the_meta_device(tmp_path, tiny, size):
+    """The skeletons have the published numbers of parameters, and every published tensor name finds its place."""
+    from transformers.conversion_mapping import get_model_conversion_mapping
+    from transformers.core_model_loading import rename_source_key
+
+    folder, count, text, tie = published(tmp_path / "model", tiny, size)
     skeleton = model.skeleton(folder)
     assert sum(p.numel() for p in skeleton.parameters()) == count
     names = [

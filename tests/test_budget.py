@@ -1,0 +1,94 @@
+"""The planner's arithmetic against what a learner holds, and its command."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from sslr1 import budget, config, ops
+from sslr1.model import parallel
+from sslr1.ops.grpo_loss import default_height
+from tests.model.test_load import published
+from tests.test_learner import make_groups, make_learner
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.mark.parametrize("frozen", ["none", "vision"])
+def test_equal_to_what_a_learner_holds(tiny, photographs, seed, one_process, frozen):
+    settings = config.check({"model": {"path": "m", "frozen": frozen}, "data": {"path": "d"}})
+    lines, _ = budget.plan(settings, tiny, 1, device="cpu")
+    planned = {line.what: line.gb * 1e9 for line in lines}
+    learner, weights = make_learner(tiny, one_process, frozen=frozen)
+    held = {}
+
+    def bytes_of(tensors):
+        return sum(parallel.local(t).numel() * t.element_size() for t in tensors)
+
+    zero = learner.optimizer.zero_grad
+    parameters = list(learner.policy.parameters())
+
+    def measured(**options):
+        held["gradients"] = bytes_of(p.grad for p in parameters if p.grad is not None)
+        zero(**options)
+
+    learner.optimizer.zero_grad = measured
+    learner.step(*make_groups(tiny, photographs, seed))
+    held["weights"] = bytes_of(parameters)
+    held["AdamW's moments"] = bytes_of(
+        s[m] for s in learner.optimizer.state.values() for m in ("exp_avg", "exp_avg_sq")
+    )
+    for what, size in held.items():
+        assert size == pytest.approx(planned[what], rel=1e-9), what
+    assert weights.shared and planned["sampler's weights"] == 0
+
+
+def test_shares_add_up(tiny):
+    settings = {"model": {"path": "m"}, "data": {"path": "d"}, "rollout": {"prompts": 16}}
+    one = {line.what: line.gb for line in budget.plan(config.check(settings), tiny, 1)[0]}
+    eight, traffic = budget.plan(config.check(settings), tiny, 8)
+    eight = {line.what: line.gb for line in eight}
+    for what in ("weights", "gradients", "AdamW's moments"):
+        assert eight[what] == pytest.approx(one[what] / 8)
+    assert eight["sampler's weights"] == one["sampler's weights"] > 0
+    copies, between = budget.plan(config.check(settings | {"train": {"replicate": 2}}), tiny, 8)
+    assert {line.what: line.gb for line in copies}["weights"] == pytest.approx(one["weights"] / 4)
+    assert [line.gb for line in traffic if "copies" in line.what] == [0]
+    assert next(line.gb for line in between if "copies" in line.what) > 0
+
+
+@pytest.mark.parametrize("size", ["3B", "7B"])
+def test_published_sizes_on_eight_gpus(tmp_path, tiny, size):
+    folder, count, *_ = published(tmp_path / "model", tiny, size)
+    settings = config.load(ROOT / "configs" / f"qwen2.5-vl-{size.lower()}.yaml")
+    memory, traffic = budget.plan(settings, folder, 8)
+    found = {line.what: line.gb * 1e9 for line in [*memory, *traffic]}
+    assert found["weights"] == pytest.approx(4 * count / 8)
+    assert found["sampler's weights"] == pytest.approx(2 * count)
+    assert found["weights gathered, a micro-batch"] == pytest.approx(2 * 2 * count * 7 / 8)
+    assert budget.peak(memory) < 80
+    assert "at most" in budget.report(settings, folder, 8)
+
+
+def test_height_is_what_the_loss_takes(monkeypatch):
+    seen = []
+    inner = ops.row_loss.row_loss
+    monkeypatch.setattr(
+        ops.row_loss, "row_loss", lambda logits, *rest: seen.append(len(logits)) or inner(logits, *rest)
+    )
+    N = 300
+    hidden, head = torch.randn(N, 8, requires_grad=True), torch.randn(11, 8)
+    tokens = torch.randint(0, 11, (N,))
+    ops.grpo_loss(hidden, head, tokens, torch.arange(N) // 100, torch.tensor([[0.0, 1.0, 0.5]]), entropy_coef=0.1)
+    assert set(seen) == {default_height(N, 8, "cpu")}
+
+
+def test_the_command(tmp_path):
+    arguments = ["configs/tiny.yaml", "--plan", "8", f"log.dir={tmp_path}"]
+    run = [sys.executable, "-m", "sslr1.train"]
+    done = subprocess.run([*run, *arguments], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0 and "at most" in done.stdout and not list(tmp_path.glob("*/metrics.jsonl"))
+    wrong = subprocess.run([*run, "configs/tiny.yaml", "--plan", "7"], cwd=ROOT, capture_output=True, text=True)
+    assert wrong.returncode == 2 and wrong.stderr.startswith("error: --plan 7")
