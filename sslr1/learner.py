@@ -50,19 +50,22 @@ class Learner:
         """One update from this rank's groups; rewards float32 [P, G]. advantages [P, G] override the configured kind.
 
         Returns metrics of the whole step, equal on all ranks. Loss and gradients are divided by global counts, so they
-        don't depend on ranks or micro-batches. A gradient that is not finite skips the update on all ranks.
+        don't depend on ranks or micro-batches. A gradient that is not finite skips the update on all ranks. `tokens` counts
+        completion tokens, `computed` all tokens that went through the model, `repeated` what would have gone through it had each
+        completion had its own copy of the prompt.
         """
         device = self.world.device
         rewards = rewards.to(device)
         advantages = None if advantages is None else advantages.to(device)
         tokens = sum(len(s.tokens) for g in groups for s in g.samples)
-        counts = torch.tensor([tokens, rewards.numel()], dtype=torch.float64, device=device)
-        token_count, sequence_count = parallel.all_reduce(counts).tolist()
+        repeated = sum(len(g.prompt.input_ids) * len(g.samples) for g in groups) + tokens
+        counts = torch.tensor([tokens, rewards.numel(), repeated], dtype=torch.float64, device=device)
+        token_count, sequence_count, repeated = parallel.all_reduce(counts).tolist()
         pieces = split(groups, self.token_budget)
         most = parallel.all_reduce(torch.tensor(len(pieces), device=device), "max")
         pieces = split(groups, self.token_budget, int(most))
 
-        totals = {}
+        totals, computed = {}, torch.zeros((), dtype=torch.float64, device=device)
         for number, piece in enumerate(pieces):
             chosen = [n for n, _ in piece]
             packed = pack(
@@ -72,6 +75,7 @@ class Learner:
                 parts=[r for _, r in piece],
                 **self.policy.pack_options,
             ).to(device)
+            computed += len(packed.input_ids)
             options = dict(self.loss_options, token_count=token_count, sequence_count=sequence_count)
             if advantages is not None:
                 options["advantages"] = advantages[chosen]
@@ -100,7 +104,8 @@ class Learner:
                     name, torch.add
                 )
                 totals[name] = combine(totals[name], x) if name in totals else x
-        return self._update(totals) | {"tokens": token_count}
+        counted = {"computed": float(parallel.all_reduce(computed)), "repeated": repeated}
+        return self._update(totals) | {"tokens": token_count} | counted
 
     def _update(self, totals):
         norm = parallel.clip_gradients(self.policy, self.optim.clip_norm)

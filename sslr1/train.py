@@ -146,6 +146,8 @@ class Run:
         speed["timing_s/step"] = sum(self.times.values())
         speed["timing_s/elapsed"] = time.monotonic() - self.began  # since this process started its run
         speed["perf/tokens_per_second"] = learned.pop("tokens") / speed["timing_s/step"]
+        speed["perf/learner_tokens_per_second"] = learned.pop("computed") / self.times["learner"]
+        speed["perf/learner_effective_tokens_per_second"] = learned.pop("repeated") / self.times["learner"]
         if self.world.device.type == "cuda":
             speed["perf/max_memory_allocated_gb"] = torch.cuda.max_memory_allocated() / 2**30
         self.times = {}

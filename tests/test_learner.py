@@ -49,6 +49,8 @@ def test_micro_batches_change_nothing(tiny, photographs, seed, one_process):
     for key in ("loss", "grad_norm", "entropy", "ratio/mean"):
         assert abs(a[key] - b[key]) <= 1e-5 * max(1, abs(a[key])), key
     assert a["tokens"] == b["tokens"] == 34
+    prompts = sum(len(g.prompt.input_ids) for g in groups)
+    assert a["computed"] == prompts + 34 <= b["computed"] and a["repeated"] == b["repeated"] == 3 * prompts + 34
     for name in pa:
         assert (pa[name] - pb[name]).abs().max() < 2e-4  # Adam's first step is a sign: tiny gradients may differ in it
 
@@ -147,3 +149,35 @@ def test_schedule(tiny, one_process):
     assert rates["constant"] == [0.5] + [1.0] * 10
     assert rates["linear"][2:] == [1 - k / 8 for k in range(9)]
     assert abs(rates["cosine"][6] - 0.5) < 1e-12 and abs(rates["cosine"][10]) < 1e-12
+
+
+def test_a_folder_of_transformers_trains_and_goes_back(tmp_path, tiny, photographs, seed, one_process):
+    """Loaded, trained for three steps, saved: transformers computes the trained policy's log-probs from the folder."""
+    learner, weights = make_learner(tiny, one_process)
+    groups, rewards = make_groups(tiny, photographs, seed)
+    before = parameters(learner)
+    for _ in range(3):
+        learner.step(groups, rewards)
+    weights.refresh(learner.policy)
+    checkpoint.save_hf(tmp_path / "hf", weights.model, model.load_tokenizer(tiny), tiny)
+    now = parameters(learner)
+    assert any(not torch.equal(before[name], now[name]) for name in now)
+    network = model.load_model(tmp_path / "hf")
+    for group in groups:
+        packed = model.pack([group], **learner.policy.pack_options)
+        with torch.no_grad():
+            (mine,) = learner.policy(packed, lambda h, w: (h @ w.T,))
+        theirs = []
+        for sample in group.samples:
+            ids = torch.cat([group.prompt.input_ids, sample.tokens])[None]
+            with torch.no_grad():
+                logits = network(
+                    input_ids=ids,
+                    pixel_values=group.prompt.pixel_values,
+                    image_grid_thw=group.prompt.image_grid_thw,
+                    mm_token_type_ids=(ids == network.config.image_token_id).int(),
+                    use_cache=False,
+                ).logits[0]
+            theirs.append(logits[len(group.prompt.input_ids) - 1 : -1])
+        theirs = torch.cat(theirs)
+        assert (mine - theirs).abs().max() <= 1e-4 * theirs.abs().max()
