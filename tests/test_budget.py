@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from sslr1 import budget, config, ops
+from sslr1 import budget, config, entry, ops
 from sslr1.model import parallel
 from sslr1.ops.grpo_loss import default_height
 from tests.model.test_load import published
@@ -85,10 +85,11 @@ def test_height_is_what_the_loss_takes(monkeypatch):
     assert set(seen) == {default_height(N, 8, "cpu")}
 
 
-def test_the_command(tmp_path):
+def test_the_command(tmp_path, capsys):
     arguments = ["configs/tiny.yaml", "--plan", "8", f"log.dir={tmp_path}"]
     run = [sys.executable, "-m", "sslr1.train"]
     done = subprocess.run([*run, *arguments], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0 and "at most" in done.stdout and not list(tmp_path.glob("*/metrics.jsonl"))
-    wrong = subprocess.run([*run, "configs/tiny.yaml", "--plan", "7"], cwd=ROOT, capture_output=True, text=True)
-    assert wrong.returncode == 2 and wrong.stderr.startswith("error: --plan 7")
+    with pytest.raises(SystemExit) as ended:
+        entry.plan(ROOT / "configs" / "tiny.yaml", [], 7)
+    assert ended.value.code == 2 and capsys.readouterr().err.startswith("error: --plan 7")

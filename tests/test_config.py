@@ -1,5 +1,7 @@
 """Configuration: errors that a person can act on, overrides, round trip."""
 
+from pathlib import Path
+
 import pytest
 
 from sslr1 import config
@@ -130,3 +132,9 @@ def test_every_setting_is_described():
 
     missing = [name for name, description in fields(config.Config) if not description]
     assert not missing
+
+
+@pytest.mark.parametrize("path", sorted(Path("configs").glob("*.yaml")), ids=lambda p: p.stem)
+def test_every_recipe_is_a_configuration(path):
+    loaded = config.load(path, ["data.path=photos"])
+    assert loaded.log.name.startswith(path.stem)

@@ -16,7 +16,7 @@ SMALL = 1 << 16  # bytes under which the system's allocator does the same
 def empty(*shape, dtype, device="cpu") -> torch.Tensor:
     """torch.empty; on the CPU, memory of tensors of about this size that are no longer referenced is handed out again. Up to
     128 MiB are kept for that."""
-    bytes = math.prod(shape) * dtype.itemsize
-    if _C is None or torch.device(device).type != "cpu" or bytes < SMALL:
+    size = math.prod(shape) * dtype.itemsize
+    if _C is None or torch.device(device).type != "cpu" or size < SMALL:
         return torch.empty(shape, dtype=dtype, device=device)
-    return torch.frombuffer(_C.Block(bytes), dtype=dtype).view(shape)
+    return torch.frombuffer(_C.Block(size), dtype=dtype).view(shape)
