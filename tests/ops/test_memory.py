@@ -42,11 +42,10 @@ def test_what_is_kept_is_bounded():
     def resident():
         return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
 
-    before = resident()
     held = [memory.empty(40 << 20, dtype=torch.uint8).fill_(1) for _ in range(8)]
-    assert resident() - before > 300 << 20
-    held.clear()
-    assert resident() - before < 140 << 20
+    full = resident()
+    held.clear()  # 320 MiB, of which 128 may be kept
+    assert full - resident() > 180 << 20
 
 
 @needs_extension
