@@ -1,5 +1,6 @@
 """A decoded 640x480 image becomes one 3x3 ordering puzzle as `pixel_values`: the renderer against PIL and Hugging Face, once with
-tiles as PIL cuts an image into thirds, once with the very tiles that we cut. Then every puzzle where training starts, rendered only, against the same canvases through Hugging Face's processor."""
+tiles as PIL cuts an image into thirds, once with the very tiles that we cut. Then every puzzle where training starts, rendered
+only, against the same canvases through Hugging Face's processor."""
 
 import random
 
