@@ -71,12 +71,12 @@ struct Sums {
   double beyond_one() const { return peaks - 1 + rest; }
 };
 
-// Adds n <= kBlock elements; e^(x - m) is written over them where `keep`.
+// Adds n <= kBlock elements, with e^((x - top) factor) in place of e^(x - m), which is written over them where `keep`.
 template <bool keep>
-IN_EACH_CLONE void sum_block(float* x, Index n, float factor, float m, Sums& sums) {
+IN_EACH_CLONE void sum_block(float* x, Index n, float factor, float top, Sums& sums) {
   Floats peaks{}, rest{}, weighted{};
   for (Index i = 0; i < n; i += kLanes) {
-    Floats d = (n - i >= kLanes ? load(x + i, kLanes) : load(x + i, n - i)) * factor - m;
+    Floats d = ((n - i >= kLanes ? load(x + i, kLanes) : load(x + i, n - i)) - top) * factor;
     d = d < kLowest ? Floats{} + kLowest : d;  // -inf times 0
     const Floats e = d > kLowest ? exponential<Floats, Ints>(d) : Floats{} + (d - d);  // NaN stays
     peaks += d < 0 ? Floats{} : Floats{} + 1.0f;
@@ -87,23 +87,23 @@ IN_EACH_CLONE void sum_block(float* x, Index n, float factor, float m, Sums& sum
   for (int l = 0; l < kLanes; ++l) sums.peaks += peaks[l], sums.rest += rest[l], sums.weighted += weighted[l];
 }
 
-VECTORISED void sum_and_keep(float* x, Index n, float factor, float m, Sums& sums) {
-  sum_block<true>(x, n, factor, m, sums);
+VECTORISED void sum_and_keep(float* x, Index n, float factor, float top, Sums& sums) {
+  sum_block<true>(x, n, factor, top, sums);
 }
 
-VECTORISED void sum_only(float* x, Index n, float factor, float m, Sums& sums) {
-  sum_block<false>(x, n, factor, m, sums);
+VECTORISED void sum_only(float* x, Index n, float factor, float top, Sums& sums) {
+  sum_block<false>(x, n, factor, top, sums);
 }
 
 VECTORISED void scale(float* x, Index n, float by) {
   for (Index i = 0; i < n; ++i) x[i] *= by;
 }
 
-// x -> factor * p * (bonus * (log p + entropy) - g), where log p = x * factor - near + logprob: `near` is a logit times factor
-// whose log-prob that is
+// x -> factor * p * (bonus * (log p + entropy) - g), where log p = (x - near) * factor + logprob: `near` is a logit whose
+// log-prob that is
 VECTORISED void gradient(float* x, Index n, float factor, float near, float logprob, float entropy, float g, float bonus) {
   for (Index i = 0; i < n; ++i) {
-    float d = (x[i] * factor - near) + logprob;
+    float d = (x[i] - near) * factor + logprob;
     d = d > 0 ? 0.0f : d < kLowest ? kLowest : d;
     const float p = d > kLowest ? exponential<float, std::int32_t>(d) : d - d;  // NaN stays
     x[i] = factor * p * (bonus * (d + entropy) - g);
@@ -117,13 +117,15 @@ struct Arguments {
   float *logprobs, *entropy;
   const float *advantage, *policy, *kl, *bonus, *old, *ref, *g;
   Index vocabulary, stride;
-  float factor, clip_low, clip_high;
+  double inverse_temperature;
+  float clip_low, clip_high;
   bool cispo;
 };
 
 // d loss / d logp, as `slope` of the reference has it.
-float slope(const Arguments& a, Index row, float logprob) {
-  const float A = a.advantage[row], ratio = a.old ? std::exp(logprob - a.old[row]) : 1.0f, above = 1 + a.clip_high;
+float slope(const Arguments& a, Index row, double logprob) {
+  const float A = a.advantage[row], above = 1 + a.clip_high;
+  const float ratio = a.old ? static_cast<float>(std::exp(logprob - a.old[row])) : 1.0f;
   float g;
   if (a.cispo) {
     g = -a.policy[row] * A * (ratio > above ? above : ratio);
@@ -131,40 +133,42 @@ float slope(const Arguments& a, Index row, float logprob) {
     const float clipped = ratio < 1 - a.clip_low ? 1 - a.clip_low : ratio > above ? above : ratio;
     g = ratio * A > clipped * A ? 0.0f : -a.policy[row] * (ratio * A);
   }
-  return a.ref ? g - a.kl[row] * std::expm1(a.ref[row] - logprob) : g;
+  return a.ref ? g - a.kl[row] * static_cast<float>(std::expm1(a.ref[row] - logprob)) : g;
 }
 
 void one_row(const Arguments& a, Index row) {
   float* x = a.logits + row * a.stride;
   const Index n = a.vocabulary, token = a.tokens[row];
-  const float picked = x[token] * a.factor, bonus = a.mode ? a.bonus[row] : 0.0f;
+  const double inverse = a.inverse_temperature;  // of a logit of 90, its rounding to float would be 1e-5 of the ratio
+  const float picked = x[token], bonus = a.mode ? a.bonus[row] : 0.0f, factor = static_cast<float>(inverse);
   // The token's own entry: g (1 - p), and the bonus
   const auto finish = [&](float g, float logprob, float entropy) {
     const float p = std::exp(logprob), rest = -std::expm1(logprob);
-    x[token] = a.factor * (g * rest + bonus * (p > 0 ? p * (logprob + entropy) : 0.0f));
+    x[token] = factor * (g * rest + bonus * (p > 0 ? p * (logprob + entropy) : 0.0f));
   };
   if (a.mode == 2) {
-    gradient(x, n, a.factor, picked, a.logprobs[row], a.entropy[row], a.g[row], bonus);
+    gradient(x, n, factor, picked, a.logprobs[row], a.entropy[row], a.g[row], bonus);
     return finish(a.g[row], a.logprobs[row], a.entropy[row]);
   }
-  const float m = maximum(x, n) * a.factor;
+  const float top = maximum(x, n);
   const bool keep = a.mode == 1 && bonus == 0;
   Sums sums;
   for (Index i = 0; i < n; i += kBlock) {
-    (keep ? sum_and_keep : sum_only)(x + i, std::min(kBlock, n - i), a.factor, m, sums);
+    (keep ? sum_and_keep : sum_only)(x + i, std::min(kBlock, n - i), factor, top, sums);
   }
   const bool broken = std::isnan(sums.weighted);
   const double log_s = broken ? sums.weighted : std::log1p(sums.beyond_one()), s = 1 + sums.beyond_one();
-  const float logprob = static_cast<float>(static_cast<double>(picked) - m - log_s);
+  double logprob = (static_cast<double>(picked) - top) * inverse - log_s;
+  logprob = logprob > 0 ? 0.0 : logprob;
   const float entropy = static_cast<float>(log_s - sums.weighted / s);
-  a.logprobs[row] = logprob > 0 ? 0.0f : logprob;
+  a.logprobs[row] = static_cast<float>(logprob);
   a.entropy[row] = entropy;
   if (a.mode == 0) return;
-  const float g = slope(a, row, a.logprobs[row]);
+  const float g = slope(a, row, logprob);
   if (keep) {
-    scale(x, n, static_cast<float>(-g * static_cast<double>(a.factor) / s));
+    scale(x, n, static_cast<float>(-g * inverse / s));
   } else {
-    gradient(x, n, a.factor, m, static_cast<float>(-log_s), entropy, g, bonus);
+    gradient(x, n, factor, top, static_cast<float>(-log_s), entropy, g, bonus);
   }
   finish(g, a.logprobs[row], entropy);
 }
@@ -174,7 +178,7 @@ void one_row(const Arguments& a, Index row) {
 void row_loss(int mode, std::uintptr_t logits, std::uintptr_t tokens, std::uintptr_t logprobs, std::uintptr_t entropy,
               std::uintptr_t advantage, std::uintptr_t policy, std::uintptr_t kl, std::uintptr_t bonus, std::uintptr_t old,
               std::uintptr_t ref, std::uintptr_t g, std::int64_t rows, std::int64_t vocabulary, std::int64_t stride,
-              float inverse_temperature, float clip_low, float clip_high, bool cispo, int threads) {
+              double inverse_temperature, float clip_low, float clip_high, bool cispo, int threads) {
   const auto in = [](std::uintptr_t address) { return reinterpret_cast<const float*>(address); };
   const auto out = [](std::uintptr_t address) { return reinterpret_cast<float*>(address); };
   const Arguments a{mode,    out(logits), reinterpret_cast<const Index*>(tokens), out(logprobs), out(entropy), in(advantage),

@@ -41,6 +41,7 @@ struct Arguments {
   long long stride;
   int vocabulary;
   float inverse_temperature, clip_low, clip_high;
+  double exact_inverse;  // of the temperature, for log-probs: of a logit of 90, rounding it to float would be 1e-5 of the ratio
   bool cispo;
   void* out;
   long long out_stride;
@@ -157,8 +158,8 @@ __device__ Sums over_lanes(Sums a, float inverse_temperature) {
 }
 
 // d loss / d logprob. Comparisons are such that a NaN ratio stays NaN.
-__device__ float slope(const Arguments& a, long long row, float logprob) {
-  const float ratio = a.old ? expf(logprob - a.old[row]) : 1.f;
+__device__ float slope(const Arguments& a, long long row, double logprob) {
+  const float ratio = a.old ? expf(static_cast<float>(logprob - a.old[row])) : 1.f;
   const float high = 1.f + a.clip_high, low = 1.f - a.clip_low;
   const float advantage = a.advantage[row], capped = ratio > high ? high : ratio;
   float g;
@@ -168,7 +169,7 @@ __device__ float slope(const Arguments& a, long long row, float logprob) {
     const float free = ratio * advantage, clipped = (capped < low ? low : capped) * advantage;
     g = free > clipped ? 0.f : -a.policy[row] * free;
   }
-  if (a.ref) g += a.kl[row] * (1.f - expf(a.ref[row] - logprob));
+  if (a.ref) g += a.kl[row] * (1.f - expf(static_cast<float>(a.ref[row] - logprob)));
   return g;
 }
 
@@ -193,17 +194,19 @@ struct Gradient {
 // Of a row from its token's logit and the sums over all others: apart, so that 1 - p and log p of a token that is nearly
 // certain are not lost to rounding.
 struct Statistics {
-  float m, s, log_s, logprob, entropy;
+  float m, s, log_s, entropy;
+  double logprob;
   bool sound;
 
-  __device__ Statistics(Sums others, float picked, float inverse_temperature) {
+  __device__ Statistics(Sums others, float picked, const Arguments& a) {
+    const float inverse_temperature = a.inverse_temperature;
     const Sums all = merge(others, {picked, 1.f, 0.f}, inverse_temperature);
     const float beyond_one = others.s * expf(fmaxf((others.m - picked) * inverse_temperature, kNothing));
     m = all.m;
     s = all.s;
     sound = fabsf(m) < INFINITY;  // not NaN, not +inf, not -inf throughout
     log_s = picked == m ? log1pf(beyond_one) : logf(s);
-    logprob = sound ? fminf((picked - m) * inverse_temperature - log_s, 0.f) : NAN;
+    logprob = sound ? fmin((static_cast<double>(picked) - m) * a.exact_inverse - log_s, 0.) : NAN;
     entropy = sound ? log_s - all.w / s : NAN;
   }
 };
@@ -260,8 +263,8 @@ __global__ void __launch_bounds__(kThreads, 2) streaming(const Arguments a) {
     if (t % 32 == 0) of_warp[t / 32] = sums;
     __syncthreads();
     sums = over_lanes<kWarps>(of_warp[t % kWarps], a.inverse_temperature);
-    const Statistics statistics(sums, picked, a.inverse_temperature);
-    logprob = statistics.logprob;
+    const Statistics statistics(sums, picked, a);
+    logprob = static_cast<float>(statistics.logprob);
     if (t == 0) {
       a.logprobs[index] = logprob;
       a.entropy[index] = statistics.entropy;
@@ -376,9 +379,9 @@ __global__ void __launch_bounds__(kThreads, 3) clustered(const Arguments a) {
   cluster.sync();  // after it no block touches another, and all have read the token's logit: free to overwrite and exit
   sums = over_lanes<kMaxBlocks>(lane < blocks ? of_block[lane] : Sums{-INFINITY, 0.f, 0.f}, a.inverse_temperature);
 
-  const Statistics statistics(sums, picked, a.inverse_temperature);
+  const Statistics statistics(sums, picked, a);
   if (rank == 0 && t == 0) {
-    a.logprobs[index] = statistics.logprob;
+    a.logprobs[index] = static_cast<float>(statistics.logprob);
     a.entropy[index] = statistics.entropy;
   }
   const Gradient gradient = fused_gradient(a, index, statistics);
@@ -389,7 +392,7 @@ __global__ void __launch_bounds__(kThreads, 3) clustered(const Arguments a) {
   // The thread that wrote the token's element writes it again.
   const bool mine = token_quad >= 0 && token_quad < count ? token_quad % kThreads == t
                                                           : has_edge && row.edge(t) == token;
-  if (mine) target.x[token] = Out(gradient.of_token(picked, statistics.logprob));
+  if (mine) target.x[token] = Out(gradient.of_token(picked, static_cast<float>(statistics.logprob)));
 #endif
 }
 
@@ -449,7 +452,7 @@ void launch(int mode, unsigned rows, const Arguments& a, cudaStream_t stream) {
 void row_loss_cuda(int mode, std::uintptr_t logits, std::uintptr_t tokens, std::uintptr_t logprobs,
                    std::uintptr_t entropy, std::uintptr_t advantage, std::uintptr_t policy, std::uintptr_t kl,
                    std::uintptr_t bonus, std::uintptr_t old, std::uintptr_t ref, std::uintptr_t g, std::int64_t rows,
-                   std::int64_t vocabulary, std::int64_t stride, float inverse_temperature, float clip_low,
+                   std::int64_t vocabulary, std::int64_t stride, double inverse_temperature, float clip_low,
                    float clip_high, bool cispo, std::uintptr_t out, std::int64_t out_stride, bool out_bfloat16,
                    std::uintptr_t stream) {
   if (rows == 0) return;
@@ -471,9 +474,10 @@ void row_loss_cuda(int mode, std::uintptr_t logits, std::uintptr_t tokens, std::
                     read(g),
                     stride,
                     static_cast<int>(vocabulary),
-                    inverse_temperature,
+                    static_cast<float>(inverse_temperature),
                     clip_low,
                     clip_high,
+                    inverse_temperature,
                     cispo,
                     reinterpret_cast<void*>(out),
                     out_stride};

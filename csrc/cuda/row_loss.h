@@ -13,7 +13,7 @@ namespace sslr1 {
 void row_loss_cuda(int mode, std::uintptr_t logits, std::uintptr_t tokens, std::uintptr_t logprobs,
                    std::uintptr_t entropy, std::uintptr_t advantage, std::uintptr_t policy, std::uintptr_t kl,
                    std::uintptr_t bonus, std::uintptr_t old, std::uintptr_t ref, std::uintptr_t g, std::int64_t rows,
-                   std::int64_t vocabulary, std::int64_t stride, float inverse_temperature, float clip_low,
+                   std::int64_t vocabulary, std::int64_t stride, double inverse_temperature, float clip_low,
                    float clip_high, bool cispo, std::uintptr_t out, std::int64_t out_stride, bool out_bfloat16,
                    std::uintptr_t stream);
 

@@ -10,6 +10,7 @@ w = sum d e^d with d = (x - m) / temperature; merged,
 The token's own logit joins last: 1 - p and log p of a token that is nearly certain would be lost to rounding.
 """
 
+import numpy as np
 import torch
 
 import triton
@@ -58,6 +59,7 @@ def kernel(
     stride,
     out_stride,
     inverse_temperature,
+    inverse_rest,  # what float32 leaves of it
     clip_low,
     clip_high,
     MEASURE: tl.constexpr,  # write logprobs and entropy; else read them, and g
@@ -98,9 +100,12 @@ def kernel(
         # s is NaN after NaN or +inf, 0 where all are -inf
         inverse_s = tl.where(s > 0, 1 / s, float("nan"))
         log_s = tl.where(picked == base, log1p(others), tl.log(s))
-        logprob = (picked - base) * inverse_temperature - log_s
-        logprob = tl.where(logprob > 0, 0.0, logprob)  # a minimum could lose NaN
-        logprob = tl.where(s > 0, logprob, float("nan"))
+        # In float64: of a logit of 90, roundings to float32 would be 1e-5 of the ratio
+        exact_inverse = tl.full([], 1.0, tl.float64) * inverse_temperature + inverse_rest
+        exact = (picked.to(tl.float64) - base) * exact_inverse - log_s
+        exact = tl.where(exact > 0, 0.0, exact)  # a minimum could lose NaN
+        exact = tl.where(s > 0, exact, float("nan"))
+        logprob = exact.to(tl.float32)
         H = log_s - w * inverse_s
         tl.store(logprobs + row, logprob)
         tl.store(entropy + row, H)
@@ -112,7 +117,7 @@ def kernel(
             surprise = H - log_s
             ratio = 1.0
             if old is not None:
-                ratio = tl.exp(logprob - tl.load(old + row))
+                ratio = tl.exp((exact - tl.load(old + row)).to(tl.float32))
             A = tl.load(advantage + row)
             capped = tl.where(ratio > 1 + clip_high, 1 + clip_high, ratio)
             if CISPO:
@@ -122,7 +127,7 @@ def kernel(
                 clipped = tl.where(capped < 1 - clip_low, 1 - clip_low, capped) * A
                 slope = tl.where(free > clipped, 0.0, -tl.load(policy + row) * free)  # NaN is not greater
             if ref is not None:
-                slope += tl.load(kl + row) * (1 - tl.exp(tl.load(ref + row) - logprob))
+                slope += tl.load(kl + row) * (1 - tl.exp((tl.load(ref + row) - exact).to(tl.float32)))
         else:
             base = picked
             logprob = tl.load(logprobs + row)
@@ -189,7 +194,7 @@ def launch(
     n, V = logits.shape
     if n == 0:
         return
-    c = coefficients
+    c, inverse = coefficients, float(np.float32(1.0 / temperature))
     block = min(BLOCK, triton.next_power_of_2(V))
     kernel[(n,)](
         logits,
@@ -207,7 +212,8 @@ def launch(
         V,
         logits.stride(0),
         out.stride(0),
-        1.0 / temperature,
+        inverse,
+        1.0 / temperature - inverse,
         c.clip_low if c else 0.0,
         c.clip_high if c else 0.0,
         MEASURE=measure,

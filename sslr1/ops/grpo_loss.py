@@ -16,6 +16,10 @@ from sslr1.ops import row_loss as rows
 
 LOSS_TYPES = ("dapo", "grpo", "dr_grpo", "cispo", "gspo")
 ADVANTAGES = ("group", "mean", "batch")
+SMALL, LEADERS = (
+    16.0,
+    8,
+)  # logits (over the temperature) that float32 sums well enough; how many it sums again otherwise
 STATS = ("policy_loss", "kl", "entropy", "clip_low", "clip_high", "ratio_mean", "ratio_min", "ratio_max", "prepass")
 
 
@@ -234,7 +238,23 @@ class _Chunks:
             self.states[: len(index)] = self.hidden.index_select(0, index)
             self.states[len(index) :] = 0
             _product(self.states, self.weight.T, self.wide, out=self.logits)
-            yield index, self.fill(self.tokens, index), self.logits
+            picked = self.fill(self.tokens, index)
+            if self.hidden.dtype == torch.float32:
+                self.sharpen(picked)
+            yield index, picked, self.logits
+
+    def sharpen(self, picked):
+        """Form once more in float64, in rows with logits beyond SMALL, the few of them that a log-prob is made of: of a sum as
+        large as 90 float32 leaves 1e-5 or 2e-5, and off-policy e^(logp - old) is wrong by as much."""
+        large = torch.maximum(self.logits.amax(1), -self.logits.amin(1)) > SMALL * self.temperature
+        if not large.is_cuda and not large.any():  # a GPU would have to wait for the answer
+            return
+        places = torch.cat([picked[:, None], self.logits.topk(min(LEADERS, self.logits.shape[1])).indices], 1)
+        states = self.states.double()
+        for place in places.unbind(1):
+            exact = (states * self.weight.index_select(0, place).double()).sum(1).to(self.wide)
+            place = place[:, None]
+            self.logits.scatter_(1, place, torch.where(large[:, None], exact[:, None], self.logits.gather(1, place)))
 
     def fill(self, column, index):
         """column[index] and zeros up to the chunk's height; None stays None."""
@@ -337,11 +357,13 @@ def _grpo_loss(
             for index, picked, logits in chunks.over(part):
                 if fits:
                     chunks.note(index, rows.row_logprobs(logits, picked, temperature, chunks.backend))
-                shift = mean(chunks.logprobs - old)  # of other completions it may be anything yet
+                # in float64, or differences would round ratios by 1e-5; of other completions it may be anything yet
+                shift = mean(chunks.logprobs.double() - old)
                 own = {name: None if x is None else x[index] for name, x in columns.items()}
-                own["old"] = chunks.logprobs[index] - shift[index]
+                now = chunks.logprobs[index].double()
+                own["old"] = now - shift[index]
                 g = torch.zeros(chunks.height, dtype=wide, device=hidden.device)
-                g[: len(index)] = rows.slope(chunks.logprobs[index], rows.Coefficients(**own, **clip))
+                g[: len(index)] = rows.slope(now, rows.Coefficients(**own, **clip))
                 known = [chunks.fill(x, index) for x in (chunks.logprobs, chunks.entropy)]
                 bonus = chunks.fill(columns["bonus"], index)
                 rows.row_gradient(logits, picked, *known, g, bonus, temperature, chunks.backend, chunks.slopes)

@@ -47,7 +47,7 @@ class Coefficients:
 def row_logprobs(logits, tokens, temperature, backend):
     """logits [n, V] float32 or float64 with contiguous rows, tokens int64 [n] -> (logprobs, entropy) [n]. Logits stay."""
     if backend == "reference":
-        return _statistics(logits, tokens, temperature)[:2]
+        return tuple(x.to(logits.dtype) for x in _statistics(logits, tokens, temperature)[:2])
     return _module(backend).row_logprobs(logits, tokens, temperature)
 
 
@@ -58,7 +58,7 @@ def row_loss(logits, tokens, coefficients, temperature, backend, out=None):
         logprobs, entropy, all_logprobs = _statistics(logits, tokens, temperature)
         g = slope(logprobs, coefficients)
         _gradient(out, tokens, all_logprobs, entropy, g, coefficients.bonus, temperature)
-        return logprobs, entropy
+        return logprobs.to(logits.dtype), entropy.to(logits.dtype)
     return _module(backend).row_loss(logits, tokens, coefficients, temperature, out)
 
 
@@ -86,15 +86,13 @@ def slope(logprobs, c):
 
 
 def _statistics(logits, tokens, temperature):
-    all_logprobs = (logits.double() / temperature).log_softmax(
-        -1
-    )  # in float32, 1 - p of a likely token would be rounding
+    # in float32, 1 - p of a likely token would be rounding, and of a ratio e^(logp - old) 1e-5 would be
+    all_logprobs = (logits.double() / temperature).log_softmax(-1)
     entropy = -torch.where(all_logprobs > -torch.inf, all_logprobs.exp() * all_logprobs, 0.0).sum(-1)
     broken = all_logprobs.isnan().any(-1)
     nan = all_logprobs.new_tensor(torch.nan)
     logprobs = all_logprobs.gather(-1, tokens[:, None])[:, 0]
-    logprobs, entropy = torch.where(broken, nan, logprobs), torch.where(broken, nan, entropy)
-    return logprobs.to(logits.dtype), entropy.to(logits.dtype), all_logprobs
+    return torch.where(broken, nan, logprobs), torch.where(broken, nan, entropy), all_logprobs
 
 
 def _gradient(out, tokens, all_logprobs, entropy, g, bonus, temperature):

@@ -196,7 +196,7 @@ def test_triton_compiles_for_hopper_without_spills(tmp_path, flags):
     constants = {name: None for name, given in present.items() if not given}
     constants |= dict(MEASURE=measure, WRITE=write, CISPO=flags.get("CISPO", False), BLOCK=module.BLOCK)
     types = dict(out=flags.get("out", "*fp32"), tokens="*i64", vocabulary="i32", stride="i64", out_stride="i64")
-    types |= dict.fromkeys(("inverse_temperature", "clip_low", "clip_high"), "fp32")
+    types |= dict.fromkeys(("inverse_temperature", "inverse_rest", "clip_low", "clip_high"), "fp32")
     names = module.kernel.arg_names
     signature = {name: "constexpr" if name in constants else types.get(name, "*fp32") for name in names}
     aligned = [i for i, name in enumerate(names) if signature[name][0] in "*i"]
