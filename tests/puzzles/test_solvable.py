@@ -252,12 +252,15 @@ def surroundings_alike(first, ref, second, other, thetas, n=41, reach=0.2):
 
 @pytest.mark.parametrize("level", (1, 2))
 def test_similarity_from_pixels(gallery, seed, level):
-    """Which candidate matches the reference best at any flip, scale, aspect and place?"""
-    right, count = 0, 60
-    for _, made in draws(gallery, "similarity", level, count, seed):
+    """Which candidate matches the reference best at any flip, scale, aspect and place? Of 60 draws, and where chance has more
+    than three of those go wrong, of 500."""
+    right = 0
+    for count, (_, made) in enumerate(draws(gallery, "similarity", level, 500, seed), 1):
         reference, *others = made.render()[0]
         scores = [alignment(reference, other) for other in others]
         right += "ABCD"[int(np.argmax(scores))] == made.answers[0].value
+        if count == 60 and right >= 0.95 * count:
+            return
     assert right >= 0.95 * count, right / count
 
 
