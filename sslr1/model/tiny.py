@@ -1,7 +1,8 @@
-"""A tiny Qwen2.5-VL with random weights and a small byte-level tokenizer, as an ordinary Hugging Face folder.
+"""A tiny Qwen2.5-VL or Qwen3-VL with random weights and a small byte-level tokenizer, as an ordinary Hugging Face folder.
 
-For the demo and the tests: everything downstream loads it exactly as it would load Qwen/Qwen2.5-VL-3B-Instruct.
-    python -m sslr1.model.tiny FOLDER [--seed N]
+For the demo and the tests: everything downstream loads it exactly as it would load Qwen/Qwen2.5-VL-3B-Instruct or
+Qwen/Qwen3-VL-4B-Instruct.
+    python -m sslr1.model.tiny FOLDER [--seed N] [--family qwen3_vl]
 """
 
 import argparse
@@ -24,22 +25,55 @@ VOCABULARY = 768
 TEXT = dict(
     hidden_size=128,
     intermediate_size=256,
-    num_hidden_layers=2,
     num_attention_heads=4,
     num_key_value_heads=2,
     max_position_embeddings=4096,
     initializer_range=0.06,
-    rope_parameters={"rope_type": "default", "rope_theta": 2.0, "mrope_section": [4, 6, 6]},
 )
-VISION = dict(
-    depth=2,
-    hidden_size=64,
-    intermediate_size=128,
-    num_heads=4,
-    out_hidden_size=128,
-    fullatt_block_indexes=[0, 1],
-    initializer_range=0.06,
-)
+VISION = dict(hidden_size=64, intermediate_size=128, num_heads=4, out_hidden_size=128, initializer_range=0.06)
+# What a family has of its own: text and vision settings beside those above, and its image processor's as published
+FAMILIES = {
+    "qwen2_5_vl": dict(
+        text=dict(
+            num_hidden_layers=2,
+            rope_parameters={"rope_type": "default", "rope_theta": 2.0, "mrope_section": [4, 6, 6]},
+        ),
+        vision=dict(depth=2, fullatt_block_indexes=[0, 1]),
+        processor=dict(
+            image_processor_type="Qwen2VLImageProcessor",
+            patch_size=14,
+            merge_size=2,
+            temporal_patch_size=2,
+            min_pixels=56 * 56,
+            max_pixels=112 * 112,
+            image_mean=[0.48145466, 0.4578275, 0.40821073],
+            image_std=[0.26862954, 0.26130258, 0.27577711],
+        ),
+    ),
+    "qwen3_vl": dict(  # as in the published ones, heads are wider than hidden_size / heads, and some layers get no deepstack
+        text=dict(
+            num_hidden_layers=3,
+            head_dim=64,
+            rope_parameters={
+                "rope_type": "default",
+                "rope_theta": 2.0,
+                "mrope_section": [12, 10, 10],
+                "mrope_interleaved": True,
+            },
+        ),
+        vision=dict(depth=3, num_position_embeddings=8 * 8, deepstack_visual_indexes=[0, 1]),
+        processor=dict(
+            size={"longest_edge": 128 * 128, "shortest_edge": 64 * 64},
+            patch_size=16,
+            temporal_patch_size=2,
+            merge_size=2,
+            image_mean=[0.5, 0.5, 0.5],
+            image_std=[0.5, 0.5, 0.5],
+            processor_class="Qwen3VLProcessor",
+            image_processor_type="Qwen2VLImageProcessorFast",
+        ),
+    ),
+}
 
 CHAT_TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n"
@@ -84,14 +118,19 @@ def tiny_tokenizer():
     return tokenizer
 
 
-def build_tiny(folder, seed: int = 0, tie: bool = True, text=None, vision=None, max_pixels: int = 112 * 112) -> Path:
-    """Write the model to `folder` (made if missing) and return it: 0.65 million parameters unless `text` and `vision` change
-    the configuration. theta 2 and a wide initialisation make place along an image's width visible to so small a model.
+def build_tiny(
+    folder, seed: int = 0, tie: bool = True, text=None, vision=None, max_pixels=None, family: str = "qwen2_5_vl"
+) -> Path:
+    """Write the model to `folder` (made if missing) and return it: 0.65 million parameters (Qwen3-VL: 1.2) unless `text` and
+    `vision` change the configuration. theta 2 and a wide initialisation make place along an image's width visible to so
+    small a model.
 
-    seed: of the weights; tie: head and embeddings share one matrix; max_pixels: the processor's bound on a canvas."""
+    seed: of the weights; tie: head and embeddings share one matrix; max_pixels: the processor's bound on a canvas, 16 visual
+    tokens if not given; family: a key of FAMILIES."""
     import torch
-    from transformers import GenerationConfig, Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
+    from transformers import AutoConfig, AutoModelForImageTextToText, GenerationConfig
 
+    own = FAMILIES[family]
     tokenizer = tiny_tokenizer()
     ids = {token: tokenizer.convert_tokens_to_ids(token) for token in SPECIAL}
     special = dict(
@@ -101,9 +140,10 @@ def build_tiny(folder, seed: int = 0, tie: bool = True, text=None, vision=None, 
         eos_token_id=ids["<|im_end|>"],
         pad_token_id=ids["<|endoftext|>"],
     )
-    config = Qwen2_5_VLConfig(
-        text_config={**TEXT, **(text or {}), **special},
-        vision_config={**VISION, **(vision or {})},
+    config = AutoConfig.for_model(
+        family,
+        text_config={**TEXT, **own["text"], **(text or {}), **special},
+        vision_config={**VISION, **own["vision"], **(vision or {})},
         image_token_id=ids["<|image_pad|>"],
         video_token_id=ids["<|video_pad|>"],
         vision_start_token_id=ids["<|vision_start|>"],
@@ -112,23 +152,18 @@ def build_tiny(folder, seed: int = 0, tie: bool = True, text=None, vision=None, 
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = Qwen2_5_VLForConditionalGeneration(config)
+        model = AutoModelForImageTextToText.from_config(config)
     model.generation_config = GenerationConfig(
         eos_token_id=[ids["<|im_end|>"], ids["<|endoftext|>"]], pad_token_id=ids["<|endoftext|>"]
     )
     folder = Path(folder)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    processor = dict(
-        image_processor_type="Qwen2VLImageProcessor",
-        patch_size=14,
-        merge_size=2,
-        temporal_patch_size=2,
-        min_pixels=56 * 56,
-        max_pixels=max_pixels,
-        image_mean=[0.48145466, 0.4578275, 0.40821073],
-        image_std=[0.26862954, 0.26130258, 0.27577711],
-    )
+    processor = dict(own["processor"])
+    if max_pixels and "size" in processor:
+        processor["size"] = processor["size"] | {"longest_edge": max_pixels}
+    elif max_pixels:
+        processor["max_pixels"] = max_pixels
     partial = folder / "preprocessor_config.json.partial"
     partial.write_text(json.dumps(processor, indent=2) + "\n")
     os.replace(partial, folder / "preprocessor_config.json")  # last: its presence says that the folder is complete
@@ -137,9 +172,10 @@ def build_tiny(folder, seed: int = 0, tie: bool = True, text=None, vision=None, 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(
-        prog="python -m sslr1.model.tiny", description="Write a tiny Qwen2.5-VL with random weights."
+        prog="python -m sslr1.model.tiny", description="Write a tiny Qwen2.5-VL or Qwen3-VL with random weights."
     )
     parser.add_argument("folder")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--family", choices=FAMILIES, default="qwen2_5_vl")
     arguments = parser.parse_args()
-    print(build_tiny(arguments.folder, arguments.seed))
+    print(build_tiny(arguments.folder, arguments.seed, family=arguments.family))
