@@ -35,6 +35,16 @@ def tiny(tmp_path_factory):
     return build_tiny(tmp_path_factory.mktemp("models") / "tiny")
 
 
+@pytest.fixture(scope="session", params=["qwen2_5_vl", "qwen3_vl"])
+def any_tiny(request, tiny, tmp_path_factory):
+    """Folder of the tiny model of each family."""
+    from sslr1.model.tiny import build_tiny
+
+    if request.param == "qwen2_5_vl":
+        return tiny
+    return build_tiny(tmp_path_factory.mktemp("models") / request.param, family=request.param)
+
+
 @pytest.fixture(scope="session")
 def scenes(tmp_path_factory):
     """Folder of 150 scenes, as JPEG files."""
@@ -71,17 +81,19 @@ def gallery(photographs):
 def exact_norms(monkeypatch):
     """transformers' RMSNorm and vision rotary work in float32 inside; here they keep their input's dtype, so that float64
     comparisons go through."""
-    from transformers.models.qwen2_5_vl import modeling_qwen2_5_vl as module
+    from transformers.models.qwen2_5_vl import modeling_qwen2_5_vl as qwen2_5
+    from transformers.models.qwen3_vl import modeling_qwen3_vl as qwen3
 
     def norm(self, x):
         return self.weight * (x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + self.variance_epsilon))
 
     def rotary(q, k, cos, sin):
         cos, sin = cos.unsqueeze(-2).to(q.dtype), sin.unsqueeze(-2).to(q.dtype)
-        return tuple(x * cos + module.rotate_half(x) * sin for x in (q, k))
+        return tuple(x * cos + qwen2_5.rotate_half(x) * sin for x in (q, k))
 
-    monkeypatch.setattr(module.Qwen2_5_VLRMSNorm, "forward", norm)
-    monkeypatch.setattr(module, "apply_rotary_pos_emb_vision", rotary)
+    for module, kind in ((qwen2_5, qwen2_5.Qwen2_5_VLRMSNorm), (qwen3, qwen3.Qwen3VLTextRMSNorm)):
+        monkeypatch.setattr(kind, "forward", norm)
+        monkeypatch.setattr(module, "apply_rotary_pos_emb_vision", rotary)
 
 
 @pytest.fixture

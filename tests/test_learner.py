@@ -6,7 +6,7 @@ from sslr1 import checkpoint, config, model, ops
 from sslr1.learner import Learner
 from sslr1.model import parallel
 from sslr1.rollout import SamplerWeights
-from tests.model.test_packing import some_prompts, with_samples
+from tests.model.test_packing import some_prompts, spec_of, with_samples
 
 OPTIONS = config.check(
     {"model": {"path": "m"}, "data": {"path": "d"}, "optim": {"lr": 1e-3, "warmup_steps": 2, "schedule": "cosine"}}
@@ -31,7 +31,7 @@ def make_groups(tiny, photographs, seed):
     torch.manual_seed(seed)
     tokenizer = model.load_tokenizer(tiny)
     lengths = [[3, 1, 4], [2, 5, 1], [1, 2, 6], [7, 1, 1]]
-    return with_samples(some_prompts(tokenizer, photographs, seed=seed), lengths), torch.rand(4, 3)
+    return with_samples(some_prompts(tokenizer, photographs, spec_of(tiny), seed=seed), lengths), torch.rand(4, 3)
 
 
 def parameters(learner):
@@ -55,7 +55,7 @@ def test_micro_batches_change_nothing(tiny, photographs, seed, one_process):
         assert (pa[name] - pb[name]).abs().max() < 2e-4  # Adam's first step is a sign: tiny gradients may differ in it
 
 
-def test_recomputed_layers_change_nothing(tiny, photographs, seed, one_process, monkeypatch):
+def test_recomputed_layers_change_nothing(any_tiny, photographs, seed, one_process, monkeypatch):
     from sslr1.ops import attention
 
     calls = []
@@ -63,9 +63,9 @@ def test_recomputed_layers_change_nothing(tiny, photographs, seed, one_process, 
     monkeypatch.setattr(ops, "shared_prefix_attention", lambda *a: calls.append(1) or inner(*a))
     results = []
     for recompute in (0, 1, 2):
-        learner, _ = make_learner(tiny, one_process, recompute=recompute)
+        learner, _ = make_learner(any_tiny, one_process, recompute=recompute)
         calls.clear()
-        found = learner.step(*make_groups(tiny, photographs, seed))
+        found = learner.step(*make_groups(any_tiny, photographs, seed))
         results.append((found["loss"], found["grad_norm"], parameters(learner), len(calls)))
     layers = results[0][3]
     assert [calls for *_, calls in results] == [layers, 2 * layers, layers + (layers + 1) // 2]
@@ -73,17 +73,17 @@ def test_recomputed_layers_change_nothing(tiny, photographs, seed, one_process, 
         assert (loss, norm) == results[0][:2] and all(torch.equal(after[n], results[0][2][n]) for n in after)
 
 
-def test_a_frozen_vision_tower_stays(tmp_path, tiny, photographs, seed, one_process):
-    learner, weights = make_learner(tiny, one_process, frozen="vision")
+def test_a_frozen_vision_tower_stays(tmp_path, any_tiny, photographs, seed, one_process):
+    learner, weights = make_learner(any_tiny, one_process, frozen="vision")
     before = parameters(learner)
-    learner.step(*make_groups(tiny, photographs, seed))
+    learner.step(*make_groups(any_tiny, photographs, seed))
     now = parameters(learner)
     moved = {name for name in now if not torch.equal(before[name], now[name])}
     assert moved and not any(name.startswith("model.visual") for name in moved)
     assert {name for name in now if not name.startswith("model.visual")} - moved == set()
-    options = dict(tokenizer=model.load_tokenizer(tiny), source=tiny, world=one_process)
+    options = dict(tokenizer=model.load_tokenizer(any_tiny), source=any_tiny, world=one_process)
     path = checkpoint.save(tmp_path, 1, learner=learner, sampler=weights.model, trainer={}, **options)
-    other, _ = make_learner(tiny, one_process, frozen="vision")
+    other, _ = make_learner(any_tiny, one_process, frozen="vision")
     checkpoint.load(path, learner=other)
     again = parameters(other)
     assert all(torch.equal(again[name], now[name]) for name in now) and other.step_number == 1
@@ -92,12 +92,12 @@ def test_a_frozen_vision_tower_stays(tmp_path, tiny, photographs, seed, one_proc
         assert torch.equal(parallel.local(a), parallel.local(b))
 
 
-def test_sampler_shares_storage_and_follows(tiny, photographs, seed, one_process):
-    learner, weights = make_learner(tiny, one_process)
+def test_sampler_shares_storage_and_follows(any_tiny, photographs, seed, one_process):
+    learner, weights = make_learner(any_tiny, one_process)
     assert weights.shared
     mine = dict(weights.model.named_parameters())
     before = {name: p.clone() for name, p in mine.items()}
-    learner.step(*make_groups(tiny, photographs, seed))
+    learner.step(*make_groups(any_tiny, photographs, seed))
     weights.refresh(learner.policy)
     now = parameters(learner)
     assert set(mine) == set(now) and all(torch.equal(mine[n], now[n]) for n in now)
@@ -151,15 +151,15 @@ def test_schedule(tiny, one_process):
     assert abs(rates["cosine"][6] - 0.5) < 1e-12 and abs(rates["cosine"][10]) < 1e-12
 
 
-def test_a_folder_of_transformers_trains_and_goes_back(tmp_path, tiny, photographs, seed, one_process):
+def test_a_folder_of_transformers_trains_and_goes_back(tmp_path, any_tiny, photographs, seed, one_process):
     """Loaded, trained for three steps, saved: transformers computes the trained policy's log-probs from the folder."""
-    learner, weights = make_learner(tiny, one_process)
-    groups, rewards = make_groups(tiny, photographs, seed)
+    learner, weights = make_learner(any_tiny, one_process)
+    groups, rewards = make_groups(any_tiny, photographs, seed)
     before = parameters(learner)
     for _ in range(3):
         learner.step(groups, rewards)
     weights.refresh(learner.policy)
-    checkpoint.save_hf(tmp_path / "hf", weights.model, model.load_tokenizer(tiny), tiny)
+    checkpoint.save_hf(tmp_path / "hf", weights.model, model.load_tokenizer(any_tiny), any_tiny)
     now = parameters(learner)
     assert any(not torch.equal(before[name], now[name]) for name in now)
     network = model.load_model(tmp_path / "hf")

@@ -7,7 +7,7 @@ from pathlib import Path
 from sslr1.errors import UserError
 from sslr1.model import parallel
 
-MODEL_TYPES = ("qwen2_5_vl",)
+MODEL_TYPES = ("qwen2_5_vl", "qwen3_vl")
 
 
 def check_folder(path) -> Path:
@@ -37,7 +37,7 @@ def check_folder(path) -> Path:
 
 
 def load_model(path, dtype=None):
-    """`Qwen2_5_VLForConditionalGeneration` on the CPU in eval mode, in `dtype` (default float32). Errors: `check_folder`'s."""
+    """transformers' own model of the folder on the CPU in eval mode, in `dtype` (default float32). Errors: `check_folder`'s."""
     import torch
     from transformers import AutoModelForImageTextToText
 

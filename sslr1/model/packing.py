@@ -91,7 +91,7 @@ def prompts(batch, tokenizer, first_id=0) -> list:
 
 
 def mrope_positions(input_ids, image_grid_thw, image_token_id, merge) -> torch.Tensor:
-    """Positions of a prompt as Qwen2.5-VL counts them, int64 [3, L] (time, height, width): text counts up on all three; an
+    """Positions of a prompt as Qwen's models count them, int64 [3, L] (time, height, width): text counts up on all three; an
     image's tokens share the time at which it starts and add their row and column; text goes on behind its longer side."""
     ids = input_ids.numpy()
     out = np.empty((3, len(ids)), np.int64)

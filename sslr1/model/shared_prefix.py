@@ -44,24 +44,42 @@ def plug_in(model) -> None:
     model.model.visual.config._attn_implementation_internal = VISION_ATTENTION
 
 
+def no_mask(embeds) -> torch.Tensor:
+    """What to give a language model as its mask when `layout` or `cache` says who sees whom: every family takes a tensor of
+    four dimensions for a finished mask and hands it to the attention, which looks at it no more."""
+    return embeds.new_empty(1, 1, 1, 0)
+
+
 def run(model, packed, cache=None) -> torch.Tensor:
     """Final hidden states [T, D] of a packed micro-batch; with `cache`, prompts' keys and values are written to it."""
     language = model.model.language_model
     embeds = language.embed_tokens(packed.input_ids)
     pixels = packed.pixel_values.to(embeds.dtype)
-    images = model.model.visual(pixels, grid_thw=packed.image_grid_thw.to(pixels.device)).pooler_output
-    places = (packed.input_ids == model.config.image_token_id).nonzero()[:, 0]
+    seen = model.model.visual(pixels, grid_thw=packed.image_grid_thw.to(pixels.device))
+    is_image = packed.input_ids == model.config.image_token_id
+    places, images = is_image.nonzero()[:, 0], seen.pooler_output
     if len(places) != len(images):
         raise ValueError(f"{len(places)} image placeholders for {len(images)} visual tokens")
     embeds = embeds.index_copy(0, places, images.to(embeds.dtype))
     return language(
         inputs_embeds=embeds[None],
         position_ids=packed.position_ids[:, None],
-        attention_mask=dict.fromkeys(language.config.layer_types),  # masks are in the layout; make none
+        attention_mask=no_mask(embeds),
         use_cache=False,
         layout=packed.layout,
         cache=cache,
+        **deepstack(seen, is_image),
     ).last_hidden_state[0]
+
+
+def deepstack(seen, is_image) -> dict:
+    """Arguments by which a language model adds what its vision tower says of earlier blocks (DeepStack, arXiv 2406.04334) to
+    image tokens behind its first layers. None for a tower that gives its last block only.
+
+    seen: the tower's output; is_image bool [T].
+    """
+    features = getattr(seen, "deepstack_features", None)
+    return {"visual_pos_masks": is_image[None], "deepstack_visual_embeds": features} if features else {}
 
 
 class Policy(nn.Module):

@@ -7,7 +7,7 @@ import torch
 
 from sslr1 import ops
 from sslr1.model.packing import Group, Sample, pack
-from sslr1.model.shared_prefix import plug_in, run
+from sslr1.model.shared_prefix import no_mask, plug_in, run
 from sslr1.rollout.cache import GroupCache
 
 PLACEHOLDERS = ("<|vision_start|>", "<|vision_end|>", "<|vision_pad|>", "<|image_pad|>", "<|video_pad|>")
@@ -80,7 +80,7 @@ class Engine:
             states = model.model.language_model(
                 inputs_embeds=model.model.language_model.embed_tokens(drawn)[None],
                 position_ids=position.expand(3, 1, -1),
-                attention_mask=dict.fromkeys(model.config.text_config.layer_types),
+                attention_mask=no_mask(logits),
                 use_cache=False,
                 cache=cache,
             ).last_hidden_state[0]
@@ -117,7 +117,7 @@ class Engine:
 
 
 def stop_ids(model, tokenizer) -> list:
-    """Every id that ends a completion: generation_config's (Qwen2.5-VL has two) and the tokenizer's own."""
+    """Every id that ends a completion: generation_config's (Qwen's have two) and the tokenizer's own."""
     ids = model.generation_config.eos_token_id
     ids = ids if isinstance(ids, (list, tuple)) else [ids]
     return sorted({i for i in [*ids, tokenizer.eos_token_id] if i is not None})

@@ -1,5 +1,7 @@
 """Packing: positions against transformers' own, splits, and who sees whom."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -9,12 +11,17 @@ from sslr1.ops.attention import group_mask
 
 
 @pytest.fixture(scope="module")
-def loaded(tiny):
-    return model.load_model(tiny), model.load_tokenizer(tiny)
+def loaded(any_tiny):
+    return model.load_model(any_tiny), model.load_tokenizer(any_tiny), spec_of(any_tiny)
 
 
-def some_prompts(tokenizer, photographs, level=1, **options):
-    spec = ops.PatchSpec(max_pixels=112 * 168)
+def spec_of(folder):
+    """The folder's own, with canvases of up to 24 visual tokens."""
+    spec = ops.PatchSpec.from_pretrained(folder)
+    return replace(spec, max_pixels=24 * spec.unit**2)
+
+
+def some_prompts(tokenizer, photographs, spec, level=1, **options):
     names = ["rotation", "ordering", "similarity", "ordering"]
     return model.prompts(puzzles.make(photographs, names, level=level, spec=spec, **options), tokenizer)
 
@@ -27,10 +34,10 @@ def with_samples(prompts, lengths, vocabulary=300):
 
 
 def test_positions_are_transformers_own(loaded, photographs, seed):
-    network, tokenizer = loaded
+    network, tokenizer, spec = loaded
     pad = network.config.image_token_id
     for level in (1, 2):
-        for prompt in some_prompts(tokenizer, photographs, level, seed=seed):
+        for prompt in some_prompts(tokenizer, photographs, spec, level, seed=seed):
             types = (prompt.input_ids == pad).int()[None]
             expected, delta = network.model.get_rope_index(prompt.input_ids[None], types, prompt.image_grid_thw)
             got = model.mrope_positions(prompt.input_ids, prompt.image_grid_thw, pad, 2)
@@ -54,9 +61,24 @@ def test_positions_are_transformers_own(loaded, photographs, seed):
     assert torch.equal(got, expected)
 
 
+def test_positions_of_images_of_any_size(loaded, draw):
+    """Between texts of any length, empty ones but for the tokens around an image included."""
+    network = loaded[0]
+    pad = network.config.image_token_id
+    for _ in range(30):
+        sizes = draw.integers(1, 30, (int(draw.integers(0, 6)), 2)).tolist()
+        grid = torch.tensor([[1, 2 * h, 2 * w] for h, w in sizes], dtype=torch.int64).view(-1, 3)
+        ids = [torch.randint(0, 300, (int(draw.integers(1, 9)),))]
+        for h, w in sizes:
+            ids += [torch.full((h * w,), pad), torch.randint(0, 300, (int(draw.integers(1, 9)),))]
+        ids = torch.cat(ids)
+        expected, _ = network.model.get_rope_index(ids[None], (ids == pad).int()[None], grid)
+        assert torch.equal(model.mrope_positions(ids, grid, pad, 2), expected[:, 0])
+
+
 def test_packed_rows(loaded, photographs, seed):
-    network, tokenizer = loaded
-    prompts = some_prompts(tokenizer, photographs)
+    network, tokenizer, spec = loaded
+    prompts = some_prompts(tokenizer, photographs, spec)
     groups = with_samples(prompts, [[3, 1, 0], [2, 5, 4], [0, 0, 0], [1, 1, 1]])
     packed = model.pack(groups, image_token_id=network.config.image_token_id, merge=2)
     assert packed.layout == [

@@ -4,17 +4,25 @@ import pytest
 import torch
 
 from sslr1 import model, ops
+from sslr1.model import parallel
 from sslr1.model.shared_prefix import run
-from tests.model.test_packing import some_prompts, with_samples
+from sslr1.model.tiny import FAMILIES, build_tiny
+from tests.model.test_packing import some_prompts, spec_of, with_samples
 
 LENGTHS = [[3, 1, 4], [2, 5, 1], [1, 2, 6], [7, 1, 1]]
 
 
-@pytest.fixture(params=[True, False], ids=["tied", "untied"])
-def network(request, tmp_path):
-    from sslr1.model.tiny import build_tiny
+@pytest.fixture(
+    params=[(f, tie) for f in FAMILIES for tie in (True, False)], ids=lambda p: f"{p[0]}-{'un' * (not p[1])}tied"
+)
+def folder(request, tmp_path):
+    family, tie = request.param
+    return build_tiny(tmp_path / "m", seed=3, tie=tie, family=family)
 
-    return model.load_model(build_tiny(tmp_path / "m", seed=3, tie=request.param), torch.float64)
+
+@pytest.fixture
+def network(folder):
+    return model.load_model(folder, torch.float64)
 
 
 def loss_and_gradients(policy, batches, rewards, **options):
@@ -42,7 +50,7 @@ def loss_and_gradients(policy, batches, rewards, **options):
         (value,) = policy(packed, loss)
         value.backward()
         total += value.item()
-    return total, {name: p.grad.clone() for name, p in policy.named_parameters()}
+    return total, {name: parallel.local(p.grad).clone() for name, p in policy.named_parameters()}
 
 
 def relative(a, b):
@@ -55,10 +63,10 @@ def assert_equal(got, expected, bound):
         assert relative(got[1][name], gradient) <= bound, name
 
 
-def make(network, tiny, photographs, rewards_of=(4, 3)):
-    tokenizer = model.load_tokenizer(tiny)
-    groups = with_samples(some_prompts(tokenizer, photographs), LENGTHS)
-    return groups, torch.rand(*rewards_of, dtype=torch.float64)
+def make(folder, photographs, rewards_of=(4, 3)):
+    prompts = some_prompts(model.load_tokenizer(folder), photographs, spec_of(folder))
+    assert max(len(p.image_grid_thw) for p in prompts) > 1
+    return with_samples(prompts, LENGTHS), torch.rand(*rewards_of, dtype=torch.float64)
 
 
 def pack(groups, policy, **options):
@@ -93,11 +101,11 @@ def transformers_loss(network, groups, rewards):
 
 
 @pytest.mark.parametrize("exact", [True, False], ids=["dtype-preserving norms", "modules untouched"])
-def test_shared_prefix_equals_separate_sequences_and_transformers(network, tiny, photographs, seed, exact, request):
+def test_shared_prefix_equals_separate_sequences_and_transformers(network, folder, photographs, seed, exact, request):
     if exact:
         request.getfixturevalue("exact_norms")
     bound = 1e-12 if exact else 1e-6
-    groups, rewards = make(network, tiny, photographs)
+    groups, rewards = make(folder, photographs)
     policy = model.Policy(network)
     network.model.language_model.config._attn_implementation_internal = "sdpa"  # transformers' own, before ours
     network.model.visual.config._attn_implementation_internal = "sdpa"
@@ -118,8 +126,8 @@ def test_shared_prefix_equals_separate_sequences_and_transformers(network, tiny,
     assert_equal(shared, separate, bound)
 
 
-def test_packing_order_and_cuts_change_nothing(network, tiny, photographs, seed, exact_norms):
-    groups, rewards = make(network, tiny, photographs)
+def test_packing_order_and_cuts_change_nothing(network, folder, photographs, seed, exact_norms):
+    groups, rewards = make(folder, photographs)
     policy = model.Policy(network)
     whole = loss_and_gradients(policy, [pack(groups, policy)], rewards)
     order = [2, 0, 3, 1]
@@ -133,8 +141,8 @@ def test_packing_order_and_cuts_change_nothing(network, tiny, photographs, seed,
         assert_equal(loss_and_gradients(policy, batches, rewards), whole, 1e-12)
 
 
-def test_a_completion_does_not_see_its_neighbours(network, tiny, photographs, seed):
-    groups, _ = make(network, tiny, photographs)
+def test_a_completion_does_not_see_its_neighbours(network, folder, photographs, seed):
+    groups, _ = make(folder, photographs)
     policy = model.Policy(network)
     with torch.no_grad():
         before = run(network, pack(groups, policy))
@@ -146,10 +154,20 @@ def test_a_completion_does_not_see_its_neighbours(network, tiny, photographs, se
     assert changed and set(changed) <= set(range(start, start + 2))
 
 
-def test_the_model_stays_usable_as_any_other(tiny, photographs):
+@pytest.mark.parametrize("recompute", [0, 1])
+def test_sharded_and_recomputed_layers_change_nothing(any_tiny, photographs, seed, exact_norms, one_process, recompute):
+    groups, rewards = make(any_tiny, photographs)
+    plain, sharded = (model.Policy(model.load_model(any_tiny, torch.float64)) for _ in range(2))
+    parallel.shard(sharded, one_process, torch.float64, recompute=recompute)
+    batch = pack(groups, plain)
+    got, expected = (loss_and_gradients(policy, [batch], rewards) for policy in (sharded, plain))
+    assert_equal(got, expected, 1e-12)
+
+
+def test_the_model_stays_usable_as_any_other(any_tiny, photographs):
     """Plugged in, a plain transformers forward gives what it gave before."""
-    network, tokenizer = model.load_model(tiny), model.load_tokenizer(tiny)
-    prompt = some_prompts(tokenizer, photographs)[1]
+    network, tokenizer = model.load_model(any_tiny), model.load_tokenizer(any_tiny)
+    prompt = some_prompts(tokenizer, photographs, spec_of(any_tiny))[1]
     inputs = dict(
         input_ids=prompt.input_ids[None],
         pixel_values=prompt.pixel_values,
