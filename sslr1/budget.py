@@ -40,10 +40,11 @@ def plan(config: Config, path, ranks: int, device="cuda") -> tuple[list, list]:
     height = default_height(config.train.token_budget, D, device)
     spec = ops.PatchSpec.from_pretrained(path)
     prompt = round((config.data.max_side or 1024) / spec.unit) ** 2 + TEXT
-    heads = text.num_key_value_heads * (getattr(text, "head_dim", None) or D // text.num_attention_heads)
+    width = getattr(text, "head_dim", None) or D // text.num_attention_heads
+    heads = text.num_key_value_heads * width
     rows = min(config.rollout.wave_rows, config.rollout.prompts // ranks * config.rollout.group_size)
     per_token = 2 * layers * heads * dtype
-    kept = activations(text, dtype)
+    kept = activations(text, width, hasattr(inner.language_model.layers[0].self_attn, "q_norm"), dtype)
     again = config.train.recompute
     kept_layers = layers - (-(-layers // again) if again else 0)
     act = config.train.token_budget * (kept_layers * kept + (layers - kept_layers) * D * dtype + (kept if again else 0))
@@ -76,11 +77,13 @@ def plan(config: Config, path, ranks: int, device="cuda") -> tuple[list, list]:
     return memory, traffic
 
 
-def activations(text, dtype) -> float:
+def activations(text, width, head_norms, dtype) -> float:
     """Bytes a token that a decoder layer keeps for its backward pass: two norms in float32 with their inputs, queries, keys,
-    values, the attention's output, and three of the MLP's width."""
-    D, kv = text.hidden_size, text.num_key_value_heads * text.hidden_size // text.num_attention_heads
-    return 2 * D * 4 + (5 * D + 2 * kv + 4 * text.intermediate_size) * dtype
+    values, the attention's output, and three of the MLP's width. width: of a head; head_norms: queries and keys are
+    normalised too."""
+    D, q, kv = text.hidden_size, text.num_attention_heads * width, text.num_key_value_heads * width
+    norms = 2 * D + head_norms * (q + kv)
+    return norms * 4 + (3 * D + 2 * q + 2 * kv + 4 * text.intermediate_size) * dtype
 
 
 def peak(memory) -> float:
