@@ -10,18 +10,18 @@ import torch
 from sslr1 import budget, config, entry, ops
 from sslr1.model import parallel
 from sslr1.ops.grpo_loss import default_height
-from tests.model.test_load import published
+from tests.model.test_load import PUBLISHED, published
 from tests.test_learner import make_groups, make_learner
 
 ROOT = Path(__file__).parent.parent
 
 
 @pytest.mark.parametrize("frozen", ["none", "vision"])
-def test_equal_to_what_a_learner_holds(tiny, photographs, seed, one_process, frozen):
+def test_equal_to_what_a_learner_holds(any_tiny, photographs, seed, one_process, frozen):
     settings = config.check({"model": {"path": "m", "frozen": frozen}, "data": {"path": "d"}})
-    lines, _ = budget.plan(settings, tiny, 1, device="cpu")
+    lines, _ = budget.plan(settings, any_tiny, 1, device="cpu")
     planned = {line.what: line.gb * 1e9 for line in lines}
-    learner, weights = make_learner(tiny, one_process, frozen=frozen)
+    learner, weights = make_learner(any_tiny, one_process, frozen=frozen)
     held = {}
 
     def bytes_of(tensors):
@@ -35,7 +35,7 @@ def test_equal_to_what_a_learner_holds(tiny, photographs, seed, one_process, fro
         zero(**options)
 
     learner.optimizer.zero_grad = measured
-    learner.step(*make_groups(tiny, photographs, seed))
+    learner.step(*make_groups(any_tiny, photographs, seed))
     held["weights"] = bytes_of(parameters)
     held["AdamW's moments"] = bytes_of(
         s[m] for s in learner.optimizer.state.values() for m in ("exp_avg", "exp_avg_sq")
@@ -59,10 +59,10 @@ def test_shares_add_up(tiny):
     assert next(line.gb for line in between if "copies" in line.what) > 0
 
 
-@pytest.mark.parametrize("size", ["3B", "7B"])
-def test_published_sizes_on_eight_gpus(tmp_path, tiny, size):
-    folder, count, *_ = published(tmp_path / "model", tiny, size)
-    settings = config.load(ROOT / "configs" / f"qwen2.5-vl-{size.lower()}.yaml")
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_published_sizes_on_eight_gpus(tmp_path, tiny, name):
+    folder, count = published(tmp_path / "model", tiny, name)
+    settings = config.load(ROOT / "configs" / f"{name}.yaml")
     memory, traffic = budget.plan(settings, folder, 8)
     found = {line.what: line.gb * 1e9 for line in [*memory, *traffic]}
     assert found["weights"] == pytest.approx(4 * count / 8)

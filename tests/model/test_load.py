@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from sslr1 import model
 from sslr1.errors import UserError
 from sslr1.model import parallel
-from sslr1.model.tiny import build_tiny
+from sslr1.model.tiny import FAMILIES, build_tiny
 
 
 def loaded(path, world):
@@ -22,8 +22,9 @@ def loaded(path, world):
 
 
 @pytest.mark.parametrize("tie", [True, False], ids=["tied", "untied"])
-def test_equal_to_transformers_own(tmp_path, tie, one_process):
-    folder = build_tiny(tmp_path / "model", tie=tie)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_equal_to_transformers_own(tmp_path, tie, family, one_process):
+    folder = build_tiny(tmp_path / "model", tie=tie, family=family)
     policy, whole = loaded(folder, one_process), model.load_model(folder)
     mine, theirs = dict(parallel.iter_full_params(policy)), dict(whole.named_parameters())
     assert mine.keys() == theirs.keys() and all(torch.equal(mine[name], theirs[name]) for name in theirs)
@@ -59,10 +60,10 @@ def test_a_folder_that_does_not_fit(tmp_path, tiny, change, words, one_process):
         loaded(folder, one_process)
 
 
-def test_shards_of_files_and_a_stored_tied_head(tmp_path, tiny, one_process):
+def test_shards_of_files_and_a_stored_tied_head(tmp_path, any_tiny, one_process):
     """As published folders are: several files, and sometimes a copy of the embeddings as the head."""
     folder = tmp_path / "model"
-    shutil.copytree(tiny, folder)
+    shutil.copytree(any_tiny, folder)
     (file,) = folder.glob("*.safetensors")
     tensors = load_file(file)
     names = sorted(tensors)
@@ -71,87 +72,176 @@ def test_shards_of_files_and_a_stored_tied_head(tmp_path, tiny, one_process):
     for number, half in enumerate(halves):
         part = {name: tensors[name] for name in half}
         if number == 0:
-            part["lm_head.weight"] = torch.zeros_like(tensors["model.embed_tokens.weight"])  # never to be used
+            (embeddings,) = (tensor for name, tensor in tensors.items() if name.endswith("embed_tokens.weight"))
+            part["lm_head.weight"] = torch.zeros_like(embeddings)  # never to be used
         save_file(part, folder / f"model-{number + 1:05d}-of-00002.safetensors", {"format": "pt"})
     mine = dict(parallel.iter_full_params(loaded(folder, one_process)))
-    assert all(torch.equal(mine[n], p) for n, p in model.load_model(tiny).named_parameters())
+    assert all(torch.equal(mine[n], p) for n, p in model.load_model(any_tiny).named_parameters())
 
 
-# Shapes of the published configurations (config.json of Qwen/Qwen2.5-VL-3B-Instruct and -7B-Instruct)
+# Published configurations by the names of their recipes, shortened to what shapes and positions follow from: config.json, number
+# of parameters, number of tensors. Qwen2.5-VL: Qwen/Qwen2.5-VL-3B-Instruct and -7B-Instruct. Qwen3-VL: Qwen/Qwen3-VL-4B-Instruct,
+# whose index names 713 tensors of 8,875,631,616 bytes in bfloat16. MiMo-VL: XiaomiMiMo/MiMo-VL-7B-RL as a third party quotes its
+# config.json (the wider vision MLP is Qwen2.5-VL-72B's, whose tower it took); its page says 8B, the exact count follows from
+# the shapes and was not compared with its files.
+QWEN2_5_VISION = dict(
+    depth=32,
+    hidden_size=1280,
+    intermediate_size=3420,
+    num_heads=16,
+    in_chans=3,
+    patch_size=14,
+    spatial_merge_size=2,
+    spatial_patch_size=14,
+    window_size=112,
+    fullatt_block_indexes=[7, 15, 23, 31],
+    tokens_per_second=2,
+    temporal_patch_size=2,
+)
+QWEN2_5 = dict(
+    model_type="qwen2_5_vl",
+    max_position_embeddings=128_000,
+    rms_norm_eps=1e-6,
+    rope_theta=1e6,
+    rope_scaling={"type": "mrope", "mrope_section": [16, 24, 24]},
+    sliding_window=32_768,
+    use_sliding_window=False,
+)
 PUBLISHED = {
-    "3B": (
-        dict(hidden_size=2048, intermediate_size=11008, num_hidden_layers=36, num_attention_heads=16),
-        2048,
-        True,
+    "qwen2.5-vl-3b": (
+        QWEN2_5
+        | dict(hidden_size=2048, intermediate_size=11_008, num_hidden_layers=36, num_attention_heads=16)
+        | dict(num_key_value_heads=2, max_window_layers=70, vocab_size=151_936, tie_word_embeddings=True)
+        | dict(vision_config=QWEN2_5_VISION | {"out_hidden_size": 2048}),
         3_754_622_976,
+        824,
     ),
-    "7B": (
-        dict(hidden_size=3584, intermediate_size=18944, num_hidden_layers=28, num_attention_heads=28),
-        3584,
-        False,
+    "qwen2.5-vl-7b": (
+        QWEN2_5
+        | dict(hidden_size=3584, intermediate_size=18_944, num_hidden_layers=28, num_attention_heads=28)
+        | dict(num_key_value_heads=4, max_window_layers=28, vocab_size=152_064, tie_word_embeddings=False)
+        | dict(vision_config=QWEN2_5_VISION | {"out_hidden_size": 3584}),
         8_292_166_656,
+        729,
+    ),
+    "mimo-vl-7b": (
+        QWEN2_5
+        | dict(hidden_size=4096, intermediate_size=11_008, num_hidden_layers=36, num_attention_heads=32)
+        | dict(num_key_value_heads=8, max_window_layers=36, vocab_size=151_680, tie_word_embeddings=False)
+        | dict(rms_norm_eps=1e-5, rope_theta=640_000.0)
+        | dict(vision_config=QWEN2_5_VISION | {"out_hidden_size": 4096, "intermediate_size": 3456}),
+        8_306_217_216,
+        825,
+    ),
+    "qwen3-vl-4b": (
+        dict(
+            model_type="qwen3_vl",
+            tie_word_embeddings=True,
+            text_config=dict(
+                model_type="qwen3_vl_text",
+                attention_bias=False,
+                head_dim=128,
+                hidden_size=2560,
+                intermediate_size=9728,
+                max_position_embeddings=262_144,
+                num_attention_heads=32,
+                num_hidden_layers=36,
+                num_key_value_heads=8,
+                rms_norm_eps=1e-6,
+                rope_scaling={"mrope_interleaved": True, "mrope_section": [24, 20, 20], "rope_type": "default"},
+                rope_theta=5_000_000,
+                tie_word_embeddings=True,
+                vocab_size=151_936,
+            ),
+            vision_config=dict(
+                model_type="qwen3_vl",
+                deepstack_visual_indexes=[5, 11, 17],
+                depth=24,
+                hidden_size=1024,
+                intermediate_size=4096,
+                num_heads=16,
+                num_position_embeddings=2304,
+                out_hidden_size=2560,
+                patch_size=16,
+                spatial_merge_size=2,
+                temporal_patch_size=2,
+            ),
+        ),
+        4_437_815_808,
+        713,
     ),
 }
 
 
-def published(folder, tiny, size):
-    """(a folder with the configuration of that size and the tiny model's weights, number of parameters, sizes of the text model,
-    whether the head is tied)."""
-    text, out, tie, count = PUBLISHED[size]
-    config = json.loads((tiny / "config.json").read_text())
-    kv = {"3B": 2, "7B": 4}[size]
-    vocabulary = {"3B": 151_936, "7B": 152_064}[size]
-    heads = dict(num_key_value_heads=kv, vocab_size=vocabulary, max_window_layers=text["num_hidden_layers"])
-    config["text_config"] |= text | heads | {"tie_word_embeddings": tie, "layer_types": None}
-    config["text_config"]["rope_parameters"] = config["text_config"].get("rope_parameters") | {
-        "mrope_section": [16, 24, 24]
-    }
-    config["tie_word_embeddings"] = tie
-    config["vision_config"] |= dict(
-        depth=32,
-        hidden_size=1280,
-        intermediate_size=3420,
-        num_heads=16,
-        out_hidden_size=out,
-        fullatt_block_indexes=[7, 15, 23, 31],
-    )
+def published(folder, tiny, name):
+    """(a folder with the configuration of that name, a processor of its family and the tiny model's other files, number of
+    parameters)."""
+    config, count, _ = PUBLISHED[name]
     shutil.copytree(tiny, folder)
     (folder / "config.json").write_text(json.dumps(config))
-    return folder, count, text, tie
+    (folder / "preprocessor_config.json").write_text(json.dumps(FAMILIES[config["model_type"]]["processor"]))
+    return folder, count
 
 
-@pytest.mark.parametrize("size", PUBLISHED)
-def test_published_sizes_on_the_meta_device(tmp_path, tiny, size):
+def both(names):
+    return [f"{name}.{kind}" for name in names for kind in ("weight", "bias")]
+
+
+def tensor_names(name):
+    """The tensors of the published files."""
+    config = PUBLISHED[name][0]
+    old = config["model_type"] == "qwen2_5_vl"  # names of before transformers 4.52
+    text, vision = config.get("text_config", config), config["vision_config"]
+    projections = [f"self_attn.{x}_proj" for x in "qkv"]
+    layer = (
+        both(projections)
+        if old
+        else [f"{p}.weight" for p in projections] + ["self_attn.q_norm.weight", "self_attn.k_norm.weight"]
+    )
+    layer += ["self_attn.o_proj.weight", "input_layernorm.weight", "post_attention_layernorm.weight"]
+    layer += [f"mlp.{x}_proj.weight" for x in ("gate", "up", "down")]
+    norms = ["norm1", "norm2"]
+    block = both(["attn.qkv", "attn.proj"])
+    block += [f"{n}.weight" for n in norms] if old else both(norms)
+    block += both([f"mlp.{x}_proj" for x in ("gate", "up", "down")] if old else ["mlp.linear_fc1", "mlp.linear_fc2"])
+    if old:
+        tower = ["merger.ln_q.weight", "patch_embed.proj.weight", *both(["merger.mlp.0", "merger.mlp.2"])]
+    else:
+        mergers = ["merger", *(f"deepstack_merger_list.{i}" for i in range(len(vision["deepstack_visual_indexes"])))]
+        tower = both(["patch_embed.proj", *(f"{m}.{x}" for m in mergers for x in ("norm", "linear_fc1", "linear_fc2"))])
+        tower += ["pos_embed.weight"]
+    tower += [f"blocks.{i}.{leaf}" for i in range(vision["depth"]) for leaf in block]
+    decoder = ["embed_tokens.weight", "norm.weight"]
+    decoder += [f"layers.{i}.{leaf}" for i in range(text["num_hidden_layers"]) for leaf in layer]
+    places = ("visual.", "model.") if old else ("model.visual.", "model.language_model.")
+    head = [] if config["tie_word_embeddings"] else ["lm_head.weight"]
+    return [places[0] + n for n in tower] + [places[1] + n for n in decoder] + head
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_published_sizes_on_the_meta_device(tmp_path, tiny, name):
     """The skeletons have the published numbers of parameters, and every published tensor name finds its place."""
     from transformers.conversion_mapping import get_model_conversion_mapping
     from transformers.core_model_loading import rename_source_key
 
-    folder, count, text, tie = published(tmp_path / "model", tiny, size)
+    folder, count = published(tmp_path / "model", tiny, name)
+    config, _, tensors = PUBLISHED[name]
     skeleton = model.skeleton(folder)
     assert sum(p.numel() for p in skeleton.parameters()) == count
-    names = [
-        "model.norm.weight",
-        "visual.merger.ln_q.weight",
-        "visual.patch_embed.proj.weight",
-        "model.embed_tokens.weight",
-    ]
-    names += [] if tie else ["lm_head.weight"]
-    names += [f"visual.merger.mlp.{i}.{kind}" for i in (0, 2) for kind in ("weight", "bias")]
-    for layer in range(text["num_hidden_layers"]):
-        leaves = [f"self_attn.{x}_proj.{kind}" for x in "qkv" for kind in ("weight", "bias")] + [
-            "self_attn.o_proj.weight"
-        ]
-        leaves += [f"mlp.{x}_proj.weight" for x in ("gate", "up", "down")]
-        leaves += ["input_layernorm.weight", "post_attention_layernorm.weight"]
-        names += [f"model.layers.{layer}.{leaf}" for leaf in leaves]
-    for block in range(32):
-        leaves = [f"attn.{x}.{kind}" for x in ("qkv", "proj") for kind in ("weight", "bias")] + [
-            "norm1.weight",
-            "norm2.weight",
-        ]
-        leaves += [f"mlp.{x}_proj.{kind}" for x in ("gate", "up", "down") for kind in ("weight", "bias")]
-        names += [f"visual.blocks.{block}.{leaf}" for leaf in leaves]
+    names, shapes = tensor_names(name), dict(skeleton.named_parameters())
+    assert len(set(names)) == len(names) == tensors
     renames = get_model_conversion_mapping(skeleton)
-    shapes = {name: p for name, p in skeleton.named_parameters()}
     renamed = {rename_source_key(n, renames, [], skeleton.base_model_prefix, shapes)[0] for n in names}
     assert renamed == shapes.keys()
+    assert skeleton.state_dict().keys() == shapes.keys() | {"lm_head.weight"}
+    text = config.get("text_config", config)
+    rope = skeleton.config.text_config.rope_parameters
+    assert rope["rope_theta"] == text["rope_theta"] and rope["mrope_section"] == text["rope_scaling"]["mrope_section"]
+
+
+def test_a_family_that_is_not_supported_is_named(tmp_path, tiny):
+    folder, _ = published(tmp_path / "model", tiny, "qwen3-vl-4b")
+    config = json.loads((folder / "config.json").read_text()) | {"model_type": "qwen3_vl_moe"}
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UserError, match="'qwen3_vl_moe' model; supported: qwen2_5_vl, qwen3_vl"):
+        model.skeleton(folder)

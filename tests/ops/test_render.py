@@ -1,6 +1,7 @@
 """Rendering: every backend against the reference and against Hugging Face's own processor; puzzles against their source pixels."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -122,8 +123,11 @@ def test_backends_agree(draw, backend):
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("patch", [14, 16])
-def test_patches_equal_hugging_face(draw, photographs, backend, patch):
+@pytest.mark.parametrize(
+    "spec", [ops.PatchSpec(), ops.PatchSpec(patch=16, mean=(0.5,) * 3, std=(0.5,) * 3)], ids=["14", "16"]
+)
+def test_patches_equal_hugging_face(draw, photographs, backend, spec):
+    """In Qwen2.5-VL's settings and in Qwen3-VL's."""
     from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
     images = photographs + random_images(
@@ -132,15 +136,16 @@ def test_patches_equal_hugging_face(draw, photographs, backend, patch):
     names = [puzzles.NAMES[i % len(puzzles.NAMES)] for i in range(len(images))]
     assert set(names) == set(puzzles.NAMES)
     for level in (1, 2, 3, 4):
-        spec = ops.PatchSpec(patch=patch)
         batch = puzzles.make(images, names, level=level, seed=int(draw.integers(0, 1000)), spec=spec)
         canvases = [canvas.numpy() for row in batch.render(backend) for canvas in row]
-        processor = Qwen2VLImageProcessorPil(patch_size=patch, min_pixels=1, max_pixels=10**9)
+        processor = Qwen2VLImageProcessorPil(
+            patch_size=spec.patch, image_mean=spec.mean, image_std=spec.std, min_pixels=1, max_pixels=10**9
+        )
         expected = processor(canvases, return_tensors="pt")
         values, grid = batch.render_patches(backend=backend)
         assert torch.equal(grid, expected["image_grid_thw"])
         assert (values - expected["pixel_values"]).abs().max() <= 1e-5
-        half, _ = batch.render_patches(ops.PatchSpec(patch=patch, dtype=torch.bfloat16), backend)
+        half, _ = batch.render_patches(replace(spec, dtype=torch.bfloat16), backend)
         assert torch.equal(half, expected["pixel_values"].bfloat16())
 
 
