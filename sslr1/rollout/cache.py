@@ -20,30 +20,36 @@ class GroupCache:
         self.own_k, self.own_v = (
             torch.zeros(layers, P, group_size, heads, max_tokens, d, dtype=dtype, device=device) for _ in "kv"
         )
-        self.prompt_lengths = list(prompt_lengths)
-        lengths = torch.tensor(self.prompt_lengths, device=device)
-        self.prompt_mask = torch.arange(L, device=device)[None] < lengths[:, None]
-        self.filled = 0  # own tokens before the current step
+        self.packed_lengths = list(prompt_lengths)  # as `write_prompts` gets them, before any prompt is dropped
+        self.prompt_lengths = torch.tensor(self.packed_lengths, dtype=torch.int32, device=device)
+        # Where this step's key goes, and how many there are with it: on the device, so that a captured step can be replayed.
+        self.place = torch.zeros(1, dtype=torch.int64, device=device)
+        self.own_lengths = torch.ones(1, dtype=torch.int32, device=device)
+
+    def advance(self):
+        """The step is over in all layers; the next one writes behind it."""
+        self.place += 1
+        self.own_lengths += 1
 
     def write_prompts(self, layer, key, value):
         """key, value [1, H_kv, sum of prompt lengths, d], prompts one behind the other."""
         for buffer, packed in ((self.prompt_k, key), (self.prompt_v, value)):
-            for place, part in enumerate(packed[0].split(self.prompt_lengths, 1)):
+            for place, part in enumerate(packed[0].split(self.packed_lengths, 1)):
                 buffer[layer, place, :, : part.shape[1]] = part
 
     def attend(self, layer, query, key, value, scale):
         """One decode step: query [1, H, P*G, d], key and value [1, H_kv, P*G, d] -> [1, P*G, H, d]."""
         P, G = self.own_k.shape[1:3]
-        t = self.filled
         for buffer, new in ((self.own_k, key), (self.own_v, value)):
-            buffer[layer, :, :, :, t] = new[0].transpose(0, 1).view(P, G, *buffer.shape[3:4], -1)
+            buffer[layer].index_copy_(3, self.place, new[0].transpose(0, 1).view(P, G, buffer.shape[3], 1, -1))
         out = ops.decode_attention(
             query[0].transpose(0, 1).reshape(P, G, query.shape[1], -1),
             self.prompt_k[layer],
             self.prompt_v[layer],
-            self.prompt_mask,
-            self.own_k[layer, :, :, :, : t + 1],
-            self.own_v[layer, :, :, :, : t + 1],
+            self.prompt_lengths,
+            self.own_k[layer],
+            self.own_v[layer],
+            self.own_lengths,
             scale,
         )
         return out.reshape(1, P * G, query.shape[1], -1)
@@ -51,6 +57,6 @@ class GroupCache:
     def keep(self, prompts, samples):
         """Keep the prompts numbered `prompts` [P'] and of each the samples in `samples` [P', G']."""
         self.prompt_k, self.prompt_v = (x[:, prompts] for x in (self.prompt_k, self.prompt_v))
-        self.prompt_mask = self.prompt_mask[prompts]
+        self.prompt_lengths = self.prompt_lengths[prompts]
         rows = prompts[:, None].expand_as(samples)
         self.own_k, self.own_v = (x[:, rows, samples] for x in (self.own_k, self.own_v))

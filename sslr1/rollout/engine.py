@@ -84,7 +84,7 @@ class Engine:
                 use_cache=False,
                 cache=cache,
             ).last_hidden_state[0]
-            cache.filled += 1
+            cache.advance()
             logits = ops.float_logits(states, model.lm_head.weight)
         if not bool(torch.isfinite(logprobs).all()):
             raise FloatingPointError("the sampler met logits that are not finite: the weights have diverged")
