@@ -9,6 +9,7 @@ import json
 import statistics
 import time
 
+import decode
 import learner
 import loss
 import render
@@ -18,7 +19,14 @@ import torch
 from machine import machine, results_file
 from transformers.utils import logging as transformers_logging
 
-BENCHES = {"render": render, "stream": stream, "loss": loss, "learner": learner, "rollout": rollout}
+BENCHES = {
+    "render": render,
+    "stream": stream,
+    "loss": loss,
+    "learner": learner,
+    "rollout": rollout,
+    "decode": decode,
+}
 
 
 def interleaved(ours, peer, seconds):
@@ -39,15 +47,17 @@ def finish():
         torch.cuda.synchronize()
 
 
-def copy_bandwidth():
+def copy_bandwidth(device="cpu"):
     """GB/s of a large copy, read and write counted: the ceiling beside which memory-bound rows stand."""
-    a = torch.randint(0, 256, (1 << 28,), dtype=torch.uint8)
+    a = torch.randint(0, 256, (1 << 28,), dtype=torch.uint8, device=device)
     b = torch.empty_like(a)
     b.copy_(a)
+    finish()
     found = []
     for _ in range(5):
         begin = time.perf_counter()
         b.copy_(a)
+        finish()
         found.append(2 * len(a) / (time.perf_counter() - begin) / 1e9)
     return statistics.median(found)
 
@@ -83,6 +93,8 @@ def main():
         "ceilings": {"copy_gb_s": copy_bandwidth(), "matrix_fp32_gflop_s": matrix_rate()},
         "rows": [],
     }
+    if torch.cuda.is_available():
+        found["ceilings"]["cuda_copy_gb_s"] = copy_bandwidth("cuda")
     for name in arguments.names or BENCHES:
         for row in BENCHES[name].rows():
             ours, peer = row.pop("ours"), row.pop("peer")
@@ -90,10 +102,11 @@ def main():
                 found["rows"].append({"bench": name, **row})
                 continue
             (a, b), rounds = interleaved(ours, peer, arguments.seconds)
-            moved = row.pop("bytes", None)
+            moved, cuda = row.pop("bytes", None), row.get("device") == "cuda"
+            ceiling = found["ceilings"]["cuda_copy_gb_s" if cuda else "copy_gb_s"]
             found["rows"].append(
                 {"bench": name, **row, "ours_s": a, "peer_s": b, "ratio": b / a, "rounds": rounds}
-                | ({"share_of_copy": moved / a / 1e9 / found["ceilings"]["copy_gb_s"]} if moved else {})
+                | ({"share_of_copy": moved / a / 1e9 / ceiling} if moved else {})
             )
     show(found)
     path = results_file("kernels", found)
