@@ -129,19 +129,27 @@ def check_neighbours(backend, poison, dtype=torch.float32, device="cpu"):
 
 
 def check_offsets(backend, device="cpu"):
-    """Rows that lie more than 2^31 elements apart. One buffer serves all: only the pages of a few keys are ever touched."""
-    stride, d, L = 1_200_000_000, 64, 20
-    q, *_, prompt_lengths, own_k, own_v, own_lengths = draw_case(1, 2, d, torch.bfloat16, 0.0, (L, L), lengths=(L, 3))
-    buffer = torch.empty(2 * stride + 4 * L * d, dtype=torch.bfloat16, device=device)
+    """Prompts, samples and heads whose places times strides, each below 2^31, are beyond it. One buffer serves all: only the
+    pages of a few keys are ever touched."""
+    stride, d, L = 1_100_000_000, 64, 20
+    near = L * d
+    q, _, _, prompt_lengths, _, _, own_lengths = draw_case(
+        3, 2, d, torch.bfloat16, 0.0, (L, L), heads_kv=3, lengths=(L, 3, L - 1)
+    )
+    buffer = torch.empty(2 * stride + 40 * near, dtype=torch.bfloat16, device=device)
+    for prompt, sample, head in ((stride, 3 * near, near), (3 * near, stride, near), (near, 3 * near, stride)):
 
-    def spread(shape, strides, offset):
-        view = buffer.as_strided(shape, strides, offset)
-        return view.copy_(torch.randn(shape))
+        def spread(shape, strides, offset):
+            view = buffer.as_strided(shape, (*strides, d, 1), offset)
+            return view.copy_(torch.randn(shape))
 
-    prompt_k, prompt_v = (spread((2, 2, L, d), (stride, stride, d, 1), i * L * d) for i in (0, 1))
-    own_k, own_v = (spread((2, 1, 2, L, d), (stride, 5, stride, d, 1), i * L * d) for i in (2, 3))
-    case = (q, prompt_k, prompt_v, prompt_lengths, own_k, own_v, own_lengths)
-    check(backend, tuple(x.to(device) for x in case), "far apart")
+        prompt_k, prompt_v = (
+            spread((3, 3, L, d), (stride, near) if prompt == stride else (near, stride), offset)
+            for offset in (0, 9 * near)
+        )
+        own_k, own_v = (spread((3, 3, 3, L, d), (prompt, sample, head), offset) for offset in (18 * near, 28 * near))
+        case = (q, prompt_k, prompt_v, prompt_lengths, own_k, own_v, own_lengths)
+        check(backend, tuple(x.to(device) for x in case), f"far apart {prompt=} {sample=} {head=}")
 
 
 @pytest.fixture(autouse=True)
