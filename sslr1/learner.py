@@ -8,7 +8,7 @@ import math
 import torch
 
 from sslr1 import ops
-from sslr1.model import pack, parallel, split
+from sslr1.model import cost, dealing, pack, parallel, split
 
 
 class Learner:
@@ -17,6 +17,7 @@ class Learner:
 
     def __init__(self, policy, world, *, optim, loss, temperature, max_tokens, token_budget, steps):
         self.policy, self.world, self.optim = policy, world, optim
+        self.cost = cost.cost_of(policy.model)
         self.token_budget, self.steps = token_budget, steps
         self.step_number, self.skipped, self.skipped_in_a_row = 0, 0, 0
         self.loss_options = dict(
@@ -52,15 +53,19 @@ class Learner:
         Returns metrics of the whole step, equal on all ranks. Loss and gradients are divided by global counts, so they
         don't depend on ranks or micro-batches. A gradient that is not finite skips the update on all ranks. `tokens` counts
         completion tokens, `computed` all tokens that went through the model, `repeated` what would have gone through it had each
-        completion had its own copy of the prompt.
+        completion had its own copy of the prompt; `flops` are those of `model.cost`.
         """
-        device = self.world.device
-        rewards = rewards.to(device)
-        advantages = None if advantages is None else advantages.to(device)
+        device, G = self.world.device, rewards.shape[1]
         tokens = sum(len(s.tokens) for g in groups for s in g.samples)
         repeated = sum(len(g.prompt.input_ids) * len(g.samples) for g in groups) + tokens
-        counts = torch.tensor([tokens, rewards.numel(), repeated], dtype=torch.float64, device=device)
-        token_count, sequence_count, repeated = parallel.all_reduce(counts).tolist()
+        counts = [tokens, rewards.numel(), repeated, float(rewards.sum()), float(rewards.double().square().sum())]
+        counts = parallel.all_reduce(torch.tensor(counts, dtype=torch.float64, device=device))
+        token_count, sequence_count, repeated, total, squares = counts.tolist()
+        variance = (squares - total**2 / sequence_count) / max(1, sequence_count - 1)
+        rows = rewards if advantages is None else torch.cat([rewards, advantages], 1)
+        groups, rows = dealing.even_out(groups, rows, self.cost, self.world)
+        rewards, *given = rows.to(device).split(G, 1)
+        flops = parallel.all_reduce(torch.tensor(self._flops(groups), dtype=torch.float64, device=device))
         pieces = split(groups, self.token_budget)
         most = parallel.all_reduce(torch.tensor(len(pieces), device=device), "max")
         pieces = split(groups, self.token_budget, int(most))
@@ -70,15 +75,19 @@ class Learner:
             chosen = [n for n, _ in piece]
             packed = pack(
                 [groups[n] for n in chosen],
-                group_size=rewards.shape[1],
+                group_size=G,
                 numbers=chosen,
                 parts=[r for _, r in piece],
                 **self.policy.pack_options,
             ).to(device)
             computed += len(packed.input_ids)
-            options = dict(self.loss_options, token_count=token_count, sequence_count=sequence_count)
-            if advantages is not None:
-                options["advantages"] = advantages[chosen]
+            options = dict(
+                self.loss_options,
+                token_count=token_count,
+                sequence_count=sequence_count,
+                reward_std=max(0.0, variance) ** 0.5,
+                advantages=given[0][chosen] if given else None,
+            )
             parallel.last_micro_batch(self.policy, number == len(pieces) - 1)
             names = []
 
@@ -104,8 +113,18 @@ class Learner:
                     name, torch.add
                 )
                 totals[name] = combine(totals[name], x) if name in totals else x
-        counted = {"computed": float(parallel.all_reduce(computed)), "repeated": repeated}
+        counted = {"computed": float(parallel.all_reduce(computed)), "repeated": repeated, "flops": float(flops)}
         return self._update(totals) | {"tokens": token_count} | counted
+
+    def _flops(self, groups) -> float:
+        """What this rank's groups cost, each prompt once."""
+        total = 0.0
+        for group in groups:
+            prompt = group.prompt
+            length = len(prompt.input_ids)
+            total += self.cost.prompt(length, len(prompt.pixel_values), len(prompt.image_grid_thw))
+            total += sum(self.cost.completion(length, len(s.tokens)) for s in group.samples)
+        return total
 
     def _update(self, totals):
         norm = parallel.clip_gradients(self.policy, self.optim.clip_norm)

@@ -15,7 +15,7 @@ import torch
 from sslr1 import checkpoint, config, entry, metrics, puzzles
 from sslr1.evaluate import Evaluator
 from sslr1.learner import Learner
-from sslr1.model import parallel
+from sslr1.model import cost, parallel
 from sslr1.progress import Progress
 from sslr1.puzzles.curriculum import Curriculum
 from sslr1.warmup import warm_up
@@ -148,7 +148,12 @@ class Run:
         speed["perf/tokens_per_second"] = learned.pop("tokens") / speed["timing_s/step"]
         speed["perf/learner_tokens_per_second"] = learned.pop("computed") / self.times["learner"]
         speed["perf/learner_effective_tokens_per_second"] = learned.pop("repeated") / self.times["learner"]
+        rate = learned.pop("flops") / self.times["learner"] / self.world.size
+        speed["perf/learner_tflops"] = rate / 1e12  # a rank
         if self.world.device.type == "cuda":
+            peak = cost.peak_flops(torch.cuda.get_device_name(self.world.device))
+            if peak:
+                speed["perf/mfu"] = rate / peak
             speed["perf/max_memory_allocated_gb"] = torch.cuda.max_memory_allocated() / 2**30
         self.times = {}
         if self.world.main:

@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 import torch
 
+from tests.exact import keep_dtype
+
 ROOT = Path(__file__).parent.parent
 
 
@@ -79,21 +81,8 @@ def gallery(photographs):
 
 @pytest.fixture
 def exact_norms(monkeypatch):
-    """transformers' RMSNorm and vision rotary work in float32 inside; here they keep their input's dtype, so that float64
-    comparisons go through."""
-    from transformers.models.qwen2_5_vl import modeling_qwen2_5_vl as qwen2_5
-    from transformers.models.qwen3_vl import modeling_qwen3_vl as qwen3
-
-    def norm(self, x):
-        return self.weight * (x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + self.variance_epsilon))
-
-    def rotary(q, k, cos, sin):
-        cos, sin = cos.unsqueeze(-2).to(q.dtype), sin.unsqueeze(-2).to(q.dtype)
-        return tuple(x * cos + qwen2_5.rotate_half(x) * sin for x in (q, k))
-
-    for module, kind in ((qwen2_5, qwen2_5.Qwen2_5_VLRMSNorm), (qwen3, qwen3.Qwen3VLTextRMSNorm)):
-        monkeypatch.setattr(kind, "forward", norm)
-        monkeypatch.setattr(module, "apply_rotary_pos_emb_vision", rotary)
+    """Float64 comparisons through transformers' modules."""
+    keep_dtype(monkeypatch.setattr)
 
 
 @pytest.fixture

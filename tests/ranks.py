@@ -1,4 +1,4 @@
-"""What the ranks of `test_ranks.py` run: one learner step on this rank's share of recorded groups; results go to a folder."""
+"""What the ranks of `test_ranks.py` run: learner steps on this rank's share of recorded groups; results go to a folder."""
 
 import sys
 
@@ -6,28 +6,29 @@ import torch
 from safetensors.torch import save_file
 
 from sslr1 import model
-from sslr1.model import parallel
+from sslr1.model import dealing, parallel
+from sslr1.model.cost import cost_of
+from sslr1.rollout import SamplerWeights
+from tests.exact import keep_dtype
 from tests.test_learner import make_groups, make_learner
 
 
-def main(folder, tiny, seed, budget, share, replicate="1", recompute="0"):
-    from skimage import data
+def gradients(folder, world, options, groups, rewards):
+    """Loss and every gradient of a step in float64, before it is taken."""
+    learner, _ = make_learner(folder, world, *options, dtype=torch.float64)
+    found = {}
+    learner._update = lambda totals: found.update(loss=parallel.all_reduce(totals["loss"].double())) or {}
+    learner.step(groups, rewards)
+    for name, parameter in learner.policy.model.named_parameters():
+        found[name] = parallel.whole(parameter.grad)
+    return found
 
-    photographs = [torch.from_numpy(f().copy()) for f in (data.astronaut, data.coffee, data.chelsea, data.rocket)]
-    world = parallel.start("cpu")
-    torch.set_num_threads(1)
-    torch.use_deterministic_algorithms(True)
-    learner, weights = make_learner(tiny, world, int(budget), int(replicate), int(recompute))
-    groups, rewards = make_groups(tiny, photographs, int(seed))
-    mine = [
-        n
-        for n in range(4)
-        if (share == "even" and n % world.size == world.rank) or (share == "uneven" and (n == 3) == (world.rank == 1))
-    ]
-    if world.size == 1:
-        mine = range(4)
-    found = learner.step([groups[n] for n in mine], rewards[list(mine)])
-    learner.step([groups[n] for n in mine], rewards[list(mine)])
+
+def two_steps(folder, world, options, groups, rewards):
+    """Numbers of the first and parameters after the second of two steps in float32, and that the sampler follows."""
+    learner, weights = make_learner(folder, world, *options)
+    found = learner.step(groups, rewards)
+    learner.step(groups, rewards)
     weights.refresh(learner.policy)
     whole = dict(parallel.iter_full_params(learner.policy))
     replica = dict(weights.model.named_parameters())
@@ -35,16 +36,49 @@ def main(folder, tiny, seed, budget, share, replicate="1", recompute="0"):
         "the sampler's weights are not the learner's"
     )
     assert weights.shared == (world.size == 1)
-    half = model.load_model(tiny)
-    from sslr1.rollout import SamplerWeights
-
-    bf16 = SamplerWeights(half, torch.bfloat16).attach(learner.policy, world)
+    bf16 = SamplerWeights(model.load_model(folder), torch.bfloat16).attach(learner.policy, world)
     assert not bf16.shared and all(torch.equal(p, whole[n].bfloat16()) for n, p in bf16.model.named_parameters())
+    numbers = [found["loss"], found["grad_norm"], found["entropy"], found["tokens"]]
+    return {"numbers": torch.tensor(numbers, dtype=torch.float64), **whole}
+
+
+def check_dealing(folder, world, groups, rewards, mine, uneven):
+    """Every group is dealt to somebody, whole, with its own rewards, and evenly."""
+    cost = cost_of(model.skeleton(folder))
+    dealt, rows = dealing.even_out([groups[n] for n in mine], rewards[mine], cost, world)
+    assert not uneven or len(dealt) == 2  # they were three and one
+    tokens = 0
+    for group, row in zip(dealt, rows):
+        original = groups[(rewards == row).all(1).nonzero().item()]
+        for name in ("input_ids", "pixel_values", "image_grid_thw"):
+            assert torch.equal(getattr(group.prompt, name), getattr(original.prompt, name)), name
+        for sample, before in zip(group.samples, original.samples):
+            if len(sample.tokens):
+                assert torch.equal(sample.tokens, before.tokens) and torch.equal(sample.logprobs, before.logprobs)
+            tokens += len(sample.tokens)
+    assert parallel.all_reduce(torch.tensor(tokens)) == sum(len(s.tokens) for g in groups for s in g.samples)
+
+
+def main(out, seed, budget, share, replicate, recompute, *folders):
+    from skimage import data
+
+    photographs = [torch.from_numpy(f().copy()) for f in (data.astronaut, data.coffee, data.chelsea, data.rocket)]
+    world = parallel.start("cpu")
+    torch.set_num_threads(1)
+    torch.use_deterministic_algorithms(True)
+    own = {"even": lambda n: n % world.size == world.rank, "uneven": lambda n: (n == 3) == (world.rank == 1)}[share]
+    mine = [n for n in range(4) if world.size == 1 or own(n)]
+    options, results = (int(budget), int(replicate), int(recompute)), {}
+    recorded = [make_groups(folder, photographs, int(seed)) for folder in folders]
+    parts = [([groups[n] for n in mine], rewards[mine].double()) for groups, rewards in recorded]
+    results["two steps"] = two_steps(folders[0], world, options, parts[0][0], parts[0][1].float())
+    check_dealing(folders[0], world, recorded[0][0], recorded[0][1], mine, share == "uneven")
+    keep_dtype()
+    for number, (folder, part) in enumerate(zip(folders, parts)):
+        results[f"gradients {number}"] = gradients(folder, world, options, *part)
     if world.main:
-        numbers = torch.tensor(
-            [found["loss"], found["grad_norm"], found["entropy"], found["tokens"]], dtype=torch.float64
-        )
-        save_file({"numbers": numbers, **{n: p.contiguous() for n, p in whole.items()}}, f"{folder}/result.safetensors")
+        flat = {f"{part}/{name}": x.contiguous() for part, found in results.items() for name, x in found.items()}
+        save_file(flat, f"{out}/result.safetensors")
     parallel.stop()
 
 

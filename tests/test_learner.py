@@ -1,5 +1,6 @@
 """The learner and the sampler's weights, on one process here; `tests/test_ranks.py` runs the same on several."""
 
+import pytest
 import torch
 
 from sslr1 import checkpoint, config, model, ops
@@ -13,11 +14,13 @@ OPTIONS = config.check(
 )
 
 
-def make_learner(tiny, world, token_budget=100_000, replicate=1, recompute=0, frozen="none", **changes):
-    network = model.skeleton(tiny)
+def make_learner(
+    tiny, world, token_budget=100_000, replicate=1, recompute=0, frozen="none", dtype=torch.float32, **changes
+):
+    network = model.skeleton(tiny).to(dtype)
     model.freeze(network, frozen)
-    weights = SamplerWeights(network, torch.float32)
-    policy = parallel.shard(model.Policy(network), world, replicate=replicate, recompute=recompute)
+    weights = SamplerWeights(network, dtype)
+    policy = parallel.shard(model.Policy(network), world, dtype, replicate, recompute)
     parallel.materialize(policy, world.device)
     model.load_weights(policy.model, tiny)
     weights.attach(policy, world)
@@ -38,10 +41,12 @@ def parameters(learner):
     return {name: tensor.clone() for name, tensor in parallel.iter_full_params(learner.policy)}
 
 
-def test_micro_batches_change_nothing(tiny, photographs, seed, one_process):
+@pytest.mark.parametrize("advantage", ["group", "batch"])
+def test_micro_batches_change_nothing(tiny, photographs, seed, one_process, advantage):
     results = []
     for budget in (100_000, 230):
-        learner, _ = make_learner(tiny, one_process, budget)
+        loss = OPTIONS.loss.model_copy(update={"advantage": advantage})
+        learner, _ = make_learner(tiny, one_process, budget, loss=loss)
         groups, rewards = make_groups(tiny, photographs, seed)
         found = learner.step(groups, rewards)
         results.append((found, parameters(learner)))

@@ -109,8 +109,12 @@ def last_micro_batch(policy, last: bool) -> None:
 def iter_full_params(policy):
     """(name in the Hugging Face model, whole tensor) of each parameter, one whole at a time. All ranks must call it."""
     for name, parameter in policy.model.named_parameters():
-        tensor = parameter.detach()
-        yield name, tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+        yield name, whole(parameter.detach())
+
+
+def whole(tensor: torch.Tensor) -> torch.Tensor:
+    """All of a (possibly sharded) tensor. All ranks must call it."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 def local(tensor: torch.Tensor) -> torch.Tensor:
@@ -122,7 +126,7 @@ def clip_gradients(policy, max_norm: float) -> torch.Tensor:
     """Scale gradients down to a global norm of at most `max_norm`; returns the norm before, 0-d, whole on every rank."""
     parameters = [p for p in policy.parameters() if p.grad is not None]
     norm = torch.nn.utils.get_total_norm([p.grad for p in parameters])
-    norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
+    norm = whole(norm)
     if max_norm:
         torch.nn.utils.clip_grads_with_norm_(parameters, max_norm, norm)
     return norm
@@ -132,6 +136,32 @@ def all_reduce(tensor: torch.Tensor, op: str = "sum") -> torch.Tensor:
     """Sum, min or max of a tensor over ranks, in place."""
     dist.all_reduce(tensor, {"sum": dist.ReduceOp.SUM, "min": dist.ReduceOp.MIN, "max": dist.ReduceOp.MAX}[op])
     return tensor
+
+
+def all_gather_rows(tensor: torch.Tensor) -> list:
+    """Each rank's CPU tensor [n, K], where n may differ from rank to rank, and K is 0 where n is."""
+    shapes = torch.stack(_all_gather(torch.tensor(tensor.shape)))
+    padded = tensor.new_zeros(shapes.amax(0).tolist())
+    padded[: tensor.shape[0], : tensor.shape[1]] = tensor
+    return [part[:n] for part, n in zip(_all_gather(padded), shapes[:, 0].tolist())]
+
+
+def _all_gather(tensor):
+    parts = [torch.empty_like(tensor) for _ in range(dist.get_world_size())]
+    dist.all_gather(parts, tensor)
+    return parts
+
+
+def swap(sends, receives) -> None:
+    """Send and receive contiguous CPU tensors: lists of (rank, tag, tensor), a tag the same on both sides, received in place."""
+    work = [dist.isend(_bytes(x), rank, tag=tag) for rank, tag, x in sends if x.numel()]
+    work += [dist.irecv(_bytes(x), rank, tag=tag) for rank, tag, x in receives if x.numel()]
+    for each in work:
+        each.wait()
+
+
+def _bytes(tensor):
+    return tensor.view(-1).view(torch.uint8)  # of any dtype, which gloo need not know
 
 
 def barrier() -> None:

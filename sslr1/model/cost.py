@@ -1,0 +1,66 @@
+"""What a learner's step costs, in floating-point operations: by it groups are dealt to ranks, and a GPU's use (MFU) is measured.
+
+Counted are the matrix products of forward and backward pass, 2 a weight and token forward and twice that backward (a frozen
+tower: forward only), and attention's, 4 * heads * head size a query and key that meet. Work done again (recomputed blocks) is not.
+"""
+
+from dataclasses import dataclass
+
+from torch import nn
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Floating-point operations of one packed token, of one pair of query and key in all decoder layers, of one token
+    projected to the vocabulary, of one image patch, and of one pair of patches in all vision blocks that see a whole image.
+
+    window: patches that the other vision blocks see, and the share of blocks that are such."""
+
+    token: float
+    pair: float
+    row: float
+    patch: float
+    patch_pair: float
+    window: int = 0
+    windowed: float = 0.0
+
+    def prompt(self, length: int, patches: int, images: int) -> float:
+        """Of a prompt of `length` tokens with `patches` patches in `images` images of about one size."""
+        seen = patches / max(1, images) * (1 - self.windowed) + self.window * self.windowed
+        return length * self.token + length * length / 2 * self.pair + patches * (self.patch + seen * self.patch_pair)
+
+    def completion(self, prompt_length: int, length: int) -> float:
+        """Of a completion of `length` tokens behind its prompt."""
+        return length * (self.token + self.row + (prompt_length + length / 2) * self.pair)
+
+
+def cost_of(model) -> Cost:
+    """The Cost of a Hugging Face model of a supported family, read off its modules' shapes."""
+    inner, text, vision = model.model, model.config.text_config, model.config.vision_config
+    layers, blocks = inner.language_model.layers, inner.visual.blocks
+    passes = 3 if next(inner.visual.parameters()).requires_grad else 1
+    patch = 0.0
+    for name, module in inner.visual.named_modules():
+        if isinstance(module, (nn.Linear, nn.Conv3d)):
+            patch += module.weight.numel() / (vision.spatial_merge_size**2 if "merger" in name else 1)
+    head_size = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+    window = getattr(vision, "window_size", None)
+    whole = len(vision.fullatt_block_indexes) if window else len(blocks)
+    return Cost(
+        token=6.0 * sum(m.weight.numel() for m in layers.modules() if isinstance(m, nn.Linear)),
+        pair=12.0 * len(layers) * text.num_attention_heads * head_size,
+        row=6.0 * text.hidden_size * text.vocab_size,
+        patch=2.0 * passes * patch,
+        patch_pair=4.0 * passes * len(blocks) * vision.hidden_size,
+        window=(window // vision.patch_size) ** 2 if window else 0,
+        windowed=1 - whole / len(blocks),
+    )
+
+
+# Dense bfloat16 operations a second, as the vendor's data sheets state them
+PEAKS = {"H100 PCIe": 756e12, "H100": 989e12, "H200": 989e12, "A100": 312e12, "B200": 2250e12}
+
+
+def peak_flops(device_name: str) -> float | None:
+    """Of a GPU by its name, None for one that isn't listed."""
+    return next((peak for name, peak in PEAKS.items() if name in device_name), None)
