@@ -10,7 +10,7 @@ from sslr1 import model, ops
 from sslr1.config import Config
 from sslr1.ops.grpo_loss import default_height
 
-MASTER = 4  # bytes of a parameter, a reduced gradient and each of AdamW's two moments
+MASTER = 4  # bytes of a parameter and a reduced gradient
 TEXT = 200  # tokens of a question beside its pictures
 
 
@@ -48,11 +48,12 @@ def plan(config: Config, path, ranks: int, device="cuda") -> tuple[list, list]:
     again = config.train.recompute
     kept_layers = layers - (-(-layers // again) if again else 0)
     act = config.train.token_budget * (kept_layers * kept + (layers - kept_layers) * D * dtype + (kept if again else 0))
+    moment = 2 if config.optim.moments == "bfloat16" else 4
     shared = ranks == 1 and dtype == MASTER
     memory = [
         Line("weights", sum(every) * MASTER, f"{sum(every):,} parameters x {MASTER} bytes / {shards} shards"),
         Line("gradients", trained * MASTER, f"{trained:,} trained x {MASTER} bytes / {shards} shards", "learner"),
-        Line("AdamW's moments", 2 * trained * MASTER, "twice that"),
+        Line("AdamW's moments", 2 * trained * moment, f"twice {moment} bytes a trained parameter / {shards} shards"),
     ]
     for line in memory:
         line.gb /= shards

@@ -15,9 +15,9 @@ import torch
 import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, HuggingFaceStorageWriter
 
+from sslr1.learner import MOMENTS
 from sslr1.model import parallel
 
-MOMENTS = ("exp_avg", "exp_avg_sq")
 TOKENIZER_FILES = (
     "preprocessor_config.json",
     "processor_config.json",
@@ -101,7 +101,7 @@ def load(path, *, learner) -> dict:
     counters = trainer["learner"]
     if counters["optimizer"]:
         for p in (p for group in learner.optimizer.param_groups for p in group["params"]):
-            learner.optimizer.state[p] = {"step": torch.zeros(()), **{m: torch.zeros_like(p.detach()) for m in MOMENTS}}
+            learner.optimizer.state[p] = learner.empty_state(p)
     state = _state(learner.policy, learner.optimizer)
     dcp.load(state, storage_reader=HuggingFaceStorageReader(str(path)))
     learner.step_number, learner.skipped = counters["step_number"], counters["skipped"]

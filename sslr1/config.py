@@ -124,6 +124,10 @@ class Optim(Section):
     betas: tuple[float, float] = Field((0.9, 0.99), description="AdamW's moment decay rates")
     eps: float = Field(1e-8, gt=0, description="AdamW's epsilon")
     weight_decay: float = Field(0.0, ge=0, description="AdamW's weight decay")
+    moments: Literal["float32", "bfloat16"] = Field(
+        "float32",
+        description="dtype of AdamW's moments; bfloat16 takes 4 bytes a parameter instead of 8, rounded at random",
+    )
     clip_norm: float = Field(1.0, ge=0, description="largest gradient norm; 0 is off")
     warmup_steps: int = Field(10, ge=0, description="steps over which the learning rate rises from 0")
     schedule: Literal["constant", "linear", "cosine"] = Field(

@@ -8,7 +8,11 @@ import math
 import torch
 
 from sslr1 import ops
+from sslr1.model.adamw import AdamWBfloat16
 from sslr1.model import cost, dealing, pack, parallel, split
+
+
+MOMENTS = ("exp_avg", "exp_avg_sq")  # as torch's AdamW names them
 
 
 class Learner:
@@ -29,14 +33,19 @@ class Learner:
             temperature=temperature,
             max_tokens=max_tokens,
         )
-        self.optimizer = torch.optim.AdamW(
-            [p for p in policy.parameters() if p.requires_grad],
-            lr=optim.lr,
-            betas=optim.betas,
-            eps=optim.eps,
-            weight_decay=optim.weight_decay,
-            fused=world.device.type == "cuda" or None,
-        )
+        options = dict(lr=optim.lr, betas=optim.betas, eps=optim.eps, weight_decay=optim.weight_decay)
+        trained = [p for p in policy.parameters() if p.requires_grad]
+        self.fused = world.device.type == "cuda" and optim.moments == "float32"
+        if optim.moments == "bfloat16":
+            self.optimizer = AdamWBfloat16(trained, **options)
+        else:
+            self.optimizer = torch.optim.AdamW(trained, **options, fused=self.fused or None)
+
+    def empty_state(self, parameter) -> dict:
+        """The optimiser's state of a parameter before its first step, to be filled from a checkpoint."""
+        dtype = getattr(torch, self.optim.moments)
+        step = torch.zeros((), device=self.world.device if self.fused else "cpu")
+        return {"step": step, **{m: torch.zeros_like(parameter.detach(), dtype=dtype) for m in MOMENTS}}
 
     def learning_rate(self) -> float:
         """Of the step that comes next: a linear rise, then the schedule."""

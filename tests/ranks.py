@@ -10,7 +10,7 @@ from sslr1.model import dealing, parallel
 from sslr1.model.cost import cost_of
 from sslr1.rollout import SamplerWeights
 from tests.exact import keep_dtype
-from tests.test_learner import make_groups, make_learner
+from tests.test_learner import OPTIONS, make_groups, make_learner
 
 
 def gradients(folder, world, options, groups, rewards):
@@ -59,6 +59,19 @@ def check_dealing(folder, world, groups, rewards, mine, uneven):
     assert parallel.all_reduce(torch.tensor(tokens)) == sum(len(s.tokens) for g in groups for s in g.samples)
 
 
+def check_copies(folder, world, options, groups, rewards):
+    """Copies of the model stay the same where moments are rounded at random."""
+    optim = OPTIONS.optim.model_copy(update={"moments": "bfloat16"})
+    learner, _ = make_learner(folder, world, *options, optim=optim)
+    before = {name: parallel.local(p).clone() for name, p in learner.policy.model.named_parameters()}
+    for _ in range(2):
+        learner.step(groups, rewards)
+    for name, p in learner.policy.model.named_parameters():
+        assert not p.numel() or not before[name].numel() or not torch.equal(parallel.local(p), before[name]), name
+        sums = torch.stack([parallel.whole(p.detach()).double().sum()] * 2)
+        assert parallel.all_reduce(sums[:1].clone(), "max") == parallel.all_reduce(sums[1:].clone(), "min"), name
+
+
 def main(out, seed, budget, share, replicate, recompute, *folders):
     from skimage import data
 
@@ -72,6 +85,8 @@ def main(out, seed, budget, share, replicate, recompute, *folders):
     recorded = [make_groups(folder, photographs, int(seed)) for folder in folders]
     parts = [([groups[n] for n in mine], rewards[mine].double()) for groups, rewards in recorded]
     results["two steps"] = two_steps(folders[0], world, options, parts[0][0], parts[0][1].float())
+    if int(replicate) > 1:
+        check_copies(folders[0], world, options, *parts[0])
     check_dealing(folders[0], world, recorded[0][0], recorded[0][1], mine, share == "uneven")
     keep_dtype()
     for number, (folder, part) in enumerate(zip(folders, parts)):

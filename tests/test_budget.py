@@ -16,12 +16,13 @@ from tests.test_learner import make_groups, make_learner
 ROOT = Path(__file__).parent.parent
 
 
-@pytest.mark.parametrize("frozen", ["none", "vision"])
-def test_equal_to_what_a_learner_holds(any_tiny, photographs, seed, one_process, frozen):
-    settings = config.check({"model": {"path": "m", "frozen": frozen}, "data": {"path": "d"}})
+@pytest.mark.parametrize("frozen, moments", [("none", "float32"), ("none", "bfloat16"), ("vision", "float32")])
+def test_equal_to_what_a_learner_holds(any_tiny, photographs, seed, one_process, frozen, moments):
+    tree = {"model": {"path": "m", "frozen": frozen}, "data": {"path": "d"}, "optim": {"moments": moments}}
+    settings = config.check(tree)
     lines, _ = budget.plan(settings, any_tiny, 1, device="cpu")
     planned = {line.what: line.gb * 1e9 for line in lines}
-    learner, weights = make_learner(any_tiny, one_process, frozen=frozen)
+    learner, weights = make_learner(any_tiny, one_process, frozen=frozen, optim=settings.optim)
     held = {}
 
     def bytes_of(tensors):
@@ -70,6 +71,14 @@ def test_published_sizes_on_eight_gpus(tmp_path, tiny, name):
     assert found["weights gathered, a micro-batch"] == pytest.approx(2 * 2 * count * 7 / 8)
     assert budget.peak(memory) < 80
     assert "at most" in budget.report(settings, folder, 8)
+
+
+def test_one_gpu_is_enough_for_3b(tmp_path, tiny):
+    folder, count = published(tmp_path / "model", tiny, "qwen2.5-vl-3b")
+    settings = config.load(ROOT / "configs" / "qwen2.5-vl-3b-one-gpu.yaml")
+    memory, _ = budget.plan(settings, folder, 1)
+    assert {line.what: line.gb for line in memory}["AdamW's moments"] == pytest.approx(2 * 2 * count / 1e9)
+    assert budget.peak(memory) < 0.85 * 80
 
 
 def test_height_is_what_the_loss_takes(monkeypatch):

@@ -93,12 +93,17 @@ def materialize(policy, device) -> None:
 @torch.no_grad()
 def fill(parameter, rows) -> None:
     """Copy this rank's rows of a whole tensor, which `rows[a:b]` reads, into a (possibly sharded) parameter."""
-    target, start = local(parameter), 0
-    if isinstance(parameter, DTensor):
-        _, offset = compute_local_shape_and_global_offset(parameter.shape, parameter.device_mesh, parameter.placements)
-        start = offset[0] if offset else 0
+    target, start = local(parameter), first_row(parameter)
     if target.numel():
         target.copy_(rows[start : start + len(target)])
+
+
+def first_row(parameter) -> int:
+    """Which row of the whole tensor this rank's part begins with."""
+    if not isinstance(parameter, DTensor):
+        return 0
+    _, offset = compute_local_shape_and_global_offset(parameter.shape, parameter.device_mesh, parameter.placements)
+    return offset[0] if offset else 0
 
 
 def last_micro_batch(policy, last: bool) -> None:
