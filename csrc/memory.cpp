@@ -1,4 +1,5 @@
-// Kept blocks lie in a list, the one let go last in front: it is the likeliest to be in cache, and the list is short.
+// Kept blocks lie in a list, the one let go last in front: it is the likeliest to be in cache, and the list is short. One may be
+// half as large again as what is asked for: the patches of two batches differ by more than a size class.
 #include "memory.h"
 
 #include <cstdlib>
@@ -44,8 +45,9 @@ Block::Block(std::int64_t bytes) : bytes_(bytes), size_(size_class(bytes > 0 ? b
   {
     const std::lock_guard<std::mutex> lock(p.mutex);
     for (auto kept = p.blocks.begin(); kept != p.blocks.end(); ++kept) {
-      if (kept->size != size_) continue;
+      if (kept->size < size_ || kept->size > size_ / 2 * 3) continue;
       data_ = kept->data;
+      size_ = kept->size;
       p.bytes -= size_;
       p.blocks.erase(kept);
       return;
