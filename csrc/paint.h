@@ -1,202 +1,9 @@
-// Painting of pixels: mip levels, blurs, tiles. Bytes moved: a level reads each pixel below it once; a blur passes over
-// floats twice, in L2; a tile writes 3 bytes a pixel and reads 3 (nearest) or 12 (bilinear, mostly from cache).
+// Tiles. Bytes moved: 3 written a pixel, and 3 (nearest) or 12 (bilinear, mostly from cache) read.
 #pragma once
-#include "vectorised.h"
-
-#include "render.h"
-
-#include <algorithm>
-#include <cmath>
-#include <cstring>
+#include "picture.h"
 
 namespace sslr1 {
 namespace {
-
-using Byte = std::uint8_t;
-using Index = std::int64_t;
-
-constexpr int kBilinear = 1, kStencil = 2;
-constexpr Index kRun = 256;    // pixels that go through the stages of sampling together, in L1
-constexpr Index kChunk = 512;  // floats that a blur sums together, in L1
-
-struct Box {
-  Index top = 0, left = 0, bottom = 0, right = 0;
-  Index height() const { return bottom - top; }
-  Index width() const { return right - left; }
-};
-
-struct Picture {  // height x width pixels, of which the box `held` lies at `pixels`, row behind row
-  Byte* pixels;
-  Index height, width;
-  Box held;
-  Index stride() const { return 3 * held.width(); }
-  Byte* at(Index y, Index x) const { return pixels + (y - held.top) * stride() + 3 * (x - held.left); }
-  const Byte* end() const { return pixels + held.height() * stride(); }
-};
-
-struct Tile {
-  Index canvas, top, left, height, width, source;
-  int mode;
-  float map[9], colour[12], alpha;
-  bool opaque;         // no stencil, no alpha
-  bool plain;          // opaque, and no colour map
-  bool flat;           // opaque, and one colour whatever the source
-  bool exact;          // plain, and pixels land on pixels: the rest is for these
-  Box covered;         // the part of the tile that the picture covers
-  const Byte* origin;  // where the tile's pixel (0, 0) lies in the picture, or would
-  Index across, down;  // bytes from there to the next column and row
-};
-
-struct alignas(64) Run {  // pixels on their way through the stages of sampling
-  std::int32_t index[kRun];        // of the (upper left) pixel within the box that the picture holds
-  std::int32_t inside[kRun];       // 0 or 1: whether the point lies in the picture
-  float right[kRun], down[kRun];   // weights of the right and the lower neighbours
-  std::uint32_t pair[2][2 * kRun];  // left and right neighbour of the upper and the lower row, see blend
-  float red[kRun], green[kRun], blue[kRun];
-  std::uint32_t pixel[kRun];
-};
-
-struct Scratch {  // a thread's own
-  Run run;
-  std::vector<Byte> canvas, bytes, means;
-  std::vector<float> floats;
-};
-
-template <class Word>
-inline Word load(const Byte* p) {
-  Word word;
-  std::memcpy(&word, p, sizeof(Word));
-  return word;
-}
-
-inline std::uint32_t load_pixel(const Byte* p) {
-  return load<std::uint16_t>(p) | static_cast<std::uint32_t>(p[2]) << 16;
-}
-
-// n pixels `step` bytes apart, two at a time: a store spoils 2 bytes behind it, which the next one mends.
-inline void gather_pixels(const Byte* from, Index step, Byte* to, Index n) {
-  Index i = 0;
-  for (; i + 2 < n; i += 2) {
-    const std::uint64_t left = load<std::uint32_t>(from + i * step), right = load<std::uint32_t>(from + (i + 1) * step);
-    const std::uint64_t both = (left & 0xffffff) | right << 24;
-    std::memcpy(to + 3 * i, &both, 8);
-  }
-  for (; i < n; ++i) std::memcpy(to + 3 * i, from + i * step, 3);
-}
-
-inline float clamp(float x, float lowest, float highest) {  // not a number gives the lowest
-  x = x > lowest ? x : lowest;
-  return x < highest ? x : highest;
-}
-
-inline int to_byte(float x) { return static_cast<int>(clamp(x, 0, 255) + 0.5f); }
-
-inline float channel(std::uint32_t pixel, int shift) {
-  return static_cast<float>(static_cast<int>(pixel >> shift & 255));
-}
-
-// ---- mip levels and blurs
-
-// Means of the 2x2 box at every byte, from means of two, rounded up: one too many where that and a pair both rounded.
-VECTORISED void box_means(const Byte* upper, const Byte* lower, Byte* means, Index n) {
-  for (Index i = 0; i < n; ++i) {
-    const Byte a = upper[i], b = upper[i + 3], c = lower[i], d = lower[i + 3];
-    const Byte p = static_cast<Byte>((a + b + 1) >> 1), q = static_cast<Byte>((c + d + 1) >> 1);
-    const Byte excess = ((a ^ b) | (c ^ d)) & (p ^ q) & 1;
-    means[i] = static_cast<Byte>(((p + q + 1) >> 1) - excess);
-  }
-}
-
-// Rows top..bottom of the box that a mip level holds, by halving the image `level` times.
-void halve(const Picture& image, Index level, const Picture& to, Index top, Index bottom, Scratch& s) {
-  Index rows = (bottom - top) << level, columns = to.held.width() << level, stride = image.stride();
-  const Byte* from = image.at(top << level, to.held.left << level);
-  s.means.resize(3 * columns);
-  s.bytes.resize(3 * (rows / 2) * (columns / 2));
-  for (Index l = 1; l <= level; ++l, stride = 3 * columns) {
-    rows /= 2;
-    columns /= 2;
-    Byte* out = l == level ? to.at(top, to.held.left) : s.bytes.data();  // in place from the second on
-    for (Index y = 0; y < rows; ++y) {
-      box_means(from + 2 * y * stride, from + (2 * y + 1) * stride, s.means.data(), 6 * columns - 3);
-      gather_pixels(s.means.data(), 6, out + 3 * y * columns, columns);
-    }
-    from = out;
-  }
-}
-
-VECTORISED void to_floats(const Byte* in, float* out, Index n) {
-  for (Index i = 0; i < n; ++i) out[i] = in[i];
-}
-
-VECTORISED void to_bytes(const float* in, Byte* out, Index n) {
-  for (Index i = 0; i < n; ++i) out[i] = static_cast<Byte>(to_byte(in[i]));
-}
-
-VECTORISED void set_taps(float s, const float* c, float t, const float* a, const float* b, float* __restrict out,
-                         Index n) {
-  for (Index i = 0; i < n; ++i) out[i] = s * c[i] + t * (a[i] + b[i]);
-}
-
-VECTORISED void add_taps(float s, const float* a, const float* b, float t, const float* c, const float* d,
-                         float* __restrict out, Index n) {
-  for (Index i = 0; i < n; ++i) out[i] += s * (a[i] + b[i]) + t * (c[i] + d[i]);
-}
-
-// n floats of the sum over k of taps[|k|] times what lies at window[radius + k] + i.
-void convolve(const std::vector<const float*>& window, const std::vector<float>& taps, Index i, float* out, Index n) {
-  const Index radius = static_cast<Index>(window.size()) / 2;
-  const auto at = [&](Index k) { return window[radius + k] + i; };
-  set_taps(taps[0], at(0), taps[1], at(-1), at(1), out, n);
-  for (Index k = 2; k <= radius; k += 2) {
-    const Index l = std::min(k + 1, radius);  // the last one's tap may be zero
-    add_taps(taps[k], at(-k), at(k), taps[k + 1], at(-l), at(l), out, n);
-  }
-}
-
-Index blur_radius(float sigma) {
-  return sigma > 0 ? std::max<Index>(1, static_cast<Index>(std::ceil(3.0 * sigma))) : 0;
-}
-
-// Rows top..bottom of the box that a blurred picture holds, edges repeated at the picture's own border.
-void blur(const Picture& from, double sigma, const Picture& to, Index top, Index bottom, Scratch& s) {
-  const Index radius = blur_radius(static_cast<float>(sigma)), n = 3 * to.held.width(), padded = (n + 15) / 16 * 16;
-  std::vector<double> weights(radius + 1);
-  std::vector<float> taps(radius + 2, 0.f);
-  double sum = 0;
-  for (Index k = 0; k <= radius; ++k) {
-    weights[k] = std::exp(-0.5 * (k / sigma) * (k / sigma));
-    sum += k ? 2 * weights[k] : weights[k];
-  }
-  for (Index k = 0; k <= radius; ++k) taps[k] = static_cast<float>(weights[k] / sum);
-  const Index first = std::max<Index>(top - radius, 0), last = std::min(bottom + radius, from.height) - 1;
-  const Index left = std::max<Index>(to.held.left - radius, 0), right = std::min(to.held.right + radius, from.width);
-  const Index before = 3 * (left - to.held.left + radius), inner = 3 * (right - left), all = n + 6 * radius;
-  s.floats.resize(16 + (last - first + 1) * padded + all);
-  float* rows = s.floats.data() + (-reinterpret_cast<std::uintptr_t>(s.floats.data()) / 4 & 15);  // on a cache line
-  float* wide = rows + (last - first + 1) * padded;
-  std::vector<const float*> window(2 * radius + 1);
-  for (Index y = first; y <= last; ++y) {
-    const Byte* row = from.at(y, left);
-    for (Index i = 0; i < before; ++i) wide[i] = row[i % 3];
-    to_floats(row, wide + before, inner);
-    for (Index i = before + inner; i < all; ++i) wide[i] = row[inner - 3 + i % 3];
-    for (Index k = 0; k <= 2 * radius; ++k) window[k] = wide + 3 * k;
-    float* out = rows + (y - first) * padded;
-    for (Index i = 0; i < n; i += kChunk) convolve(window, taps, i, out + i, std::min(kChunk, n - i));
-  }
-  for (Index i = 0; i < n; i += kChunk) {
-    for (Index y = top; y < bottom; ++y) {
-      for (Index k = -radius; k <= radius; ++k) {
-        window[radius + k] = rows + (std::clamp<Index>(y + k, 0, from.height - 1) - first) * padded;
-      }
-      convolve(window, taps, i, wide, std::min(kChunk, n - i));
-      to_bytes(wide, to.at(y, to.held.left) + i, std::min(kChunk, n - i));
-    }
-  }
-}
-
-// ---- tiles
 
 // out (y, x) = the pixel at from + y * down + x * across; `end` is the end of the picture.
 void move_pixels(const Byte* from, Index across, Index down, const Byte* end, Byte* out, Index stride, Index height,
@@ -319,6 +126,30 @@ VECTORISED void finish(const Tile& t, Index n, Run& run) {
   }
 }
 
+#ifdef SSLR1_X86
+// 16 pixels at once; how many of n were packed.
+TARGET_VBMI Index pack_by_permutes(const std::uint32_t* pixels, Index n, Byte* out) {
+  Byte order[64] = {};
+  for (int i = 0; i < 48; ++i) order[i] = static_cast<Byte>(i / 3 * 4 + i % 3);
+  const __m512i without_fourth = _mm512_loadu_si512(order);
+  Index i = 0;
+  for (; i + 16 <= n; i += 16) {
+    const __m512i packed = _mm512_permutexvar_epi8(without_fourth, _mm512_load_si512(pixels + i));
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(out + 3 * i), _mm512_castsi512_si256(packed));
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(out + 3 * i + 32), _mm512_extracti32x4_epi32(packed, 2));
+  }
+  return i;
+}
+#endif
+
+void pack(const Run& run, Index n, Byte* out) {
+  Index i = 0;
+#ifdef SSLR1_X86
+  if (has_vbmi()) i = pack_by_permutes(run.pixel, n, out);
+#endif
+  gather_pixels(reinterpret_cast<const Byte*>(run.pixel + i), 4, out + 3 * i, n - i);
+}
+
 // n pixels of a tile from (y, x) on, through every stage that the tile needs.
 void sample(const Tile& t, const Picture& p, Index y, Index x, Index n, Byte* out, Byte fill, Run& run) {
   const Index stride = p.stride();
@@ -342,7 +173,146 @@ void sample(const Tile& t, const Picture& p, Index y, Index x, Index n, Byte* ou
     for (Index i = 0; i < n && !t.opaque; ++i) run.pixel[i] = load_pixel(out + 3 * i);
     finish(t, n, run);
   }
-  gather_pixels(reinterpret_cast<const Byte*>(run.pixel), 4, out, n);
+  pack(run, n, out);
+}
+
+// ---- bilinear tiles whose rows lie along rows of the picture: a row's means of neighbours serve the next row of pixels too
+
+bool is_upright(const Tile& t) {
+  const float* m = t.map;
+  return t.mode & kBilinear && m[1] == 0 && m[3] == 0 && m[6] == 0 && m[7] == 0 && m[8] == 1;
+}
+
+// As locate; run.index is in bytes and of the column alone, run.inside says whether that is inside.
+VECTORISED void locate_columns(const Tile& t, const Picture& p, Index x, Index n, Run& run) {
+  const float m0 = t.map[0], m2 = t.map[2], width = static_cast<float>(p.width);
+  const int left = static_cast<int>(p.held.left), right = static_cast<int>(p.held.right) - 1;
+  const int first = static_cast<int>(x), count = static_cast<int>(n);
+  for (int i = 0; i < count; ++i) {
+    float u = m0 * (static_cast<float>(first + i) + 0.5f) + m2;
+    run.inside[i] = (u >= 0) & (u < width);
+    u = clamp(u - 0.5f, static_cast<float>(left), static_cast<float>(right));
+    int column = static_cast<int>(u);
+    column = column < right - 1 ? column : right - 1;
+    run.right[i] = u - static_cast<float>(column);
+    run.index[i] = 3 * (column - left);
+  }
+}
+
+VECTORISED void mean_pairs(Index n, const Run& run, float (*means)[kRun]) {
+  for (Index i = 0; i < n; ++i) {
+    const std::uint32_t left = run.pair[0][2 * i], right = run.pair[0][2 * i + 1];
+    const float a = run.right[i];
+    means[0][i] = channel(left, 0) * (1 - a) + channel(left, 24) * a;
+    means[1][i] = channel(left, 8) * (1 - a) + channel(right, 0) * a;
+    means[2][i] = channel(left, 16) * (1 - a) + channel(right, 8) * a;
+  }
+}
+
+#ifdef SSLR1_X86
+// The same for points of which every 16 lie within kWindow bytes of a row.
+constexpr Index kWindow = 128;
+
+TARGET_VBMI void mean_pairs_by_permutes(const Byte* row, const Byte* end, Index n, const Run& run,
+                                        float (*means)[kRun]) {
+  const auto load = [](const Byte* from, Index readable) TARGET_VBMI {
+    if (readable >= 64) return _mm512_loadu_si512(from);
+    return _mm512_maskz_loadu_epi8(readable > 0 ? (1ull << readable) - 1 : 0, from);
+  };
+  for (Index i = 0; i < n; i += 16) {
+    const int first = std::min(run.index[i], run.index[i + 15]);
+    const Byte* from = row + first;
+    const __m512i low = load(from, end - from), high = load(from + 64, end - from - 64);
+    const __m512i at = _mm512_sub_epi32(_mm512_load_si512(run.index + i), _mm512_set1_epi32(first));
+    const __m512 a = _mm512_load_ps(run.right + i), rest = _mm512_sub_ps(_mm512_set1_ps(1), a);
+    const auto value = [&](int byte) TARGET_VBMI {
+      const __m512i here = _mm512_add_epi32(at, _mm512_set1_epi32(byte));
+      return _mm512_cvtepi32_ps(_mm512_maskz_permutex2var_epi8(0x1111111111111111, low, here, high));
+    };
+    for (int c = 0; c < 3; ++c) {
+      const __m512 mean = _mm512_add_ps(_mm512_mul_ps(value(c), rest), _mm512_mul_ps(value(c + 3), a));
+      _mm512_store_ps(means[c] + i, mean);
+    }
+  }
+}
+#endif
+
+VECTORISED void mean_rows(const float (*upper)[kRun], const float (*lower)[kRun], float b, bool inside,
+                          float fill, Index n, Run& run) {
+  const int row = inside;
+  for (Index i = 0; i < n; ++i) {
+    const float red = upper[0][i] * (1 - b) + lower[0][i] * b;
+    const float green = upper[1][i] * (1 - b) + lower[1][i] * b;
+    const float blue = upper[2][i] * (1 - b) + lower[2][i] * b;
+    run.red[i] = run.inside[i] & row ? red : fill;
+    run.green[i] = run.inside[i] & row ? green : fill;
+    run.blue[i] = run.inside[i] & row ? blue : fill;
+  }
+}
+
+VECTORISED void mean_rows_plain(const float (*upper)[kRun], const float (*lower)[kRun], float b, bool inside,
+                                std::uint32_t fill, Index n, Run& run) {
+  const int row = inside;
+  for (Index i = 0; i < n; ++i) {
+    const int red = static_cast<int>(upper[0][i] * (1 - b) + lower[0][i] * b + 0.5f);
+    const int green = static_cast<int>(upper[1][i] * (1 - b) + lower[1][i] * b + 0.5f);
+    const int blue = static_cast<int>(upper[2][i] * (1 - b) + lower[2][i] * b + 0.5f);
+    run.pixel[i] = run.inside[i] & row ? static_cast<std::uint32_t>(red | green << 8 | blue << 16) : fill;
+  }
+}
+
+constexpr Index kAhead = 4;  // rows: the next ones lie too far apart for the machine to foresee them
+
+// n <= kRun columns from x on of rows top..bottom of such a tile; `out` is where column x of row `top` starts.
+void paint_upright(const Tile& t, const Picture& p, Index top, Index bottom, Index x, Index n, Byte* out, Index stride,
+                   Byte fill, Run& run) {
+  const Index padded = (n + 15) / 16 * 16;
+  const float height = static_cast<float>(p.height), highest = static_cast<float>(p.held.bottom - 1);
+  locate_columns(t, p, x, padded, run);
+  bool near = false;
+#ifdef SSLR1_X86
+  near = has_vbmi();
+  for (Index i = 0; i < n; i += 16) near &= std::abs(run.index[i + 15] - run.index[i]) + 6 <= kWindow;
+#endif
+  const Index low = std::min(run.index[0], run.index[padded - 1]), high = std::max(run.index[0], run.index[padded - 1]);
+  const auto mean_row = [&](Index y, float (*means)[kRun]) {
+    const Byte* row = p.at(y, p.held.left);
+    if (y + kAhead < p.held.bottom) {
+      for (Index i = low; i < high; i += 64) __builtin_prefetch(row + kAhead * p.stride() + i);
+    }
+#ifdef SSLR1_X86
+    if (near) return mean_pairs_by_permutes(row, p.end(), n, run, means);
+#endif
+    const bool last = y == p.held.bottom - 1;  // where a word of 8 bytes must not begin with the last pair
+    for (Index i = 0; i < n; ++i) {
+      const Byte* from = row + run.index[i];
+      const std::uint64_t pair = last ? load<std::uint64_t>(from - 2) >> 16 : load<std::uint64_t>(from);
+      std::memcpy(run.pair[0] + 2 * i, &pair, 8);
+    }
+    mean_pairs(n, run, means);
+  };
+  Index held[2] = {-1, -1};
+  for (Index y = top; y < bottom; ++y, out += stride) {
+    const float place = t.map[4] * (static_cast<float>(y) + 0.5f) + t.map[5];
+    const float v = clamp(place - 0.5f, static_cast<float>(p.held.top), highest);
+    const Index row = std::min(static_cast<Index>(v), p.held.bottom - 2);
+    const float b = v - static_cast<float>(row);
+    const bool inside = place >= 0 && place < height;
+    if (!inside && t.mode & kStencil) continue;
+    for (const Index r : {row, row + 1}) {
+      if (held[r & 1] != r) mean_row(r, run.means[r & 1]);
+      held[r & 1] = r;
+    }
+    const auto *upper = run.means[row & 1], *lower = run.means[(row + 1) & 1];
+    if (t.plain) {
+      mean_rows_plain(upper, lower, b, inside, fill * 0x010101u, n, run);
+    } else {
+      mean_rows(upper, lower, b, inside, fill, n, run);
+      for (Index i = 0; i < n && !t.opaque; ++i) run.pixel[i] = load_pixel(out + 3 * i);
+      finish(t, n, run);
+    }
+    pack(run, n, out);
+  }
 }
 
 // Rows top..bottom of a tile; `out` is where row `top` of it starts.
@@ -361,6 +331,10 @@ void paint(const Tile& t, const Picture& p, Index top, Index bottom, Byte* out, 
     if (first >= last || !c.width()) return;
     move_pixels(t.origin + first * t.down + c.left * t.across, t.across, t.down, p.end(),
                 out + (first - top) * stride + 3 * c.left, stride, last - first, c.width());
+  } else if (is_upright(t)) {
+    for (Index x = 0; x < t.width; x += kRun) {
+      paint_upright(t, p, top, bottom, x, std::min(kRun, t.width - x), out + 3 * x, stride, fill, run);
+    }
   } else {
     for (Index y = top; y < bottom; ++y, out += stride) {
       for (Index x = 0; x < t.width; x += kRun) sample(t, p, y, x, std::min(kRun, t.width - x), out + 3 * x, fill, run);

@@ -2,6 +2,7 @@
 // element_size, written. Canvases are painted in strips that stay in cache until they are patches; a canvas that is one
 // crop, flip or quarter turn of a source becomes patches straight from there. Mip levels and blurs are made only where
 // tiles reach.
+#include "levels.h"
 #include "paint.h"
 
 #include <atomic>
@@ -140,7 +141,6 @@ void patch_by_table(const Byte* in, Index stride, const Layout& layout, Byte* ou
 
 #ifdef SSLR1_X86
 // The same with the table in registers: 64 lookups at once for each byte of the elements.
-#define TARGET_VBMI __attribute__((target("avx512f,avx512bw,avx512vl,avx512vbmi")))
 template <class Element, int P>
 TARGET_VBMI void patch_by_permutes(const Byte* in, Index stride, const Layout& layout, Byte* out) {
   constexpr int kPlane = P * P, kSize = sizeof(Element);
@@ -191,8 +191,7 @@ TARGET_VBMI void patch_by_permutes(const Byte* in, Index stride, const Layout& l
 template <class Element>
 auto choose_patch(Index patch) -> decltype(Layout::make_patch) {
 #ifdef SSLR1_X86
-  const bool vbmi = __builtin_cpu_supports("avx512vbmi"), rest = __builtin_cpu_supports("avx512bw");
-  if (vbmi && rest && __builtin_cpu_supports("avx512vl")) {
+  if (has_vbmi()) {
     if (patch == 14) return patch_by_permutes<Element, 14>;
     if (patch == 16) return patch_by_permutes<Element, 16>;
   }
@@ -392,8 +391,10 @@ void render(const std::vector<Image>& images, Table sources_int, Table sources_f
       s.canvas.resize(3 * unit * width);
       rows = s.canvas.data();
     }
-    std::memset(rows, fill, 3 * (bottom - top) * width);
-    for (const Tile* t : tiles_of[canvas]) {
+    const auto& over = tiles_of[canvas];
+    const bool whole = !over.empty() && over[0]->opaque && over[0]->height == height && over[0]->width == width;
+    if (!whole) std::memset(rows, fill, 3 * (bottom - top) * width);
+    for (const Tile* t : over) {
       const Index first = std::max(top, t->top), last = std::min(bottom, t->top + t->height);
       if (first >= last) continue;
       paint(*t, sources[t->source].picture, first - t->top, last - t->top, rows + 3 * ((first - top) * width + t->left),

@@ -17,3 +17,13 @@
 #define VECTORISED
 #endif
 #define IN_EACH_CLONE inline __attribute__((always_inline))
+
+#ifdef SSLR1_X86
+#define TARGET_VBMI __attribute__((target("avx512f,avx512bw,avx512vl,avx512vbmi")))
+// Whether the machine moves bytes between any places of two vectors of 64 at once.
+inline bool has_vbmi() {
+  static const bool found = __builtin_cpu_supports("avx512vbmi") && __builtin_cpu_supports("avx512bw") &&
+                            __builtin_cpu_supports("avx512vl");
+  return found;
+}
+#endif

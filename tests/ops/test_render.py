@@ -20,17 +20,17 @@ def random_images(draw, sizes):
 
 
 def random_plan(draw, images, tiles=25):
-    """Tiles of every kind: crops, quarter turns, warps, mips, blur, colour, alpha, points outside the source, overlaps."""
+    """Tiles of every kind: crops, turns, scalings, warps, mips, blur, colour, alpha, points outside the source, overlaps."""
     plan = Plan()
-    for _ in range(4):
-        plan.canvas(*(28 * draw.integers(1, 4, 2)))
+    for columns in (1, 2, 3, 11):
+        plan.canvas(28 * draw.integers(1, 4), 28 * columns)
     for _ in range(tiles):
         canvas = int(draw.integers(0, 4))
         H, W = plan.sizes[canvas]
         h, w = int(draw.integers(1, H + 1)), int(draw.integers(1, W + 1))
         top, left = int(draw.integers(0, H - h + 1)), int(draw.integers(0, W - w + 1))
         image = int(draw.integers(ATLAS, len(images)))
-        kind = draw.integers(0, 3)
+        kind = draw.integers(0, 4)
         source = plan.source(image, int(draw.integers(0, 3)), float(draw.choice([0.0, 0.7, 2.3])))
         if kind == 0:
             matrix = (1.0, 0, float(draw.integers(-5, 20)), 0, 1.0, float(draw.integers(-5, 20)), 0, 0, 1.0)
@@ -47,6 +47,9 @@ def random_plan(draw, images, tiles=25):
                 0,
                 1.0,
             )
+        elif kind == 2:
+            size = 2.0 ** draw.uniform(-4, 3, 2) * draw.choice((-1, 1), 2)
+            matrix = (size[0], 0, draw.uniform(-5, 40), 0, size[1], draw.uniform(-5, 40), 0, 0, 1.0)
         else:
             matrix = (*draw.uniform(-0.5, 1.5, 3), *draw.uniform(-0.5, 1.5, 3), *draw.uniform(-0.002, 0.002, 2), 1.0)
         colour = IDENTITY_COLOUR if draw.random() < 0.5 else tuple(draw.normal(0, 0.6, 12) + np.array(IDENTITY_COLOUR))
