@@ -4,6 +4,7 @@
 
 #include "look.h"
 #include "memory.h"
+#include "points.h"
 #include "render.h"
 #include "row_loss.h"
 #ifdef SSLR1_CUDA
@@ -34,6 +35,11 @@ PYBIND11_MODULE(_C, m) {
         py::arg("grey"), py::call_guard<py::gil_scoped_release>());
   m.def("corners", &sslr1::corners, py::arg("grey"), py::arg("height"), py::arg("width"), py::arg("grain"),
         py::arg("share"), py::call_guard<py::gil_scoped_release>());
+  m.def("distinct", &sslr1::distinct, py::arg("grey"), py::arg("height"), py::arg("width"), py::arg("spots"),
+        py::arg("places"), py::arg("order"), py::arg("n"), py::arg("count"), py::arg("radius"), py::arg("apart"),
+        py::arg("alike"));
+  m.def("balanced", &sslr1::balanced, py::arg("refs"), py::arg("places"), py::arg("count"), py::arg("n"),
+        py::arg("ranks"), py::arg("weights"));
   m.def("row_loss", &sslr1::row_loss, py::arg("mode"), py::arg("logits"), py::arg("tokens"), py::arg("logprobs"),
         py::arg("entropy"), py::arg("advantage"), py::arg("policy"), py::arg("kl"), py::arg("bonus"), py::arg("old"),
         py::arg("ref"), py::arg("g"), py::arg("rows"), py::arg("vocabulary"), py::arg("stride"),

@@ -4,6 +4,7 @@ import math
 
 import numpy as np
 
+from sslr1.ops.points import balanced, distinct
 from sslr1.ops.render import IDENTITY_COLOUR
 from sslr1.puzzles.colour import jitter
 from sslr1.puzzles.plan import Plan, Puzzle
@@ -27,7 +28,8 @@ SHARE = 0.20
 LARGEST = 448  # px a side of a canvas
 RING, LABEL = 0.075, 0.085  # sizes of marks, shares of the canvas; a mark has 12 px at least
 MARGIN = 0.09  # of points from a canvas's edge, share of the canvas
-ALIKE = 0.9  # correlation of two points' surroundings from which they can't be told apart
+ALIKE = 0.9  # correlation of two points' surroundings from which they can't be told apart …
+SURROUNDINGS = 5  # … which reach so far around them, px of the reduced image
 PLACES = 192  # where in view 1 the point could stand: samples a point
 TRIES = 20
 
@@ -123,17 +125,13 @@ def _pick(draw, points, image, level, count):
     order = draw.permutation(len(spots))
     if level == 4:  # close together: around the first, nearest first
         order = order[np.argsort(np.linalg.norm(places[order] - places[order[0]], axis=1), kind="stable")]
-    patches = image.patches(spots)
-    alike = patches @ patches.T > ALIKE
-    near = np.linalg.norm(places[:, None] - places[None], axis=2) < APART[level]
-    chosen = []
-    for i in order:
-        if not (alike[i, chosen].any() or near[i, chosen].any()):
-            chosen.append(i)
-            if len(chosen) == count:
-                chosen = np.array(chosen)[draw.permutation(count)]
-                return spots[chosen], places[chosen]
-    return None
+    grey, step = image.grey
+    limits = {"radius": SURROUNDINGS, "apart": APART[level], "alike": ALIKE}
+    chosen = distinct(grey, spots / step, places, order, count, **limits)
+    if len(chosen) < count:
+        return None
+    chosen = np.array(chosen)[draw.permutation(count)]
+    return spots[chosen], places[chosen]
 
 
 def _assign(draw, spots, places, image, first):
@@ -143,19 +141,10 @@ def _assign(draw, spots, places, image, first):
     low = np.maximum((spots - (size - first)) / first, MARGIN)
     high = np.minimum(spots / first, 1 - MARGIN)
     refs = low[:, None] + draw.random((count, PLACES, 2)) * (high - low)[:, None]  # where each point could stand
-    distances = np.linalg.norm(refs[:, :, None] - places[None, None], axis=3)
-    own = distances[np.arange(count), :, np.arange(count)]
-    ranks = (distances < own[:, :, None]).sum(2)  # [count, PLACES]
-    weights = (ranks[:, :, None] == np.arange(count)).any(1).astype(float)
-    if not (weights.any(0).all() and weights.any(1).all()):
+    found = balanced(refs, places)
+    if found is None:
         return None
-    for sweep in range(25):  # Sinkhorn: both margins uniform
-        weights /= weights.sum(0)
-        weights /= weights.sum(1, keepdims=True)
-        if sweep % 5 == 4 and (off := abs(weights.sum(0) - 1).max()) < 1e-3:
-            break
-    if off > 0.02:
-        return None
+    ranks, weights = found
     truth = int(draw.integers(0, count))
     rank = int(np.searchsorted(np.cumsum(weights[truth]), draw.random() * weights[truth].sum(), side="right"))
     rank = min(rank, count - 1)

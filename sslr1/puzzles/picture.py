@@ -75,17 +75,6 @@ class Picture:
         grey, step = self.grey
         return (np.array(look.corners(grey, GRAIN, 1 / 300)[:128], float).reshape(-1, 2) + 0.5) * step
 
-    def patches(self, points, radius=5) -> np.ndarray:
-        """Grey patches of (2 * radius + 1)^2 reduced px around points ([n, 2], px of the image), each of zero mean and unit
-        norm, float32 [n, (2 * radius + 1)^2]: their products are correlations."""
-        grey, step = self.grey
-        reach = np.arange(-radius, radius + 1)
-        y = (np.floor(points[:, 0] / step).astype(np.int64)[:, None] + reach).clip(0, grey.shape[0] - 1)
-        x = (np.floor(points[:, 1] / step).astype(np.int64)[:, None] + reach).clip(0, grey.shape[1] - 1)
-        patches = grey[y[:, :, None], x[:, None, :]].reshape(len(points), -1)
-        patches = patches - patches.mean(1, keepdims=True)
-        return patches / np.maximum(np.linalg.norm(patches, axis=1, keepdims=True), 1e-6)
-
 
 class Pictures:
     """A pool of images (len, [i]) as Pictures."""
