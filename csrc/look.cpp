@@ -1,10 +1,15 @@
 // Cost: sample_sums touches samples^2 pixels, reduced_grey a quarter to all of them; corners passes a dozen times over a
 // picture of at most 192 px a side.
+#include "vectorised.h"
+
 #include "look.h"
+#include "memory.h"
 
 #include <algorithm>
 #include <cmath>
+#include <tuple>
 #include <utility>
+#include <vector>
 
 namespace sslr1 {
 
@@ -35,8 +40,11 @@ void sample_sums(std::uintptr_t pixels, std::int64_t height, std::int64_t width,
   const std::int64_t stride = 3 * (samples + 1);
   const auto columns = grid(width, samples, 3), rows = grid(height, samples, 3 * width);
   std::fill(out, out + stride, 0);
+  const std::int64_t ahead = samples > 2 ? rows[2] - rows[0] : 0, end = 3 * height * width;
   for (std::int64_t y = 0; y < samples; ++y) {
     const std::uint8_t* row = in + rows[static_cast<std::size_t>(y)];
+    const std::int64_t next = rows[static_cast<std::size_t>(y)] + ahead;  // too far away for the machine to foresee it
+    for (std::int64_t x = 0; x < 3 * width && next + x < end; x += 64) __builtin_prefetch(in + next + x);
     const std::int32_t* above = out + y * stride;
     std::int32_t* here = out + (y + 1) * stride;
     std::int32_t red = 0, green = 0, blue = 0;
@@ -81,22 +89,31 @@ void cell_means(std::uintptr_t sums, std::int64_t samples, std::int64_t height, 
   }
 }
 
+namespace {
+
+// Luma of n pixels, `step` bytes apart, after a colour map has clipped them.
+VECTORISED void lumas_of(const std::uint8_t* from, std::int64_t step, std::int64_t n, const float* m, float* luma) {
+  for (std::int64_t i = 0; i < n; ++i) {
+    const float red = from[i * step], green = from[i * step + 1], blue = from[i * step + 2];
+    const auto clipped = [](float x) { return x < 0.f ? 0.f : x > 255.f ? 255.f : x; };
+    luma[i] = 0.299f * clipped(m[0] * red + m[1] * green + m[2] * blue + m[3]) +
+              0.587f * clipped(m[4] * red + m[5] * green + m[6] * blue + m[7]) +
+              0.114f * clipped(m[8] * red + m[9] * green + m[10] * blue + m[11]);
+  }
+}
+
+}  // namespace
+
 double contrast(std::uintptr_t sample, std::int64_t samples, std::array<std::int64_t, 3> y, std::array<std::int64_t, 3> x,
                 const std::array<float, 12>& colour) {
   const auto* in = reinterpret_cast<const std::uint8_t*>(sample);
-  constexpr float kLuma[3] = {0.299f, 0.587f, 0.114f};
+  const std::int64_t columns = (x[1] - x[0] + x[2] - 1) / x[2];
+  std::vector<float> lumas(static_cast<std::size_t>(columns));
   double sum = 0, squares = 0;
   std::int64_t count = 0;
-  for (std::int64_t i = y[0]; i < y[1]; i += y[2]) {
-    for (std::int64_t j = x[0]; j < x[1]; j += x[2], ++count) {
-      const std::uint8_t* p = in + 3 * (i * samples + j);
-      float luma = 0;
-      for (std::size_t c = 0; c < 3; ++c) {
-        const float* m = colour.data() + 4 * c;
-        luma += kLuma[c] * std::clamp(m[0] * p[0] + m[1] * p[1] + m[2] * p[2] + m[3], 0.f, 255.f);
-      }
-      sum += luma, squares += static_cast<double>(luma) * luma;
-    }
+  for (std::int64_t i = y[0]; i < y[1]; i += y[2], count += columns) {
+    lumas_of(in + 3 * (i * samples + x[0]), 3 * x[2], columns, colour.data(), lumas.data());
+    for (const float luma : lumas) sum += luma, squares += static_cast<double>(luma) * luma;
   }
   const double n = static_cast<double>(count), mean = sum / n;
   return std::sqrt(std::max(squares / n - mean * mean, 0.0));
@@ -120,70 +137,90 @@ void reduced_grey(std::uintptr_t pixels, std::int64_t height, std::int64_t width
 
 namespace {
 
-// Sums over 5 x 5 neighbours, zeros outside, in place.
-void box(std::vector<float>& picture, std::int64_t h, std::int64_t w) {
-  std::vector<float> rows(picture.size());
-  const auto around = [&](const float* in, std::int64_t x) {
-    float sum = 0;
-    for (std::int64_t i = std::max<std::int64_t>(x - 2, 0); i <= std::min(x + 2, w - 1); ++i) sum += in[i];
-    return sum;
-  };
-  for (std::int64_t y = 0; y < h; ++y) {
-    const float* in = picture.data() + y * w;
-    float* out = rows.data() + y * w;
-    for (std::int64_t x = 2; x < w - 2; ++x) out[x] = in[x - 2] + in[x - 1] + in[x] + in[x + 1] + in[x + 2];
-    for (const std::int64_t x : {std::int64_t{0}, std::int64_t{1}, w - 2, w - 1}) {
-      if (0 <= x && x < w) out[x] = around(in, x);
+// Of each of n places: the sum (or the maximum) of 2 * kReach + 1 neighbours that lie `step` apart.
+template <bool kMaximum, int kReach>
+IN_EACH_CLONE void gather(const float* in, std::int64_t step, float* out, std::int64_t n) {
+  for (std::int64_t i = 0; i < n; ++i) {
+    float found = in[i - kReach * step];
+    for (int k = 1 - kReach; k <= kReach; ++k) {
+      const float next = in[i + k * step];
+      found = kMaximum ? (next > found ? next : found) : found + next;
     }
+    out[i] = found;
   }
-  for (std::int64_t y = 0; y < h; ++y) {
-    float* out = picture.data() + y * w;
-    std::fill(out, out + w, 0.f);
-    for (std::int64_t i = std::max<std::int64_t>(y - 2, 0); i <= std::min(y + 2, h - 1); ++i) {
-      const float* in = rows.data() + i * w;
-      for (std::int64_t x = 0; x < w; ++x) out[x] += in[x];
-    }
+}
+
+VECTORISED void sums_of_five(const float* in, std::int64_t step, float* out, std::int64_t n) {
+  gather<false, 2>(in, step, out, n);
+}
+
+VECTORISED void maxima_of_seven(const float* in, std::int64_t step, float* out, std::int64_t n) {
+  gather<true, 3>(in, step, out, n);
+}
+
+VECTORISED void tensors(const float* left, const float* right, const float* above, const float* below, std::int64_t n,
+                        float* xx, float* yy, float* xy) {
+  for (std::int64_t x = 0; x < n; ++x) {
+    const float dx = (right[x] - left[x]) / 2, dy = (below[x] - above[x]) / 2;
+    xx[x] = dx * dx / 25, yy[x] = dy * dy / 25, xy[x] = dx * dy / 25;
   }
+}
+
+VECTORISED float smaller_eigenvalues(const float* xx, const float* yy, const float* xy, float* out, std::int64_t n) {
+  float largest = 0;
+  for (std::int64_t i = 0; i < n; ++i) {
+    const float difference = xx[i] - yy[i];
+    out[i] = (xx[i] + yy[i]) / 2 - std::sqrt(difference * difference / 4 + xy[i] * xy[i]);
+    largest = out[i] > largest ? out[i] : largest;
+  }
+  return largest;
 }
 
 }  // namespace
 
-std::vector<std::tuple<float, std::int64_t, std::int64_t>> corners(std::uintptr_t grey, std::int64_t height, std::int64_t width,
-                                                                   float grain, float share) {
+std::int64_t corners(std::uintptr_t grey, std::int64_t height, std::int64_t width, float grain, float share,
+                     std::int64_t most, std::uintptr_t out) {
+  constexpr std::int64_t kRim = 4;  // of zeros around every picture
   const auto* g = reinterpret_cast<const float*>(grey);
-  const std::int64_t h = height, w = width;
-  std::vector<float> xx(static_cast<std::size_t>(h * w)), yy(xx.size()), xy(xx.size());
+  const std::int64_t h = height, w = width, stride = w + 2 * kRim, size = (h + 2 * kRim) * stride;
+  if (h < 2 * kRim || w < 2 * kRim) return 0;
+  const Block memory(5 * size * static_cast<std::int64_t>(sizeof(float)));
+  auto* pictures = reinterpret_cast<float*>(memory.data());
+  std::fill(pictures, pictures + 5 * size, 0.f);
+  const auto at = [&](std::int64_t number, std::int64_t y) {
+    return pictures + number * size + (y + kRim) * stride + kRim;
+  };
   for (std::int64_t y = 0; y < h; ++y) {
-    for (std::int64_t x = 0; x < w; ++x) {
-      const std::int64_t i = y * w + x;
-      const float dx = x > 0 && x < w - 1 ? (g[i + 1] - g[i - 1]) / 2 : 0.f;
-      const float dy = y > 0 && y < h - 1 ? (g[i + w] - g[i - w]) / 2 : 0.f;
-      const auto k = static_cast<std::size_t>(i);
-      xx[k] = dx * dx / 25, yy[k] = dy * dy / 25, xy[k] = dx * dy / 25;
-    }
+    const float *row = g + y * w, *above = row - w, *below = row + w;
+    if (y == 0 || y == h - 1) above = below = row;  // no gradient across the edge
+    const auto tensors_of = [&](std::int64_t x, std::int64_t n, std::int64_t aside) {
+      tensors(row + x - aside, row + x + aside, above + x, below + x, n, at(0, y) + x, at(1, y) + x, at(2, y) + x);
+    };
+    tensors_of(0, 1, 0), tensors_of(1, w - 2, 1), tensors_of(w - 1, 1, 0);
   }
-  box(xx, h, w), box(yy, h, w), box(xy, h, w);
+  for (int number = 0; number < 3; ++number) {
+    for (std::int64_t y = 0; y < h; ++y) sums_of_five(at(number, y), 1, at(3, y), w);
+    for (std::int64_t y = 0; y < h; ++y) sums_of_five(at(3, y), stride, at(number, y), w);
+  }
   float strongest = 0;
-  for (std::size_t k = 0; k < xx.size(); ++k) {
-    const float difference = xx[k] - yy[k];
-    xx[k] = (xx[k] + yy[k]) / 2 - std::sqrt(difference * difference / 4 + xy[k] * xy[k]);
-    strongest = std::max(strongest, xx[k]);
+  for (std::int64_t y = 0; y < h; ++y) {
+    strongest = std::max(strongest, smaller_eigenvalues(at(0, y), at(1, y), at(2, y), at(3, y), w));
   }
   const float least = std::max(grain, share * strongest);
   std::vector<std::tuple<float, std::int64_t, std::int64_t>> found;
-  for (std::int64_t y = 4; y < h - 4; ++y) {
-    for (std::int64_t x = 4; x < w - 4; ++x) {
-      const float here = xx[static_cast<std::size_t>(y * w + x)];
-      if (here <= least) continue;
-      bool peak = true;
-      for (std::int64_t j = y - 3; peak && j <= y + 3; ++j) {
-        for (std::int64_t i = x - 3; i <= x + 3; ++i) peak &= xx[static_cast<std::size_t>(j * w + i)] <= here;
-      }
-      if (peak) found.emplace_back(here, y, x);
+  for (std::int64_t y = 1; y < h - 1; ++y) maxima_of_seven(at(3, y) + kRim, 1, at(4, y) + kRim, w - 2 * kRim);
+  for (std::int64_t y = kRim; y < h - kRim; ++y) {
+    const float *strength = at(3, y), *peak = at(0, y);
+    maxima_of_seven(at(4, y) + kRim, stride, at(0, y) + kRim, w - 2 * kRim);
+    for (std::int64_t x = kRim; x < w - kRim; ++x) {
+      if (strength[x] > least && strength[x] == peak[x]) found.emplace_back(strength[x], y, x);
     }
   }
   std::stable_sort(found.begin(), found.end(), [](const auto& a, const auto& b) { return std::get<0>(a) > std::get<0>(b); });
-  return found;
+  auto* to = reinterpret_cast<std::int64_t*>(out);
+  if (static_cast<std::int64_t>(found.size()) > most) found.resize(static_cast<std::size_t>(most));
+  for (const auto& [strength, y, x] : found) *to++ = y, *to++ = x;
+  return static_cast<std::int64_t>(found.size());
 }
 
 }  // namespace sslr1

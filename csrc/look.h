@@ -2,8 +2,6 @@
 #pragma once
 #include <array>
 #include <cstdint>
-#include <tuple>
-#include <vector>
 
 namespace sslr1 {
 
@@ -26,10 +24,10 @@ double contrast(std::uintptr_t sample, std::int64_t samples, std::array<std::int
 // Mean grey of four (at step 1: one) of every step x step pixels: float [height / step, width / step].
 void reduced_grey(std::uintptr_t pixels, std::int64_t height, std::int64_t width, std::int64_t step, std::uintptr_t grey);
 
-// Shi and Tomasi's corners of a grey picture, float [height, width]: (strength, y, x) of the peaks of the smaller eigenvalue of
-// the 5 x 5 structure tensor among 7 x 7 neighbours, stronger than `grain` and than `share` of the strongest, and at least
-// four pixels from the edge.
-std::vector<std::tuple<float, std::int64_t, std::int64_t>> corners(std::uintptr_t grey, std::int64_t height, std::int64_t width,
-                                                                   float grain, float share);
+// Shi and Tomasi's corners of a grey picture, float [height, width]: (y, x) of the peaks of the smaller eigenvalue of the
+// 5 x 5 structure tensor among 7 x 7 neighbours, stronger than `grain` and than `share` of the strongest, and at least four
+// pixels from the edge. Writes the strongest, at most `most`, to int64 [most, 2] and returns how many there are.
+std::int64_t corners(std::uintptr_t grey, std::int64_t height, std::int64_t width, float grain, float share,
+                     std::int64_t most, std::uintptr_t out);
 
 }  // namespace sslr1

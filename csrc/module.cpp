@@ -34,7 +34,7 @@ PYBIND11_MODULE(_C, m) {
   m.def("reduced_grey", &sslr1::reduced_grey, py::arg("pixels"), py::arg("height"), py::arg("width"), py::arg("step"),
         py::arg("grey"), py::call_guard<py::gil_scoped_release>());
   m.def("corners", &sslr1::corners, py::arg("grey"), py::arg("height"), py::arg("width"), py::arg("grain"),
-        py::arg("share"), py::call_guard<py::gil_scoped_release>());
+        py::arg("share"), py::arg("most"), py::arg("out"), py::call_guard<py::gil_scoped_release>());
   m.def("distinct", &sslr1::distinct, py::arg("grey"), py::arg("height"), py::arg("width"), py::arg("spots"),
         py::arg("places"), py::arg("order"), py::arg("n"), py::arg("count"), py::arg("radius"), py::arg("apart"),
         py::arg("alike"));

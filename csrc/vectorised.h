@@ -1,7 +1,8 @@
 // Plain loops that become vectors of whatever width the machine has. Include it first.
 #pragma once
 #if defined(__GNUC__) && !defined(__clang__)
-#pragma GCC optimize("no-trapping-math")  // alters no value; without it loops that compare floats don't become vectors
+// These alter no value; without them loops that compare floats or take roots don't become vectors
+#pragma GCC optimize("no-trapping-math", "no-math-errno")
 #endif
 
 #if defined(__x86_64__) && defined(__GNUC__)

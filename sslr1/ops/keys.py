@@ -68,6 +68,16 @@ def uniform(key: torch.Tensor) -> torch.Tensor:
     return bits.to(torch.float64) * 2.0**-53
 
 
+class _Key(np.random.bit_generator.ISeedSequence):
+    """A seed that is the key itself. Philox(key=...) is the same, after it has asked the system for a seed it doesn't use."""
+
+    def __init__(self, key: int):
+        self.key = key
+
+    def generate_state(self, n_words, dtype=np.uint32):
+        return np.array([self.key, *[0] * (n_words - 1)], dtype)
+
+
 def generator(*parts: int | str) -> np.random.Generator:
     """A NumPy generator (Philox, counter-based) at the address that the parts name."""
-    return np.random.Generator(np.random.Philox(key=fold(*parts)))
+    return np.random.Generator(np.random.Philox(_Key(fold(*parts))))

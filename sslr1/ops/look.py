@@ -82,14 +82,15 @@ def reduced_grey(pixels: torch.Tensor, step: int) -> np.ndarray:
     return part.cpu().numpy()
 
 
-def corners(grey: np.ndarray, grain: float, share: float) -> list:
-    """[(y, x), ...] of a grey picture's textured corners, strongest first.
+def corners(grey: np.ndarray, grain: float, share: float, most: int) -> np.ndarray:
+    """(y, x) of a grey picture's textured corners, the strongest `most`, strongest first, int64 [n, 2].
 
     Shi and Tomasi's measure (1994): the smaller eigenvalue of the gradient's 5 x 5 structure tensor; peaks among 7 x 7
     neighbours, stronger than `grain` and than `share` of the strongest, at least four pixels from the edge.
     """
     if _C is not None:
-        return [place for _, *place in _C.corners(grey.ctypes.data, *grey.shape, grain, share)]
+        found = np.empty((most, 2), np.int64)
+        return found[: _C.corners(grey.ctypes.data, *grey.shape, grain, share, most, found.ctypes.data)]
     g = torch.from_numpy(grey)[None, None]
     gx = F.pad((g[..., 2:] - g[..., :-2]) / 2, (1, 1, 0, 0))
     gy = F.pad((g[..., 2:, :] - g[..., :-2, :]) / 2, (0, 0, 1, 1))
@@ -98,4 +99,4 @@ def corners(grey: np.ndarray, grain: float, share: float) -> list:
     peak = strength == F.max_pool2d(strength[None, None], 7, 1, 3)[0, 0]
     peak &= strength > max(grain, float(strength.max()) * share)
     peak[:4], peak[-4:], peak[:, :4], peak[:, -4:] = False, False, False, False
-    return peak.nonzero()[strength[peak].argsort(descending=True, stable=True)].tolist()
+    return peak.nonzero()[strength[peak].argsort(descending=True, stable=True)][:most].numpy()

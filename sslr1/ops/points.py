@@ -24,7 +24,7 @@ def distinct(grey, spots, places, order, count, *, radius, apart, alike) -> list
         return _C.distinct(grey.ctypes.data, *grey.shape, *arrays, len(order), count, radius, apart, alike)
     reach = np.arange(-radius, radius + 1)
     y, x = ((np.floor(v).astype(np.int64)[:, None] + reach).clip(0, n - 1) for v, n in zip(spots.T, grey.shape))
-    patches = grey[y[:, :, None], x[:, None, :]].reshape(len(spots), -1)
+    patches = grey[y[:, :, None], x[:, None, :]].reshape(len(spots), len(reach) ** 2)
     patches = patches - patches.mean(1, keepdims=True)
     patches /= np.maximum(np.linalg.norm(patches, axis=1, keepdims=True), 1e-6)
     same = patches @ patches.T > alike

@@ -10,9 +10,10 @@ from sslr1.ops.look import LUMA
 _TO_YIQ = np.array(((0.299, 0.587, 0.114), (0.5959, -0.2746, -0.3213), (0.2115, -0.5227, 0.3112)))
 _TO_RGB = np.linalg.inv(_TO_YIQ)
 # a rotation of the chroma plane of YIQ by an angle is KEEP + cos * COS + sin * SIN
-_KEEP = np.outer(_TO_RGB[:, 0], _TO_YIQ[0]).tolist()
-_COS = (np.outer(_TO_RGB[:, 1], _TO_YIQ[1]) + np.outer(_TO_RGB[:, 2], _TO_YIQ[2])).tolist()
-_SIN = (np.outer(_TO_RGB[:, 2], _TO_YIQ[1]) - np.outer(_TO_RGB[:, 1], _TO_YIQ[2])).tolist()
+_KEEP = np.outer(_TO_RGB[:, 0], _TO_YIQ[0])
+_COS = np.outer(_TO_RGB[:, 1], _TO_YIQ[1]) + np.outer(_TO_RGB[:, 2], _TO_YIQ[2])
+_SIN = np.outer(_TO_RGB[:, 2], _TO_YIQ[1]) - np.outer(_TO_RGB[:, 1], _TO_YIQ[2])
+_TERMS = np.stack([_KEEP, _COS, _SIN, np.tile(LUMA, (3, 1))], -1).reshape(9, 4).tolist()  # of each of 3 x 3 entries
 
 
 def jitter(draw, mean, brightness, contrast, saturation, hue):
@@ -24,14 +25,9 @@ def jitter(draw, mean, brightness, contrast, saturation, hue):
     angle = 2 * math.pi * draw.uniform(-hue, hue)
     cos, sin, scale = s * math.cos(angle), s * math.sin(angle), b * c
     rest = (1 - c) * b * sum(v * m for v, m in zip(LUMA, mean))
-    found = []
-    for row in range(3):
-        terms = zip(_KEEP[row], _COS[row], _SIN[row], LUMA)
-        found += [
-            scale * (s * keep + cos * by_cos + sin * by_sin + (1 - s) * grey) for keep, by_cos, by_sin, grey in terms
-        ]
-        found.append(rest)
-    return tuple(found)
+    keeps, turns, tilts, greys = scale * s, scale * cos, scale * sin, scale * (1 - s)
+    a, b, c, d, e, f, g, h, i = (keeps * k + turns * t + tilts * v + greys * y for k, t, v, y in _TERMS)
+    return (a, b, c, rest, d, e, f, rest, g, h, i, rest)
 
 
 def greyed(colour):

@@ -9,6 +9,7 @@ import torch
 from sslr1.ops.atlas import CELL, CELLS
 from sslr1.ops.render import ATLAS, BILINEAR, IDENTITY_COLOUR, NEAREST, STENCIL, render
 
+_PLACE = {name: place for place, name in enumerate(CELLS)}
 SOFTEST = 2.0  # largest blur in px of its mip level; beyond it a coarser level does
 
 
@@ -102,11 +103,12 @@ class Plan:
         cell = CELL >> level  # of the level's px
         step = cell / size
         matrix = (
-            *(step, 0.0, (left - (x - size / 2)) * step + CELLS.index(name) * cell),
+            *(step, 0.0, (left - (x - size / 2)) * step + _PLACE[name] * cell),
             *(0.0, step, (top - (y - size / 2)) * step),
             *(0.0, 0.0, 1.0),
         )
-        colour = tuple(v for c in rgb for v in (0.0, c / 255, 0.0, 0.0))
+        r, g, b = (c / 255 for c in rgb)
+        colour = (0.0, r, 0.0, 0.0, 0.0, g, 0.0, 0.0, 0.0, b, 0.0, 0.0)
         source = self.source(ATLAS, level)
         self.tile(
             canvas,

@@ -1,6 +1,7 @@
 """Rotation: by how many degrees has this image been turned?"""
 
 import math
+from functools import lru_cache
 
 import numpy as np
 
@@ -90,13 +91,22 @@ def _cos_sin(degrees):
 
 def _symmetric(small, angles):
     """Whether a [16, 16, 3] picture, turned by any of the angles, is the same within its disc."""
+    disc, turned = _turned_disc(angles)
+    small = small.reshape(256, 3)
+    return bool((np.abs(small[disc] - small[turned]).mean((1, 2)) <= SAME).any())
+
+
+@lru_cache
+def _turned_disc(angles):
+    """(numbers [n] of the pixels of a 16 x 16 picture's disc, numbers [m, n] of those that come there when it is turned by each
+    angle up to a half turn: turning back is as far as turning)."""
     centre = np.arange(16) - 7.5
     dy, dx = centre[:, None], centre[None, :]
-    disc = np.hypot(dy, dx) < 8
-    for angle in angles[1 : len(angles) // 2 + 1]:  # turning back is as far as turning
+    disc = np.flatnonzero(np.hypot(dy, dx) < 8)
+    turned = []
+    for angle in angles[1 : len(angles) // 2 + 1]:
         cos, sin = _cos_sin(angle)
-        turned_y = np.rint(7.5 - sin * dx + cos * dy).astype(int).clip(0, 15)
-        turned_x = np.rint(7.5 + cos * dx + sin * dy).astype(int).clip(0, 15)
-        if np.abs(small - small[turned_y, turned_x])[disc].mean() <= SAME:
-            return True
-    return False
+        y = np.rint(7.5 - sin * dx + cos * dy).astype(int).clip(0, 15)
+        x = np.rint(7.5 + cos * dx + sin * dy).astype(int).clip(0, 15)
+        turned.append((16 * y + x).ravel()[disc])
+    return disc, np.array(turned)

@@ -105,15 +105,16 @@ def crop_pair(draw, H, W, area):
 
 def random_crop(draw, H, W, area):
     """A crop of area share uniform in `area` and aspect ratio log-uniform in 3/4 … 4/3, anywhere inside the image."""
+    low, high = area
     for _ in range(10):
-        pixels = draw.uniform(*area) * H * W
-        ratio = math.exp(draw.uniform(math.log(3 / 4), math.log(4 / 3)))
+        pixels = (low + (high - low) * draw.random()) * H * W
+        ratio = math.exp(math.log(3 / 4) + (math.log(4 / 3) - math.log(3 / 4)) * draw.random())
         h, w = math.sqrt(pixels / ratio), math.sqrt(pixels * ratio)
         if h <= H and w <= W:
             break
     else:
         h, w = min(h, H), min(w, W)
-    return draw.uniform(0, H - h), draw.uniform(0, W - w), h, w
+    return (H - h) * draw.random(), (W - w) * draw.random(), h, w
 
 
 def crop_map(crop, side, flip=False):
