@@ -152,6 +152,18 @@ def test_patches_equal_hugging_face(draw, photographs, backend, spec):
         assert torch.equal(half, expected["pixel_values"].bfloat16())
 
 
+@pytest.mark.parametrize("patch", [14, 16])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_many_patches_are_moved_as_few_are(draw, patch, dtype):
+    """From 8 MiB on they are written past the caches."""
+    spec = ops.PatchSpec(patch=patch, temporal=3, dtype=dtype)
+    (image,) = random_images(draw, [(21 * spec.unit, 32 * spec.unit)])
+    plan = Plan()
+    plan.view(plan.canvas(*image.shape[:2]), 0, 0, *image.shape[:2], 0, (1.0, 0, 0, 0, 1.0, 0), exact=True)
+    expected, got = (ops.render_patches([image], plan, spec, backend)[0] for backend in BACKENDS)
+    assert got.nbytes > 8 << 20 and torch.equal(got, expected)
+
+
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_rotation_turned_back_is_a_crop_of_the_source(draw, photographs, backend):
     for image in [*photographs, *random_images(draw, [(130, 200), (128, 128)])]:
