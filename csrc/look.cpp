@@ -162,7 +162,7 @@ VECTORISED void tensors(const float* left, const float* right, const float* abov
                         float* xx, float* yy, float* xy) {
   for (std::int64_t x = 0; x < n; ++x) {
     const float dx = (right[x] - left[x]) / 2, dy = (below[x] - above[x]) / 2;
-    xx[x] = dx * dx / 25, yy[x] = dy * dy / 25, xy[x] = dx * dy / 25;
+    xx[x] = dx * dx, yy[x] = dy * dy, xy[x] = dx * dy;
   }
 }
 
@@ -206,14 +206,14 @@ std::int64_t corners(std::uintptr_t grey, std::int64_t height, std::int64_t widt
   for (std::int64_t y = 0; y < h; ++y) {
     strongest = std::max(strongest, smaller_eigenvalues(at(0, y), at(1, y), at(2, y), at(3, y), w));
   }
-  const float least = std::max(grain, share * strongest);
+  const float least = std::max(25 * grain, share * strongest);  // of sums: means of 25 would be as good
   std::vector<std::tuple<float, std::int64_t, std::int64_t>> found;
   for (std::int64_t y = 1; y < h - 1; ++y) maxima_of_seven(at(3, y) + kRim, 1, at(4, y) + kRim, w - 2 * kRim);
   for (std::int64_t y = kRim; y < h - kRim; ++y) {
     const float *strength = at(3, y), *peak = at(0, y);
     maxima_of_seven(at(4, y) + kRim, stride, at(0, y) + kRim, w - 2 * kRim);
     for (std::int64_t x = kRim; x < w - kRim; ++x) {
-      if (strength[x] > least && strength[x] == peak[x]) found.emplace_back(strength[x], y, x);
+      if (strength[x] == peak[x] && strength[x] > least) found.emplace_back(strength[x], y, x);
     }
   }
   std::stable_sort(found.begin(), found.end(), [](const auto& a, const auto& b) { return std::get<0>(a) > std::get<0>(b); });

@@ -1,4 +1,5 @@
-// sslr1._C: the compiled part. Functions take addresses, sizes and strides, no torch types, and let the GIL go.
+// sslr1._C: the compiled part. Functions take addresses, sizes and strides, no torch types. Those that take longer than
+// handing the GIL to another thread and back let it go.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
@@ -23,11 +24,11 @@ PYBIND11_MODULE(_C, m) {
         py::arg("element_size"), py::arg("patch"), py::arg("merge"), py::arg("temporal"), py::arg("fill"),
         py::arg("threads"), py::call_guard<py::gil_scoped_release>());
   m.def("sample", &sslr1::sample, py::arg("pixels"), py::arg("height"), py::arg("width"), py::arg("samples"),
-        py::arg("out"), py::call_guard<py::gil_scoped_release>());
+        py::arg("out"));
   m.def("contrast", &sslr1::contrast, py::arg("sample"), py::arg("samples"), py::arg("y"), py::arg("x"),
         py::arg("colour"));
   m.def("sample_sums", &sslr1::sample_sums, py::arg("pixels"), py::arg("height"), py::arg("width"), py::arg("samples"),
-        py::arg("sums"), py::call_guard<py::gil_scoped_release>());
+        py::arg("sums"));
   m.def("cell_means", &sslr1::cell_means, py::arg("sums"), py::arg("samples"), py::arg("height"), py::arg("width"),
         py::arg("top"), py::arg("left"), py::arg("extent_y"), py::arg("extent_x"), py::arg("rows"), py::arg("columns"),
         py::arg("means"));

@@ -73,9 +73,14 @@ def pair_of_views(draw, image, level, side, target):
     for _ in range(12):
         crops = crop_pair(draw, image.height, image.width, AREA[level])
         views = [(crop, *augmentation(draw, image, crop, level, side, target)) for crop in crops]
-        if all(shows for *_, shows in views):
+        if all(shows(image, level, *view) for view in views):
             return views, True
     return views, False
+
+
+def shows(image, level, crop, flip, colours, blur, possible) -> bool:
+    """Whether a view, its crop and augmentation, shows anything."""
+    return possible and (level >= 3 or image.contrast(*crop, colours[0][0]) >= FLATTEST)
 
 
 def negatives(draw, image, pool, count):
@@ -125,11 +130,11 @@ def crop_map(crop, side, flip=False):
 
 
 def augmentation(draw, image, crop, level, side, target):
-    """(flip, (colour map, alpha) of each layer, blur in px of the canvas, whether the view shows anything): nothing is changed
-    at level 1, all that SimCLR changes (arXiv 2002.05709) at level 2, its geometry and blur from level 3, where the tones of
+    """(flip, (colour map, alpha) of each layer, blur in px of the canvas, whether tones allow that): nothing is changed at
+    level 1, all that SimCLR changes (arXiv 2002.05709) at level 2, its geometry and blur from level 3, where the tones of
     every view are `matched`."""
     if level == 1:
-        return False, [(IDENTITY_COLOUR, 1.0)], 0.0, image.contrast(*crop, IDENTITY_COLOUR) >= FLATTEST
+        return False, [(IDENTITY_COLOUR, 1.0)], 0.0, True
     flip = draw.random() < 0.5
     blur = draw.uniform(0.1, 2.0) / 224 * side if draw.random() < 0.5 else 0.0
     if level >= 3:
@@ -139,7 +144,7 @@ def augmentation(draw, image, crop, level, side, target):
     colour = jitter(draw, image.mean, 0.8, 0.8, 0.8, 0.2) if draw.random() < 0.8 else IDENTITY_COLOUR
     if draw.random() < 0.2:
         colour = greyed(colour)
-    return flip, [(colour, 1.0)], blur, image.contrast(*crop, colour) >= FLATTEST
+    return flip, [(colour, 1.0)], blur, True
 
 
 def matched(draw, luma, target):
