@@ -8,9 +8,8 @@ import math
 import torch
 
 from sslr1 import ops
-from sslr1.model.adamw import AdamWBfloat16
 from sslr1.model import cost, dealing, pack, parallel, split
-
+from sslr1.model.adamw import AdamWBfloat16
 
 MOMENTS = ("exp_avg", "exp_avg_sq")  # as torch's AdamW names them
 
