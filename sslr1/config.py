@@ -104,6 +104,12 @@ class Rollout(Section):
     truncated: Literal["zero", "score"] = Field(
         "zero", description="a completion cut off at max_tokens gets reward 0, or is scored by what it holds"
     )
+    max_logp_gap: float | None = Field(
+        None,
+        gt=0,
+        description="a token whose log-prob under the learner is further than this from the sampler's is weighted by their ratio, "
+        "loss.is_cap at most; costs a third of the loss's time more; null only logs the difference",
+    )
     wave_rows: int = Field(1024, ge=1, description="samples that decode together at most")
 
 
@@ -113,6 +119,11 @@ class Loss(Section):
     )
     advantage: Literal["group", "mean"] = Field(
         "group", description="rewards minus group mean, over the group's standard deviation or not"
+    )
+    is_cap: float = Field(
+        2.0,
+        gt=0,
+        description="largest weight of a token whose sampler and learner differ by more than rollout.max_logp_gap",
     )
     clip_low: float = Field(0.2, ge=0, lt=1, description="lower clip of the ratio")
     clip_high: float = Field(0.2, ge=0, description="upper clip of the ratio")

@@ -16,12 +16,14 @@ MOMENTS = ("exp_avg", "exp_avg_sq")  # as torch's AdamW names them
 
 class Learner:
     """policy: a sharded `model.Policy`; world: `parallel.World`; optim, loss: sections of the configuration;
-    temperature: the sampler's; max_tokens: the longest completion; steps: of the whole run, for the schedule."""
+    temperature: the sampler's; max_tokens: the longest completion; steps: of the whole run, for the schedule; max_logp_gap: from
+    which difference to the sampler's log-prob a token is weighted by min(ratio, loss.is_cap), None for never."""
 
-    def __init__(self, policy, world, *, optim, loss, temperature, max_tokens, token_budget, steps):
+    def __init__(self, policy, world, *, optim, loss, temperature, max_tokens, token_budget, steps, max_logp_gap=None):
         self.policy, self.world, self.optim = policy, world, optim
         self.cost = cost.cost_of(policy.model)
         self.token_budget, self.steps = token_budget, steps
+        self.max_logp_gap, self.is_cap = max_logp_gap, loss.is_cap
         self.step_number, self.skipped, self.skipped_in_a_row = 0, 0, 0
         self.loss_options = dict(
             loss_type=loss.loss_type,
@@ -97,18 +99,20 @@ class Learner:
                 advantages=given[0][chosen] if given else None,
             )
             parallel.last_micro_batch(self.policy, number == len(pieces) - 1)
+            drawn = torch.cat([groups[n].samples[s].logprobs for n, r in piece for s in r]).to(device)
             names = []
 
             def loss(hidden, lm_head):
-                out = ops.grpo_loss(hidden, lm_head, packed.tokens, packed.sequence, rewards[chosen], **options)
-                names[:] = out.stats
-                return out.loss, out.logprobs, *out.stats.values()
+                weights, capped = self._weights(hidden, lm_head, packed.tokens, drawn)
+                out = ops.grpo_loss(
+                    hidden, lm_head, packed.tokens, packed.sequence, rewards[chosen], token_weights=weights, **options
+                )
+                stats = out.stats | {"capped": capped / token_count}
+                names[:] = stats
+                return out.loss, out.logprobs, *stats.values()
 
             value, logprobs, *stats = self.policy(packed, loss)
             value.backward()
-            drawn = torch.cat([groups[n].samples[s].logprobs for n, r in piece for s in r] or [torch.zeros(0)]).to(
-                device
-            )
             gap = (logprobs - drawn).abs()
             found = dict(
                 zip(names, stats),
@@ -123,6 +127,15 @@ class Learner:
                 totals[name] = combine(totals[name], x) if name in totals else x
         counted = {"computed": float(parallel.all_reduce(computed)), "repeated": repeated, "flops": float(flops)}
         return self._update(totals) | {"tokens": token_count} | counted
+
+    def _weights(self, hidden, lm_head, tokens, drawn):
+        """(weight of each token, None for all 1; how many are capped): importance weights (truncated) from the sampler's policy to this
+        one, for tokens past `max_logp_gap`. They take a pass over the vocabulary before the loss's own."""
+        if self.max_logp_gap is None:
+            return None, drawn.new_zeros(())
+        gap = ops.token_logprobs(hidden.detach(), lm_head.detach(), tokens, self.loss_options["temperature"])[0] - drawn
+        weights = torch.where(gap.abs() > self.max_logp_gap, gap.exp(), 1.0)
+        return weights.clamp(max=self.is_cap), (weights > self.is_cap).sum()
 
     def _flops(self, groups) -> float:
         """What this rank's groups cost, each prompt once."""
@@ -163,6 +176,7 @@ class Learner:
             "ratio/max": totals["ratio_max"],
             "sampling/logp_difference/mean": totals["gap_mean"],
             "sampling/logp_difference/max": totals["gap_max"],
+            "sampling/capped": totals["capped"],
             "grad_norm": float(norm),
             "learning_rate": lr,
             "skipped_steps": self.skipped,

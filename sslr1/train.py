@@ -63,6 +63,7 @@ class Run:
             max_tokens=c.rollout.max_tokens,
             token_budget=c.train.token_budget,
             steps=c.train.steps,
+            max_logp_gap=c.rollout.max_logp_gap,
         )
         self.curriculum = Curriculum(
             c.puzzles.curriculum,

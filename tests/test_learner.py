@@ -186,3 +186,31 @@ def test_a_folder_of_transformers_trains_and_goes_back(tmp_path, any_tiny, photo
             theirs.append(logits[len(group.prompt.input_ids) - 1 : -1])
         theirs = torch.cat(theirs)
         assert (mine - theirs).abs().max() <= 1e-4 * theirs.abs().max()
+
+
+def test_tokens_that_the_sampler_drew_otherwise_are_weighted(tiny, photographs, seed, one_process, monkeypatch):
+    """Past the gap by min(ratio, cap), within it by 1; and with the gap switched off nothing is weighted."""
+    groups, rewards = make_groups(tiny, photographs, seed)
+    seen = []
+    inner = ops.grpo_loss
+
+    def spy(*arguments, token_weights=None, **options):
+        out = inner(*arguments, token_weights=token_weights, **options)
+        seen.append((token_weights, out.logprobs))
+        return out
+
+    monkeypatch.setattr(ops, "grpo_loss", spy)
+    learner, _ = make_learner(tiny, one_process)
+    learner.step(groups, rewards)
+    assert seen[0][0] is None
+    shifts = torch.tensor([0.0, 0.1, -0.1, 0.5, -0.5, 3.0, -3.0]).repeat(5)[: len(seen[0][1])]
+    parts = iter((seen[0][1] - shifts).split([len(s.tokens) for g in groups for s in g.samples]))
+    for group in groups:
+        for sample in group.samples:
+            sample.logprobs = next(parts)
+    learner, _ = make_learner(tiny, one_process, max_logp_gap=0.3)
+    found = learner.step(groups, rewards)
+    expected = torch.where(shifts.abs() > 0.3, shifts.exp().clamp(max=2.0), 1.0)
+    assert (seen[1][0] - expected).abs().max() < 1e-4
+    assert found["sampling/capped"] == (shifts == 3.0).sum() / len(shifts)
+    assert abs(found["sampling/logp_difference/max"] - 3.0) < 1e-4
