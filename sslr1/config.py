@@ -111,6 +111,12 @@ class Rollout(Section):
         "loss.is_cap at most; costs a third of the loss's time more; null only logs the difference",
     )
     wave_rows: int = Field(1024, ge=1, description="samples that decode together at most")
+    resample: int = Field(
+        0,
+        ge=0,
+        description="how many times at most a puzzle whose completions all earned the same, which teaches nothing, is "
+        "replaced by another one within its step",
+    )
 
 
 class Loss(Section):

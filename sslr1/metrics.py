@@ -11,7 +11,7 @@ from sslr1 import puzzles
 from sslr1.model import parallel
 from sslr1.puzzles import curriculum
 
-OVERALL = ("puzzles", "completions", "reward", "reward_std", "flat", "length", "clipped", "format")
+OVERALL = ("puzzles", "completions", "reward", "reward_std", "flat", "length", "clipped", "format", "resampled")
 PER_LEVEL = ("n", "reward", "accuracy", "exact", "gain", "margin")  # over completions; n is how many
 
 
@@ -23,11 +23,17 @@ class StepTotals:
     levels: dict
 
     @classmethod
-    def gather(cls, batch, scores, groups, mixture, rule, device):
+    def gather(cls, batch, scores, groups, mixture, rule, device, trained_rewards, resampled=0):
         """batch: PuzzleBatch; scores: a list of `Score` for each of this rank's puzzles. All ranks must call it. What is
-        reduced has a place for every level of every puzzle of the mixture, whether or not a rank has met it."""
+        reduced has a place for every level of every puzzle of the mixture, whether or not a rank has met it.
+
+        trained_rewards [P, G]: of the groups that the learner was given, `resampled` of which are of other puzzles
+        (rollout.resample); "flat" counts among these. All else counts the first draw of every slot: groups are drawn
+        again where every completion earned the same, so leaving those out would move the means, and the curriculum."""
         overall = dict.fromkeys(OVERALL, 0.0)
         levels = {name: {level: dict.fromkeys(PER_LEVEL, 0.0) for level in puzzles.LEVELS[name]} for name in mixture}
+        overall["flat"] += int((trained_rewards.amax(1) == trained_rewards.amin(1)).sum())
+        overall["resampled"] += resampled
         drawn = zip(batch.names, batch.levels, batch.answers, batch.chance, scores, groups)
         for name, level, answer, chance, group_scores, group in drawn:
             rewards = torch.tensor([s.reward for s in group_scores], dtype=torch.float64)
@@ -35,7 +41,6 @@ class StepTotals:
             overall["completions"] += len(rewards)
             overall["reward"] += rewards.sum().item()
             overall["reward_std"] += rewards.std().item() if len(rewards) > 1 else 0.0
-            overall["flat"] += float(rewards.max() == rewards.min())
             overall["length"] += sum(len(s.tokens) for s in group.samples)
             overall["clipped"] += sum(s.finish == "length" for s in group.samples)
             overall["format"] += sum(s.format_ok for s in group_scores)

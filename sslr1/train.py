@@ -9,6 +9,7 @@ import argparse
 import signal
 import time
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 import torch
 
@@ -22,30 +23,67 @@ from sslr1.warmup import warm_up
 
 
 def train(built):
-    """The loop: stream, rollout, reward, learner, sampler weights, log."""
+    """The loop: stream, rollout with rewards, learner, sampler weights, log."""
     run = Run(built)
     start = run.begin()
     stream = built.stream(levels=run.curriculum.level)
     for step in range(start, built.config.train.steps):
         with run.clock("stream"):
             batch = stream.get(step)
-        with run.clock("rollout"):
-            groups = built.engine.generate(batch.prompts, step=step, **run.sampling)
-        with run.clock("reward"):
-            scores = [
-                [run.score(answer, sample) for sample in group.samples]
-                for answer, group in zip(batch.puzzles.answers, groups)
-            ]
-            rewards = torch.tensor([[s.reward for s in row] for row in scores])
+        drawn = roll_out(run, batch)
+        trained = resample(run, stream, batch, drawn)
         with run.clock("learner"):
-            learned = run.learner.step(groups, rewards)
+            learned = run.learner.step(trained.groups, trained.rewards)
         with run.clock("weights"):
             built.weights.refresh(built.policy)
-        run.record(step + 1, batch, groups, scores, learned)
+        run.record(step + 1, batch, drawn, trained, learned)
         if run.stopping():
             break
     stream.close()
     run.end()
+
+
+@dataclass
+class Rollout:
+    """A group of G completions for each of P puzzles, and what they earned."""
+
+    groups: list
+    scores: list  # P lists of G Scores
+    rewards: torch.Tensor  # float32 [P, G]
+    resampled: int = 0  # groups that are of another puzzle than their slot's first
+
+
+def roll_out(run, batch, attempt=0) -> Rollout:
+    """Draw each prompt's group and score it. attempt: which rollout of these slots this is within their step."""
+    with run.clock("rollout"):
+        groups = run.built.engine.generate(batch.prompts, step=batch.step, attempt=attempt, **run.sampling)
+    with run.clock("reward"):
+        scores = [
+            [run.score(answer, sample) for sample in group.samples]
+            for answer, group in zip(batch.puzzles.answers, groups)
+        ]
+        return Rollout(groups, scores, torch.tensor([[s.reward for s in row] for row in scores]))
+
+
+def resample(run, stream, batch, drawn) -> Rollout:
+    """What to train on: groups whose rewards are all equal have no gradient, so their slots draw another puzzle, whose
+    group takes the old one's place if its own rewards differ; rollout.resample times at most.
+
+    Each rank sees to its own slots, some oftener than others: no collective is in the stream or the sampler.
+    """
+    out = Rollout([*drawn.groups], [*drawn.scores], drawn.rewards.clone())
+    for attempt in range(1, run.config.rollout.resample + 1):
+        flat = (out.rewards.amax(1) == out.rewards.amin(1)).nonzero()[:, 0].tolist()
+        if not flat:
+            break
+        with run.clock("stream"):
+            other = stream.again(batch, flat)
+        again = roll_out(run, other, attempt)
+        for place, group, scores, rewards in zip(flat, again.groups, again.scores, again.rewards):
+            if rewards.max() > rewards.min():
+                out.groups[place], out.scores[place], out.rewards[place] = group, scores, rewards
+                out.resampled += 1
+    return out
 
 
 class Run:
@@ -135,12 +173,20 @@ class Run:
         self.progress.start("GRPO", self.config.train.steps)
         return self.step
 
-    def record(self, step, batch, groups, scores, learned):
-        """Log a finished step and tell the curriculum of it; evaluate and checkpoint where it is time."""
+    def record(self, step, batch, drawn, trained, learned):
+        """Log a finished step and tell the curriculum of it; evaluate and checkpoint where it is time. batch, drawn:
+        the first puzzle of every slot, which nearly all metrics count; trained: what the learner was given."""
         c = self.config
         self.step = step
         totals = metrics.StepTotals.gather(
-            batch.puzzles, scores, groups, c.puzzles.mixture, c.puzzles.rule, self.world.device
+            batch.puzzles,
+            drawn.scores,
+            drawn.groups,
+            c.puzzles.mixture,
+            c.puzzles.rule,
+            self.world.device,
+            trained.rewards,
+            trained.resampled,
         )
         taught = self._teach(batch.step, totals)
         speed = {f"timing_s/{phase}": seconds for phase, seconds in self.times.items()}
@@ -159,7 +205,7 @@ class Run:
         self.times = {}
         if self.world.main:
             for prompt, name, answer, group, row in list(
-                zip(batch.prompts, batch.puzzles.names, batch.puzzles.answers, groups, scores)
+                zip(batch.prompts, batch.puzzles.names, batch.puzzles.answers, drawn.groups, drawn.scores)
             )[: c.log.samples]:
                 self.samples.write(
                     {
@@ -179,7 +225,8 @@ class Run:
                         ],
                     }
                 )
-        line = {"step": step, **totals.metrics(), **taught, **learned, **speed}
+        resampled = {"rollout/resampled": totals.overall["resampled"]} if c.rollout.resample else {}
+        line = {"step": step, **totals.metrics(), **resampled, **taught, **learned, **speed}
         self.progress.show(step, {k: line[k] for k in ("reward", "entropy", "timing_s/step")})
         if self.learner.skipped_in_a_row >= 10:
             raise FloatingPointError(

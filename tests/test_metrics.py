@@ -1,8 +1,10 @@
 """What a step's record says of its completions."""
 
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
+import torch
 
 from sslr1 import metrics
 from sslr1.puzzles import LEVELS, Answer, score
@@ -24,7 +26,9 @@ def test_every_level_that_was_seen_has_its_own_numbers(one_process):
     samples = [SimpleNamespace(tokens=[1] * n, finish=f) for n, f in ((3, "stop"), (5, "length"))]
     groups = [SimpleNamespace(samples=samples) for _ in texts]
     mixture = {"rotation": 0.5, "ordering": 0.3, "similarity": 0.2}
-    totals = metrics.StepTotals.gather(batch, scores, groups, mixture, "default", one_process.device)
+    rewards = torch.tensor([[s.reward for s in row] for row in scores])
+    gather = partial(metrics.StepTotals.gather, batch, scores, groups, mixture, "default", one_process.device)
+    totals = gather(rewards)
     found = totals.metrics()
     assert {k for k in found if "/" in k} == {
         "completions/mean_length",
@@ -46,3 +50,7 @@ def test_every_level_that_was_seen_has_its_own_numbers(one_process):
     assert two["margin"] == pytest.approx(1.3 - 4 * chance_reward(answer), abs=1e-5)
     assert totals.levels["ordering"][2]["gain"] == pytest.approx(1 + (0.5 - 1 / 4) / (3 / 4), abs=1e-5)
     assert not any(totals.levels["similarity"][1].values())
+    rewards[0, 1] = 0.1  # the first puzzle's group replaced by another puzzle's: only the share of flat groups knows
+    again = gather(rewards, 1)
+    assert again.metrics() == {**found, "frac_reward_zero_std": 0.25} and again.levels == totals.levels
+    assert (totals.overall["resampled"], again.overall["resampled"]) == (0, 1)

@@ -100,6 +100,7 @@ def test_a_run_leaves_what_is_promised(unbroken):
         r["grad_norm"] > 0 and r["reward"] > 0 for r in rows[1:]
     )  # or the comparisons below would compare nothing
     assert all(r["sampling/logp_difference/max"] < 1e-4 and r["ratio/max"] == 1 for r in rows[1:])
+    assert not any("rollout/resampled" in r for r in rows)
     assert [r["step"] for r in rows if "eval/rotation/exact" in r] == [0, 3, 6]
     assert all(r["eval/ordering/n"] == 20 for r in rows if "eval/ordering/n" in r)
     samples = [json.loads(line) for line in (folder / "samples.jsonl").read_text().splitlines()]
@@ -158,12 +159,14 @@ def test_two_ranks_train_alike_and_go_on_as_one(unbroken, tmp_path, warm, scenes
 
 
 def test_an_adaptive_run_goes_on_as_if_never_stopped(tmp_path, warm, scenes):
-    """Levels move (see eager.py); stopped while a move is under way, the run is bit for bit the one that wasn't."""
+    """Levels move (see eager.py) and flat groups are drawn again; stopped while a move is under way, the run is bit for
+    bit the one that wasn't."""
     levels = "puzzles.levels={rotation: 2, ordering: 2, similarity: 2}"
-    options = ["puzzles.curriculum=adaptive", levels, "train.steps=8", "eval.every=8"]
+    options = ["puzzles.curriculum=adaptive", levels, "train.steps=8", "eval.every=8", "rollout.resample=2"]
     done = train(tmp_path / "whole", warm, scenes, "run", *options, program="tests.eager")
     whole, again = (tmp_path / name / "run" for name in ("whole", "again"))
     rows = records(whole)
+    assert sum(row["rollout/resampled"] for row in rows[1:]) > 0
     moves = 0
     for name in ("rotation", "ordering", "similarity"):
         levels = [2] + [row[f"curriculum/{name}/level"] for row in rows[1:]]
@@ -268,11 +271,13 @@ def test_ranks_must_divide_the_batch(tmp_path, tiny, scenes):
 
 
 def test_broken_images_are_passed_over_and_listed(tmp_path, warm, scenes):
-    """Both ranks meet bad files; all of them are listed once, with the reason, and the run ends as any other."""
+    """Both ranks meet bad files, and each draws its flat groups again; all bad files are listed once, with the reason,
+    and the run ends as any other."""
     shutil.copytree(scenes, tmp_path / "images")
     for i in range(0, 60, 3):
         (tmp_path / "images" / f"scene-{i:05d}.jpg").write_bytes(b"\xff\xd8 no picture")
-    done = train(tmp_path, warm, tmp_path / "images", "run", "train.steps=6", "rollout.prompts=16", ranks=2)
+    options = ["train.steps=6", "rollout.prompts=16", "rollout.resample=3"]
+    done = train(tmp_path, warm, tmp_path / "images", "run", *options, ranks=2)
     rows = [line.split("\t") for line in (tmp_path / "run" / "bad_images.txt").read_text().splitlines()]
     assert f"{len(rows)} images were passed over" in done.stdout and len(rows) > 5
     assert len({name for name, _ in rows}) == len(rows)
@@ -281,6 +286,9 @@ def test_broken_images_are_passed_over_and_listed(tmp_path, warm, scenes):
     bad = {folder.files[n][0] for n in folder.hold_out(0.2)[0] if folder.files[n][1] < 100}
     assert bad and bad <= {name for name, _ in rows}
     assert [r["step"] for r in records(tmp_path / "run")] == list(range(7))
+    assert all(
+        0 < r["rollout/resampled"] <= 16 * (1 - r["frac_reward_zero_std"]) for r in records(tmp_path / "run")[1:]
+    )
 
 
 def test_two_runs_in_one_folder_are_refused(tmp_path, tiny, scenes):

@@ -1,7 +1,8 @@
 """The stream of puzzles: slot after slot, each decided by its address, prepared one step ahead.
 
 Slot q = step * batch + j is place q mod n of epoch q div n's keyed permutation of n training images, whatever the world
-size. A slot whose image is bad, or can't decide any puzzle, takes a substitute by key; other slots don't move.
+size. A slot whose image is bad, or can't decide any puzzle, or whose puzzle has taught nothing (`again`), takes a
+substitute by key; other slots don't move.
 """
 
 from bisect import bisect_right
@@ -20,12 +21,14 @@ SUBSTITUTES = 50  # tries for one slot before the folder is taken to be unusable
 
 @dataclass
 class StreamBatch:
-    """A rank's share of a step: its puzzles, their prompts (ids are slots j in the step), and the images they came from."""
+    """A rank's share of a step: its puzzles, their prompts (ids are slots j in the step), the images they came from, and
+    the slots themselves, which remember how often they have drawn."""
 
     step: int
     puzzles: puzzles.PuzzleBatch
     prompts: list
     images: list
+    slots: list
 
 
 class PuzzleStream:
@@ -85,7 +88,18 @@ class PuzzleStream:
 
     def build(self, step: int) -> StreamBatch:
         names = self.names(step)
-        slots = [_Slot(self, step, j, names[j]) for j in self.mine]
+        return self._fill(step, [_Slot(self, step, j, names[j]) for j in self.mine])
+
+    def again(self, batch: StreamBatch, places) -> StreamBatch:
+        """Other puzzles for the slots at `places` of a batch, as a batch of their own: from other images, of the same
+        kind where those allow it, with the same prompt ids. Each call draws the slots' next attempts, which are the same
+        whatever the world size."""
+        slots = [batch.slots[place] for place in places]
+        for slot in slots:
+            slot.draw_again()
+        return self._worker.submit(self._fill, batch.step, slots).result()
+
+    def _fill(self, step, slots):
         while True:
             images = self.store.get([slot.number for slot in slots])
             bad = [slot for slot, image in zip(slots, images) if image is None]
@@ -107,14 +121,15 @@ class PuzzleStream:
             for slot in bad:
                 slot.other_image()
         prompts = model.prompts(made, self.tokenizer)
-        for prompt, j in zip(prompts, self.mine):
-            prompt.id = j
-        return StreamBatch(step, made, prompts, [slot.number for slot in slots])
+        for prompt, slot in zip(prompts, slots):
+            prompt.id = slot.j
+        return StreamBatch(step, made, prompts, [slot.number for slot in slots], slots)
 
 
 class _Slot:
     def __init__(self, stream, step, j, name):
         self.stream, self.j, self.q, self.attempt = stream, j, step * stream.batch + j, 0
+        self.last_attempt = SUBSTITUTES
         self.epoch, place = divmod(self.q, len(stream.numbers))
         self.number = stream.numbers[stream._permutation(self.epoch)[place]]
         self.first, self.name, self.tried = name, name, {name}
@@ -126,9 +141,13 @@ class _Slot:
         self.name = left[keys.fold("fallback", self.stream.seed, self.q, self.attempt, len(left)) % len(left)]
         self.tried.add(self.name)
 
+    def draw_again(self):
+        self.last_attempt = self.attempt + 1 + SUBSTITUTES
+        self.other_image()
+
     def other_image(self):
         self.attempt += 1
-        if self.attempt > SUBSTITUTES:
+        if self.attempt > self.last_attempt:
             store = self.stream.store
             raise UserError(
                 f"no usable image after {SUBSTITUTES} tries in {str(store.folder.root)!r}{store.complaint()}"
