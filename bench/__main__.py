@@ -14,6 +14,7 @@ import learner
 import loss
 import render
 import rollout
+import step
 import stream
 import torch
 from machine import machine, results_file
@@ -25,6 +26,7 @@ BENCHES = {
     "loss": loss,
     "learner": learner,
     "rollout": rollout,
+    "step": step,
     "decode": decode,
 }
 
