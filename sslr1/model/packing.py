@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
+from sslr1 import ops
 from sslr1.errors import UserError
 
 IMAGE_PAD = "<|image_pad|>"
@@ -43,16 +44,18 @@ class Packed:
     """One micro-batch. T packed tokens, N completion tokens.
 
     input_ids int64 [T]; position_ids int64 [3, T]; pixel_values, image_grid_thw of all prompts in order;
-    layout: (prompt length, completion lengths) of each group; predictors int64 [N]: the row whose state predicts each
-    completion token (for a completion's first token its prompt's last row); tokens int64 [N]; sequence int64 [N]: number
-    of the completion, group * G + sample; group_numbers: which of the step's groups these are.
+    layout: an `ops.Layout`, whose `groups` are (prompt length, completion lengths); image_rows int64: the rows that hold visual
+    tokens; predictors int64 [N]: the row whose state predicts each completion token (for a completion's first token its
+    prompt's last row); tokens int64 [N]; sequence int64 [N]: number of the completion, group * G + sample; group_numbers:
+    which of the step's groups these are. `image_grid_thw` stays on the CPU, where its numbers can be read at no wait.
     """
 
     input_ids: torch.Tensor
     position_ids: torch.Tensor
     pixel_values: torch.Tensor
     image_grid_thw: torch.Tensor
-    layout: list
+    layout: ops.Layout
+    image_rows: torch.Tensor
     predictors: torch.Tensor
     tokens: torch.Tensor
     sequence: torch.Tensor
@@ -60,7 +63,7 @@ class Packed:
 
     def to(self, device):
         moved = {k: v.to(device, non_blocking=True) for k, v in vars(self).items() if isinstance(v, torch.Tensor)}
-        moved["image_grid_thw"] = self.image_grid_thw
+        moved |= {"image_grid_thw": self.image_grid_thw, "layout": self.layout.to(device)}
         return Packed(**{**vars(self), **moved})
 
 
@@ -152,12 +155,14 @@ def pack(groups, *, image_token_id, merge, group_size=None, numbers=None, parts=
             row += C
         layout.append((L, tuple(lengths)))
     none = [torch.zeros(0, dtype=torch.int64)]
+    ids = torch.cat(ids)
     return Packed(
-        torch.cat(ids),
+        ids,
         torch.cat(positions, 1),
         torch.cat([g.prompt.pixel_values for g in groups]),
         torch.cat([g.prompt.image_grid_thw for g in groups]),
-        layout,
+        ops.Layout(layout),
+        (ids == image_token_id).nonzero()[:, 0],
         torch.cat(predictors or none),
         torch.cat(tokens or none),
         torch.cat(sequence or none),

@@ -28,8 +28,8 @@ def _text_attention(module, query, key, value, attention_mask, *, scaling, layou
     return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
 
 
-def _vision_attention(module, query, key, value, attention_mask, *, scaling, cu_seq_lens_q, **kwargs):
-    return ops.varlen_attention(query, key, value, cu_seq_lens_q.diff().tolist(), scaling), None
+def _vision_attention(module, query, key, value, attention_mask, *, scaling, cu_seq_lens_q, max_length_q, **kwargs):
+    return ops.varlen_attention(query, key, value, cu_seq_lens_q, max_length_q, scaling), None
 
 
 AttentionInterface.register(TEXT_ATTENTION, _text_attention)

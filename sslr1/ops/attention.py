@@ -6,10 +6,13 @@ kernels/triton/decode.py; it is also torch.ops.sslr1.decode_attention.
 """
 
 import os
+from copy import copy
 from itertools import groupby
 
 import torch
 import torch.nn.functional as F
+
+from sslr1.ops import flash, packed_attention  # noqa: F401 (registers the operation)
 
 # What kernels/triton/decode.py is compiled and tested for; anything else takes the plain form.
 KERNEL_DTYPES = (torch.bfloat16, torch.float32)
@@ -31,17 +34,104 @@ def group_mask(prompt_length: int, completion_lengths, device=None) -> torch.Ten
     return causal & ((owner[None, :] == 0) | (owner[None, :] == owner[:, None]))
 
 
-def shared_prefix_attention(q, k, v, groups, scale):
+class Layout:
+    """Who sees whom in a packed row of groups, each `[prompt | c1 … cG]`: made once a micro-batch, handed to every layer as it is.
+
+    groups: list of (prompt length, completion lengths). Its tensors are what variable-length attention asks for: int32
+    boundaries of all prompts and completions (`own`), and, of the groups that have completions, boundaries and int64 row numbers
+    of all completions together (`queries`, `query_rows`) and of the prompts (`keys`, `key_rows`). Longest lengths are Python
+    numbers, so that no layer waits for the device. Raises ValueError for a group without a prompt.
+    """
+
+    def __init__(self, groups):
+        self.groups = [(int(prompt), tuple(int(c) for c in completions)) for prompt, completions in groups]
+        own, query_rows, key_rows, row = [], [], [], 0
+        pairs = masked_pairs = 0  # of keys and queries: in parts, and under a mask a group
+        for prompt, completions in self.groups:
+            if prompt < 1:
+                raise ValueError(f"a group's prompt has {prompt} tokens; it needs one at least")
+            own += [prompt, *(c for c in completions if c)]
+            answer = sum(completions)
+            if answer:
+                key_rows.append(torch.arange(row, row + prompt))
+                query_rows.append(torch.arange(row + prompt, row + prompt + answer))
+            row += prompt + answer
+            pairs += (prompt**2 + sum(c**2 for c in completions)) // 2 + prompt * answer
+            masked_pairs += (prompt + answer) ** 2 if answer else prompt**2 // 2
+        self.tokens = row
+        # Measured on a CPU, where parts gather and scatter: they pay for long prompts with many completions.
+        self.parts_pay = masked_pairs > 1.75 * pairs + 30_000
+        queries, keys = ([len(rows) for rows in spans] for spans in (query_rows, key_rows))
+        self.longest, self.longest_queries, self.longest_keys = (_longest(x) for x in (own, queries, keys))
+        self.own, self.queries, self.keys = (_boundaries(x) for x in (own, queries, keys))
+        none = [torch.zeros(0, dtype=torch.int64)]
+        self.query_rows, self.key_rows = (torch.cat(rows or none) for rows in (query_rows, key_rows))
+
+    def to(self, device):
+        """The same with its tensors on `device`."""
+        moved = copy(self)
+        for name, x in vars(self).items():
+            if isinstance(x, torch.Tensor):
+                setattr(moved, name, x.to(device, non_blocking=True))
+        return moved
+
+
+def _boundaries(lengths):
+    return torch.tensor([0, *lengths]).cumsum(0).int()
+
+
+def _longest(lengths):
+    # Never 1: flash kernels take a batch of single queries for a decode step and reshape it as one.
+    return max(2, *lengths) if lengths else 2
+
+
+def shared_prefix_attention(q, k, v, layout, scale, *, backend="auto"):
     """Attention of packed groups, each `[prompt | c1 … cG]`: prompts causal, completions see their prompt and themselves.
 
-    q [1, H, T, d], k and v [1, H_kv, T, d] with positions already applied; groups: list of (prompt_length,
-    completion_lengths), in packing order, adding up to T (completions may be none). Returns [1, T, H, d].
-    One call a group: work is (P + sum C)^2 a group, nothing is copied per completion.
+    q [1, H, T, d], k and v [1, H_kv, T, d] with positions already applied; layout: a `Layout` of T tokens on q's device, or
+    what makes one. Returns [1, T, H, d], differentiable in q, k and v.
+
+    backend: "reference" (SDPA with a mask a group: (P + sum C)^2 of work and of mask), "flash" (parts, merged: see
+    `packed_attention`) with the GPU library that `flash.library` chose, a name in `flash.PARTS`, which pins the library ("cpu"
+    takes CPU tensors), or "auto": the fastest that can run. Raises ValueError for one that can't, and for a layout of another T.
     """
+    layout = layout if isinstance(layout, Layout) else Layout(layout).to(q.device)
+    if layout.tokens != q.shape[2]:
+        raise ValueError(f"groups cover {layout.tokens} tokens, q has {q.shape[2]}")
+    chosen = _choose_parts(backend, q)
+    if (backend, chosen) == ("auto", "cpu") and not layout.parts_pay:
+        chosen = "reference"
+    if chosen == "reference":
+        return _masked(q, k, v, layout.groups, scale)
+    q, k, v = (x[0].transpose(0, 1) for x in (q, k, v))
+    tables = layout.own, layout.queries, layout.keys, layout.query_rows, layout.key_rows
+    longest = layout.longest, layout.longest_queries, layout.longest_keys
+    return torch.ops.sslr1.packed_attention(q, k, v, *tables, *longest, True, scale, chosen)[0][None]
+
+
+def _choose_parts(backend, q) -> str:
+    """A name in `flash.PARTS`, or "reference"."""
+    if backend in ("auto", "flash"):
+        if q.device.type == "cpu" and backend == "auto":
+            return "cpu"
+        found = flash.library() if flash.supports(q) else "none"
+        if found != "none":
+            return found
+        if backend == "flash":
+            raise ValueError(
+                f"backend 'flash' takes float16 and bfloat16 on CUDA, head sizes that are multiples of 8 up to 256, and "
+                f"needs flash kernels ({flash.library()} found); q is {q.dtype} {q.shape[-1]} on {q.device}"
+            )
+        return "reference"
+    if backend not in ("reference", *flash.PARTS):
+        raise ValueError(f"attention has no backend {backend!r}; it has 'reference', 'flash', {list(flash.PARTS)}")
+    return backend
+
+
+@torch.compiler.disable
+def _masked(q, k, v, groups, scale):
     times = q.shape[1] // k.shape[1]
     sizes = [prompt + sum(completions) for prompt, completions in groups]
-    if sum(sizes) != q.shape[2]:
-        raise ValueError(f"groups cover {sum(sizes)} tokens, q has {q.shape[2]}")
     out = []
     parts = zip(q.split(sizes, 2), _repeat_heads(k, times).split(sizes, 2), _repeat_heads(v, times).split(sizes, 2))
     for (prompt, completions), (q_g, k_g, v_g) in zip(groups, parts):
@@ -53,14 +143,23 @@ def shared_prefix_attention(q, k, v, groups, scale):
     return torch.cat(out, 2).transpose(1, 2)
 
 
-def varlen_attention(q, k, v, lengths, scale):
+def varlen_attention(q, k, v, boundaries, longest, scale, *, backend="auto"):
     """Full (not causal) attention inside each of several sequences that lie one behind the other.
 
-    q, k, v [1, H, T, d]; lengths: list of ints adding up to T. Returns [1, T, H, d]. Neighbours of equal length share
-    one call.
+    q, k, v [1, H, T, d]; boundaries int32 [n + 1]: where each sequence starts, and T; longest: of the sequences, which spares
+    flash kernels a look at the device. Returns [1, T, H, d], differentiable in q, k and v.
+
+    backend: as `shared_prefix_attention`'s; "reference" is SDPA, where neighbours of equal length share one call, and "auto" on
+    a CPU.
     """
+    chosen = _choose_parts(backend, q)
+    if chosen != "reference" and (backend, chosen) != ("auto", "cpu"):
+        q, k, v = (x[0].transpose(0, 1) for x in (q, k, v))
+        nothing, no_rows = boundaries[:1], boundaries[:0].long()
+        tables = boundaries, nothing, nothing, no_rows, no_rows
+        return torch.ops.sslr1.packed_attention(q, k, v, *tables, max(2, longest), 2, 2, False, scale, chosen)[0][None]
     heads, d = q.shape[1], q.shape[3]
-    runs = [(length, len(list(same))) for length, same in groupby(lengths)]
+    runs = [(length, len(list(same))) for length, same in groupby(boundaries.diff().tolist())]
     sizes = [length * count for length, count in runs]
     out = []
     for (length, count), *qkv in zip(runs, q.split(sizes, 2), k.split(sizes, 2), v.split(sizes, 2)):

@@ -81,7 +81,7 @@ def test_packed_rows(loaded, photographs, seed):
     prompts = some_prompts(tokenizer, photographs, spec)
     groups = with_samples(prompts, [[3, 1, 0], [2, 5, 4], [0, 0, 0], [1, 1, 1]])
     packed = model.pack(groups, image_token_id=network.config.image_token_id, merge=2)
-    assert packed.layout == [
+    assert packed.layout.groups == [
         (len(p.input_ids), tuple(n for n in row if n))
         for p, row in zip(prompts, [[3, 1, 0], [2, 5, 4], [0, 0, 0], [1, 1, 1]])
     ]

@@ -149,7 +149,7 @@ def test_a_completion_does_not_see_its_neighbours(network, folder, photographs, 
         groups[1].samples[0].tokens = (groups[1].samples[0].tokens + 1) % 300
         packed = pack(groups, policy)
         after = run(network, packed)
-    start = len(packed.input_ids) - sum(p + sum(c) for p, c in packed.layout[1:]) + packed.layout[1][0]
+    start = len(packed.input_ids) - sum(p + sum(c) for p, c in packed.layout.groups[1:]) + packed.layout.groups[1][0]
     changed = ((before - after).abs().amax(-1) > 0).nonzero()[:, 0].tolist()
     assert changed and set(changed) <= set(range(start, start + 2))
 
