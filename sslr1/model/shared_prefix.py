@@ -6,7 +6,7 @@ G * (P + C); attention reads the prompt's keys and values once.
 
 import torch
 from torch import nn
-from transformers import AttentionInterface, AttentionMaskInterface
+from transformers import AttentionInterface, AttentionMaskInterface, vision_utils
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
@@ -42,6 +42,8 @@ def plug_in(model) -> None:
     hub of kernels."""
     model.model.language_model.config._attn_implementation_internal = TEXT_ATTENTION
     model.model.visual.config._attn_implementation_internal = VISION_ATTENTION
+    if hasattr(model.model.language_model, "_deepstack_process"):
+        model.model.language_model._deepstack_process = _add_to_rows
 
 
 def no_mask(embeds) -> torch.Tensor:
@@ -51,16 +53,18 @@ def no_mask(embeds) -> torch.Tensor:
 
 
 def run(model, packed, cache=None) -> torch.Tensor:
-    """Final hidden states [T, D] of a packed micro-batch; with `cache`, prompts' keys and values are written to it."""
-    language = model.model.language_model
+    """Final hidden states [T, D] of a packed micro-batch; with `cache`, prompts' keys and values are written to it.
+
+    Nothing in it waits for the device: what must be counted is counted in `pack` or from `image_grid_thw`, on the CPU.
+    """
+    language, visual = model.model.language_model, model.model.visual
     embeds = language.embed_tokens(packed.input_ids)
     pixels = packed.pixel_values.to(embeds.dtype)
-    seen = model.model.visual(pixels, grid_thw=packed.image_grid_thw.to(pixels.device))
-    is_image = packed.input_ids == model.config.image_token_id
-    places, images = is_image.nonzero()[:, 0], seen.pooler_output
-    if len(places) != len(images):
-        raise ValueError(f"{len(places)} image placeholders for {len(images)} visual tokens")
-    embeds = embeds.index_copy(0, places, images.to(embeds.dtype))
+    seen = visual(pixels, grid_thw=packed.image_grid_thw, **vision_tables(visual, packed.image_grid_thw, pixels.device))
+    rows, images = packed.image_rows, seen.pooler_output
+    if len(rows) != len(images):
+        raise ValueError(f"{len(rows)} image placeholders for {len(images)} visual tokens")
+    embeds = embeds.index_copy(0, rows, images.to(embeds.dtype))
     return language(
         inputs_embeds=embeds[None],
         position_ids=packed.position_ids[:, None],
@@ -68,18 +72,49 @@ def run(model, packed, cache=None) -> torch.Tensor:
         use_cache=False,
         layout=packed.layout,
         cache=cache,
-        **deepstack(seen, is_image),
+        **deepstack(seen, rows),
     ).last_hidden_state[0]
 
 
-def deepstack(seen, is_image) -> dict:
+def vision_tables(visual, grid_thw, device) -> dict:
+    """What a vision tower derives from its images' sizes (int64 [M, 3] on the CPU), by transformers' own functions: places,
+    windows (Qwen2.5-VL) or how to stretch the learned positions (Qwen3-VL), each sequence's boundaries, the longest's length."""
+    merge, boundaries = visual.spatial_merge_size, vision_utils.get_vision_cu_seqlens(grid_thw)
+    tables = {"cu_seqlens": boundaries, "position_ids": vision_utils.get_vision_position_ids(grid_thw, merge)}
+    longest = {"max_seqlen": boundaries}
+    if hasattr(visual, "window_size"):
+        tables["window_index"], windows = vision_utils.get_vision_window_index(
+            grid_thw, merge, visual.window_size, visual.patch_size
+        )
+        tables["cu_window_seqlens"] = longest["max_window_seqlen"] = windows
+    if hasattr(visual, "num_grid_per_side"):
+        tables["interp_indices"], tables["interp_weights"] = vision_utils.get_vision_interpolation_indices_and_weights(
+            grid_thw,
+            visual.num_grid_per_side,
+            visual.interpolation_mode,
+            visual.interpolation_align_corners,
+            merge,
+        )
+    moved = {name: x.to(device, non_blocking=True) for name, x in tables.items()}
+    return moved | {name: int(x.diff().max()) for name, x in longest.items()}
+
+
+def deepstack(seen, rows) -> dict:
     """Arguments by which a language model adds what its vision tower says of earlier blocks (DeepStack, arXiv 2406.04334) to
     image tokens behind its first layers. None for a tower that gives its last block only.
 
-    seen: the tower's output; is_image bool [T].
+    seen: the tower's output; rows int64: the image tokens', which `_add_to_rows` takes in place of a mask.
     """
     features = getattr(seen, "deepstack_features", None)
-    return {"visual_pos_masks": is_image[None], "deepstack_visual_embeds": features} if features else {}
+    return {"visual_pos_masks": rows, "deepstack_visual_embeds": features} if features else {}
+
+
+def _add_to_rows(hidden_states, rows, features):
+    """`_deepstack_process` of transformers' Qwen3-VL, which takes a mask, and waits for the device to count it, a layer."""
+    if rows.dtype == torch.bool:
+        rows = rows.flatten().nonzero()[:, 0]
+    flat = hidden_states.flatten(0, 1).index_add(0, rows, features.to(hidden_states.dtype))
+    return flat.view_as(hidden_states)
 
 
 class Policy(nn.Module):

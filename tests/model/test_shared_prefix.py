@@ -1,12 +1,15 @@
 """The packed forward: equal to separate sequences, to transformers' own padded batch, and to itself however it is cut."""
 
+from functools import partial
+
 import pytest
 import torch
 
 from sslr1 import model, ops
 from sslr1.model import parallel
-from sslr1.model.shared_prefix import run
+from sslr1.model.shared_prefix import run, vision_tables
 from sslr1.model.tiny import FAMILIES, build_tiny
+from sslr1.ops import attention, flash
 from tests.model.test_packing import some_prompts, spec_of, with_samples
 
 LENGTHS = [[3, 1, 4], [2, 5, 1], [1, 2, 6], [7, 1, 1]]
@@ -139,6 +142,67 @@ def test_packing_order_and_cuts_change_nothing(network, folder, photographs, see
             pack([groups[n] for n, _ in b], policy, numbers=[n for n, _ in b], parts=[r for _, r in b]) for b in cut
         ]
         assert_equal(loss_and_gradients(policy, batches, rewards), whole, 1e-12)
+
+
+@pytest.fixture(params=FAMILIES)
+def windowed(request, tmp_path):
+    """A model of each family; where a family has windows, one block has them."""
+    options = {"vision": {"fullatt_block_indexes": [1]}} if request.param == "qwen2_5_vl" else {}
+    return build_tiny(tmp_path / "m", seed=3, family=request.param, **options)
+
+
+def test_merged_parts_change_nothing(windowed, photographs, seed, exact_norms, monkeypatch):
+    """What a GPU does, with CPU kernels for its parts: language model and vision tower, forward and backward."""
+    groups, rewards = make(windowed, photographs)
+    policy = model.Policy(model.load_model(windowed, torch.float64))
+    results = []
+    for backend in ("reference", "cpu"):
+        for name in ("shared_prefix_attention", "varlen_attention"):
+            monkeypatch.setattr(ops, name, partial(getattr(attention, name), backend=backend))
+        results.append(loss_and_gradients(policy, [pack(groups, policy)], rewards))
+    assert_equal(*results, 1e-12)
+
+
+def test_the_vision_tower_is_told_what_it_would_find(windowed, photographs, seed, monkeypatch):
+    """Places, windows and longest sequences from the CPU: the tower's output is what it is without them, bit for bit, and
+    equals transformers' own attention."""
+    network = model.load_model(windowed, torch.float64)
+    groups, _ = make(windowed, photographs)
+    packed = pack(groups, model.Policy(network))
+    pixels, grid, visual = packed.pixel_values.double(), packed.image_grid_thw, network.model.visual
+    told = []
+
+    def varlen(q, k, v, boundaries, longest, scale):
+        told.append((int(boundaries.diff().max()), longest))
+        return attention.varlen_attention(q, k, v, boundaries, longest, scale)
+
+    monkeypatch.setattr(ops, "varlen_attention", varlen)
+    with torch.no_grad():
+        tables = vision_tables(visual, grid, "cpu")
+        got = visual(pixels, grid_thw=grid, **tables).pooler_output
+        assert all(found == longest for found, longest in told) and len(told) == len(visual.blocks)
+        assert len({longest for _, longest in told}) == sum(name.startswith("max_") for name in tables)
+        assert torch.equal(got, visual(pixels, grid_thw=grid).pooler_output)
+        visual.config._attn_implementation_internal = "sdpa"
+        torch.testing.assert_close(got, visual(pixels, grid_thw=grid).pooler_output, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("completions", [True, False])
+def test_nothing_waits_for_the_device(windowed, photographs, seed, monkeypatch, completions):
+    """Forward and backward on a device that has no numbers: whatever needed one on the host would raise."""
+    groups, _ = make(windowed, photographs)
+    policy = model.Policy(model.load_model(windowed, torch.bfloat16))
+    packed = pack(groups, policy, parts=None if completions else [()] * len(groups)).to("meta")
+    assert packed.layout.own.is_meta and packed.image_rows.is_meta and not packed.image_grid_thw.is_meta
+    policy.to("meta")
+    monkeypatch.setattr(flash, "library", lambda: "torch")
+    monkeypatch.setattr(flash, "supports", lambda q: True)
+    hidden = run(policy.model, packed)
+    assert hidden.shape == (len(packed.input_ids), policy.model.config.text_config.hidden_size)
+    hidden.sum().backward()
+    assert all(p.grad is not None for n, p in policy.model.model.named_parameters() if "lm_head" not in n)
+    with pytest.raises((RuntimeError, NotImplementedError)):
+        packed.input_ids.nonzero()
 
 
 def test_a_completion_does_not_see_its_neighbours(network, folder, photographs, seed):
