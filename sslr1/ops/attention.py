@@ -66,10 +66,19 @@ class Layout:
         self.own, self.queries, self.keys = (_boundaries(x) for x in (own, queries, keys))
         none = [torch.zeros(0, dtype=torch.int64)]
         self.query_rows, self.key_rows = (torch.cat(rows or none) for rows in (query_rows, key_rows))
+        self._masks = {}
+
+    def mask(self, group: int) -> torch.Tensor:
+        """`group_mask` of one group, made for the first layer that asks and kept for the others."""
+        if group not in self._masks:
+            prompt, completions = self.groups[group]
+            self._masks[group] = group_mask(prompt, completions).to(self.own.device, non_blocking=True)
+        return self._masks[group]
 
     def to(self, device):
         """The same with its tensors on `device`."""
         moved = copy(self)
+        moved._masks = {}
         for name, x in vars(self).items():
             if isinstance(x, torch.Tensor):
                 setattr(moved, name, x.to(device, non_blocking=True))
@@ -102,7 +111,7 @@ def shared_prefix_attention(q, k, v, layout, scale, *, backend="auto"):
     if (backend, chosen) == ("auto", "cpu") and not layout.parts_pay:
         chosen = "reference"
     if chosen == "reference":
-        return _masked(q, k, v, layout.groups, scale)
+        return _masked(q, k, v, layout, scale)
     q, k, v = (x[0].transpose(0, 1) for x in (q, k, v))
     tables = layout.own, layout.queries, layout.keys, layout.query_rows, layout.key_rows
     longest = layout.longest, layout.longest_queries, layout.longest_keys
@@ -129,17 +138,17 @@ def _choose_parts(backend, q) -> str:
 
 
 @torch.compiler.disable
-def _masked(q, k, v, groups, scale):
+def _masked(q, k, v, layout, scale):
     times = q.shape[1] // k.shape[1]
-    sizes = [prompt + sum(completions) for prompt, completions in groups]
+    sizes = [prompt + sum(completions) for prompt, completions in layout.groups]
     out = []
     parts = zip(q.split(sizes, 2), _repeat_heads(k, times).split(sizes, 2), _repeat_heads(v, times).split(sizes, 2))
-    for (prompt, completions), (q_g, k_g, v_g) in zip(groups, parts):
-        if completions:
-            mask = group_mask(prompt, completions, q.device)
-            out.append(F.scaled_dot_product_attention(q_g, k_g, v_g, attn_mask=mask, scale=scale))
+    for group, (q_g, k_g, v_g) in enumerate(parts):
+        if any(layout.groups[group][1]):
+            o = F.scaled_dot_product_attention(q_g, k_g, v_g, attn_mask=layout.mask(group), scale=scale)
         else:
-            out.append(F.scaled_dot_product_attention(q_g, k_g, v_g, is_causal=True, scale=scale))
+            o = F.scaled_dot_product_attention(q_g, k_g, v_g, is_causal=True, scale=scale)
+        out.append(o)
     return torch.cat(out, 2).transpose(1, 2)
 
 
@@ -158,6 +167,11 @@ def varlen_attention(q, k, v, boundaries, longest, scale, *, backend="auto"):
         nothing, no_rows = boundaries[:1], boundaries[:0].long()
         tables = boundaries, nothing, nothing, no_rows, no_rows
         return torch.ops.sslr1.packed_attention(q, k, v, *tables, max(2, longest), 2, 2, False, scale, chosen)[0][None]
+    return _in_runs(q, k, v, boundaries, scale)
+
+
+@torch.compiler.disable
+def _in_runs(q, k, v, boundaries, scale):
     heads, d = q.shape[1], q.shape[3]
     runs = [(length, len(list(same))) for length, same in groupby(boundaries.diff().tolist())]
     sizes = [length * count for length, count in runs]

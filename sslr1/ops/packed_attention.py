@@ -106,9 +106,10 @@ def _setup(ctx, inputs, output):
 
 
 def _backward(ctx, grad, _):
-    saved = ctx.saved_tensors
-    found = torch.ops.sslr1.packed_attention_backward(grad, *saved, *ctx.rest)
-    return *found, *[None] * (5 + len(ctx.rest))
+    nothing = [None] * (5 + len(ctx.rest))
+    if grad is None:
+        return None, None, None, *nothing
+    return *torch.ops.sslr1.packed_attention_backward(grad, *ctx.saved_tensors, *ctx.rest), *nothing
 
 
 torch.library.register_autograd("sslr1::packed_attention", _backward, setup_context=_setup)

@@ -169,6 +169,16 @@ def test_one_graph_serves_every_layout():
     assert counter.frame_count == 2
 
 
+@pytest.mark.parametrize("groups", [[(20, (3, 5)), (4, ()), (1, (1,))], [(9, ()), (3, ())]], ids=["both", "own"])
+def test_the_operation_is_registered_as_torch_wants_it(groups):
+    layout = ops.Layout(groups)
+    q, k, v = (torch.randn(layout.tokens, h, 8, dtype=torch.float64, requires_grad=True) for h in (4, 2, 2))
+    tables = layout.own, layout.queries, layout.keys, layout.query_rows, layout.key_rows
+    longest = layout.longest, layout.longest_queries, layout.longest_keys
+    operation = torch.ops.sslr1.packed_attention.default
+    torch.library.opcheck(operation, (q, k, v, *tables, *longest, True, SCALE, "cpu"))
+
+
 def fake_tables(layout):
     tables = (layout.own, layout.queries, layout.keys, layout.query_rows, layout.key_rows)
     return [torch.empty(x.shape, dtype=x.dtype, device="cuda") for x in tables]
