@@ -139,7 +139,8 @@ def build(config: Config, world: parallel.World, folder: Path | None = None) -> 
     network = model.skeleton(model_path)
     model.freeze(network, config.model.frozen)
     weights = SamplerWeights(network, dtype)
-    policy = parallel.shard(model.Policy(network), world, dtype, config.train.replicate, config.train.recompute)
+    train = config.train
+    policy = parallel.shard(model.Policy(network), world, dtype, train.replicate, train.recompute, train.compile)
     parallel.materialize(policy, world.device)
     model.load_weights(policy.model, model_path)
     weights.attach(policy, world)

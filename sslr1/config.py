@@ -166,6 +166,9 @@ class Train(Section):
         ge=0,
         description="every so-many-th layer keeps only its input and runs again in the backward pass: less memory, more time; 0 is none, 1 all",
     )
+    compile: bool = Field(
+        False, description="torch.compile of each layer but its attention: minutes at the start, faster steps on a GPU"
+    )
     warmup: Warmup = Warmup()
 
 

@@ -15,12 +15,20 @@ OPTIONS = config.check(
 
 
 def make_learner(
-    tiny, world, token_budget=100_000, replicate=1, recompute=0, frozen="none", dtype=torch.float32, **changes
+    tiny,
+    world,
+    token_budget=100_000,
+    replicate=1,
+    recompute=0,
+    frozen="none",
+    dtype=torch.float32,
+    compiled=False,
+    **changes,
 ):
     network = model.skeleton(tiny).to(dtype)
     model.freeze(network, frozen)
     weights = SamplerWeights(network, dtype)
-    policy = parallel.shard(model.Policy(network), world, dtype, replicate, recompute)
+    policy = parallel.shard(model.Policy(network), world, dtype, replicate, recompute, compiled)
     parallel.materialize(policy, world.device)
     model.load_weights(policy.model, tiny)
     weights.attach(policy, world)
@@ -76,6 +84,27 @@ def test_recomputed_layers_change_nothing(any_tiny, photographs, seed, one_proce
     assert [calls for *_, calls in results] == [layers, 2 * layers, layers + (layers + 1) // 2]
     for loss, norm, after, _ in results[1:]:
         assert (loss, norm) == results[0][:2] and all(torch.equal(after[n], results[0][2][n]) for n in after)
+
+
+def test_compiled_layers_change_nothing(any_tiny, photographs, seed, one_process, monkeypatch):
+    """Traced and differentiated as for Inductor, but run by PyTorch; and compiled at most anew for a second shape, not a third."""
+    from torch._dynamo.utils import counters
+
+    inner = torch.nn.Module.compile
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda module, **o: inner(module, backend="aot_eager", **o))
+    torch._dynamo.reset()
+    groups, rewards = make_groups(any_tiny, photographs, seed)
+    results, graphs = [], []
+    for compiled in (False, True):
+        learner, _ = make_learner(any_tiny, one_process, recompute=2, compiled=compiled)
+        found = []
+        for chosen in (slice(0, 4), slice(0, 3), slice(1, 4), slice(2, 4)):
+            learner.optimizer.step = lambda: None  # gradients only
+            found.append(learner.step(groups[chosen], rewards[chosen]))
+            graphs.append(counters["stats"]["unique_graphs"])
+        results.append([(f["loss"], f["grad_norm"]) for f in found])
+    assert results[1] == [pytest.approx(pair, rel=1e-5) for pair in results[0]]
+    assert graphs[3] == 0 < graphs[4] and graphs[6] == graphs[7]
 
 
 def test_a_frozen_vision_tower_stays(tmp_path, any_tiny, photographs, seed, one_process):

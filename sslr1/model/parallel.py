@@ -48,13 +48,13 @@ def stop() -> None:
         dist.destroy_process_group()
 
 
-def shard(policy, world: World, dtype: torch.dtype = torch.float32, replicate: int = 1, recompute: int = 0):
+def shard(policy, world: World, dtype: torch.dtype = torch.float32, replicate=1, recompute=0, compiled=False):
     """Shard a policy in place: each vision block and decoder layer, then the rest with the (possibly tied) embeddings.
 
     Parameters and reductions keep their dtype, compute runs in `dtype`, inputs are not cast (positions stay fp32).
     Gradients are summed over ranks, not averaged: losses are divided by global counts.
     replicate: copies of the model, each sharded over world.size / replicate neighbouring ranks (HSDP). recompute: every so-many-th
-    block keeps only its input and runs again in the backward pass; 0 is none, 1 is all.
+    block keeps only its input and runs again in the backward pass; 0 is none, 1 is all. compiled: torch.compile of every block but its attention.
     Raises UserError where `replicate` doesn't divide the ranks.
     """
     if world.size % replicate:
@@ -72,6 +72,8 @@ def shard(policy, world: World, dtype: torch.dtype = torch.float32, replicate: i
         for number, block in enumerate(blocks):
             if recompute and number % recompute == 0:  # inside of the module: its parameters are whole by then
                 block.forward = partial(checkpoint, block.forward, use_reentrant=False)
+            if compiled:  # dynamic, since the number of tokens is another in every micro-batch
+                block.compile(dynamic=True)
             fully_shard(block, mesh=mesh, mp_policy=precision)
     fully_shard(policy, mesh=mesh, mp_policy=precision)
     for module in policy.modules():

@@ -16,6 +16,7 @@ TEXT_ATTENTION = "sslr1_shared_prefix"
 VISION_ATTENTION = "sslr1_flash_varlen"  # transformers hands cumulative lengths only to names that contain "flash"
 
 
+@torch.compiler.disable  # or every layout would be compiled for
 def _text_attention(module, query, key, value, attention_mask, *, scaling, layout=None, cache=None, **kwargs):
     """Packed groups when `layout` is given (and their keys and values go to `cache` if there is one), a decode step when
     only `cache` is, and otherwise transformers' own SDPA, so that the model stays usable as any other."""
@@ -28,6 +29,7 @@ def _text_attention(module, query, key, value, attention_mask, *, scaling, layou
     return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
 
 
+@torch.compiler.disable
 def _vision_attention(module, query, key, value, attention_mask, *, scaling, cu_seq_lens_q, max_length_q, **kwargs):
     return ops.varlen_attention(query, key, value, cu_seq_lens_q, max_length_q, scaling), None
 
