@@ -52,7 +52,8 @@ def rows():
         }
     )
     ours, learner, engine = make_ours(folder, draw, settings)
-    peer, seen = make_peer(folder, draw(), settings, engine.suppressed)
+    with torch.random.fork_rng(devices=[]):  # the trainer sets the seed, which the rows behind this one draw from too
+        peer, seen = make_peer(folder, draw(), settings, engine.suppressed)
 
     # TRL's first step on our learner: the same weights, completions and rewards make the same gradient
     loss, norm = peer()

@@ -123,8 +123,8 @@ class Loss(Section):
     loss_type: Literal["dapo", "grpo", "dr_grpo", "cispo", "gspo"] = Field(
         "dapo", description="how token terms are formed and reduced"
     )
-    advantage: Literal["group", "mean"] = Field(
-        "group", description="rewards minus group mean, over the group's standard deviation or not"
+    advantage: Literal["group", "mean", "batch"] = Field(
+        "group", description="rewards minus group mean, over the group's standard deviation, nothing, or the step's"
     )
     is_cap: float = Field(
         2.0,

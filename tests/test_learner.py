@@ -86,17 +86,18 @@ def test_recomputed_layers_change_nothing(any_tiny, photographs, seed, one_proce
         assert (loss, norm) == results[0][:2] and all(torch.equal(after[n], results[0][2][n]) for n in after)
 
 
-def test_compiled_layers_change_nothing(any_tiny, photographs, seed, one_process, monkeypatch):
+def test_compiled_layers_change_nothing(tiny, photographs, seed, one_process, monkeypatch):
     """Traced and differentiated as for Inductor, but run by PyTorch; and compiled at most anew for a second shape, not a third."""
     from torch._dynamo.utils import counters
 
     inner = torch.nn.Module.compile
     monkeypatch.setattr(torch.nn.Module, "compile", lambda module, **o: inner(module, backend="aot_eager", **o))
     torch._dynamo.reset()
-    groups, rewards = make_groups(any_tiny, photographs, seed)
+    counters.clear()
+    groups, rewards = make_groups(tiny, photographs, seed)
     results, graphs = [], []
     for compiled in (False, True):
-        learner, _ = make_learner(any_tiny, one_process, recompute=2, compiled=compiled)
+        learner, _ = make_learner(tiny, one_process, recompute=2, compiled=compiled)
         found = []
         for chosen in (slice(0, 4), slice(0, 3), slice(1, 4), slice(2, 4)):
             learner.optimizer.step = lambda: None  # gradients only
