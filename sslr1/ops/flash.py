@@ -89,7 +89,7 @@ def supports(q) -> bool:
     return q.is_cuda and q.dtype in (torch.float16, torch.bfloat16) and q.shape[-1] % 8 == 0 and q.shape[-1] <= 256
 
 
-# flash-attn: what is handed over, all of it by name. 2.7.0 to 2.8.3 have these and more, which have defaults.
+# flash-attn: what is handed over, all of it by name. 2.7.0 and 2.8.0 have these and more, which have defaults.
 _BOUNDS = ("cu_seqlens_q", "cu_seqlens_k", "max_seqlen_q", "max_seqlen_k", "dropout_p", "softmax_scale", "causal")
 FORWARD = ("q", "k", "v", *_BOUNDS)
 BACKWARD = (
@@ -153,12 +153,12 @@ TORCH_FORWARD = (
 )
 TORCH_BACKWARD = (
     *("grad_out", "query", "key", "value", "out", "logsumexp", "cum_seq_q", "cum_seq_k", "max_q", "max_k"),
-    *("dropout_p", "is_causal", "rng_state", "unused"),
+    *("dropout_p", "is_causal"),  # and two of dropout's, of several names
 )
 
 
 def _orders(operation, names):
-    return tuple(a.name for a in operation.default._schema.arguments if not a.kwarg_only) == names
+    return tuple(a.name for a in operation.default._schema.arguments)[: len(names)] == names
 
 
 def _torch_forward(q, k, v, bounds):

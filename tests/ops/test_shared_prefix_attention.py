@@ -327,6 +327,16 @@ def test_the_library_is_chosen_once_and_said(
     assert len(caplog.records) == 1 and said in caplog.text and expected in caplog.text
 
 
+def test_arguments_are_found_behind_torchs_wrapper():
+    """flash-attn's functions are custom operations, whose own signature says nothing."""
+
+    def function(q: torch.Tensor, causal: bool) -> torch.Tensor:
+        return q.clone()
+
+    wrapped = torch.library.custom_op("sslr1_test::wrapped", function, mutates_args=())
+    assert flash._takes(wrapped, ("q", "causal")) and not flash._takes(wrapped, ("q", "window_size"))
+
+
 def test_what_flash_kernels_do_not_take_goes_the_plain_way():
     with FakeTensorMode(), mock.patch.object(flash, "library", lambda: "torch"):
         for dtype, d, expected in [
