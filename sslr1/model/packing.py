@@ -43,11 +43,12 @@ class Group:
 class Packed:
     """One micro-batch. T packed tokens, N completion tokens.
 
-    input_ids int64 [T]; position_ids int64 [3, T]; pixel_values, image_grid_thw of all prompts in order;
-    layout: an `ops.Layout`, whose `groups` are (prompt length, completion lengths); image_rows int64: the rows that hold visual
+    input_ids int64 [T]; position_ids int64 [3, T]; pixel_values, image_grid_thw of all prompts in order; layout: an
+    `ops.Layout`, whose `groups` are (prompt length, completion lengths); image_rows int64: the rows that hold visual
     tokens; predictors int64 [N]: the row whose state predicts each completion token (for a completion's first token its
-    prompt's last row); tokens int64 [N]; sequence int64 [N]: number of the completion, group * G + sample; group_numbers:
-    which of the step's groups these are. `image_grid_thw` stays on the CPU, where its numbers can be read at no wait.
+    prompt's last row); tokens int64 [N]; sequence int64 [N]: number of the completion, group * G + sample;
+    group_numbers: which of the step's groups these are. `image_grid_thw` stays on the CPU, where its numbers can be
+    read at no wait.
     """
 
     input_ids: torch.Tensor

@@ -79,8 +79,9 @@ def run(model, packed, cache=None) -> torch.Tensor:
 
 
 def vision_tables(visual, grid_thw, device) -> dict:
-    """What a vision tower derives from its images' sizes (int64 [M, 3] on the CPU), by transformers' own functions: places,
-    windows (Qwen2.5-VL) or how to stretch the learned positions (Qwen3-VL), each sequence's boundaries, the longest's length."""
+    """What a vision tower derives from its images' sizes (int64 [M, 3] on the CPU), by transformers' own functions:
+    places, windows (Qwen2.5-VL) or how to stretch the learned positions (Qwen3-VL), each sequence's boundaries, the
+    longest's length."""
     merge, boundaries = visual.spatial_merge_size, vision_utils.get_vision_cu_seqlens(grid_thw)
     tables = {"cu_seqlens": boundaries, "position_ids": vision_utils.get_vision_position_ids(grid_thw, merge)}
     longest = {"max_seqlen": boundaries}
@@ -112,7 +113,8 @@ def deepstack(seen, rows) -> dict:
 
 
 def _add_to_rows(hidden_states, rows, features):
-    """`_deepstack_process` of transformers' Qwen3-VL, which takes a mask, and waits for the device to count it, a layer."""
+    """`_deepstack_process` of transformers' Qwen3-VL, which takes a mask, and waits for the device to count it, a
+    layer."""
     if rows.dtype == torch.bool:
         rows = rows.flatten().nonzero()[:, 0]
     flat = hidden_states.flatten(0, 1).index_add(0, rows, features.to(hidden_states.dtype))

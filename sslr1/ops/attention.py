@@ -35,12 +35,13 @@ def group_mask(prompt_length: int, completion_lengths, device=None) -> torch.Ten
 
 
 class Layout:
-    """Who sees whom in a packed row of groups, each `[prompt | c1 … cG]`: made once a micro-batch, handed to every layer as it is.
+    """Who sees whom in a packed row of groups, each `[prompt | c1 … cG]`: made once a micro-batch, handed to every
+    layer as it is.
 
     groups: list of (prompt length, completion lengths). Its tensors are what variable-length attention asks for: int32
-    boundaries of all prompts and completions (`own`), and, of the groups that have completions, boundaries and int64 row numbers
-    of all completions together (`queries`, `query_rows`) and of the prompts (`keys`, `key_rows`). Longest lengths are Python
-    numbers, so that no layer waits for the device. Raises ValueError for a group without a prompt.
+    boundaries of all prompts and completions (`own`), and, of the groups that have completions, boundaries and int64
+    row numbers of all completions together (`queries`, `query_rows`) and of the prompts (`keys`, `key_rows`). Longest
+    lengths are Python numbers, so that no layer waits for the device. Raises ValueError for a group without a prompt.
     """
 
     def __init__(self, groups):
@@ -97,12 +98,13 @@ def _longest(lengths):
 def shared_prefix_attention(q, k, v, layout, scale, *, backend="auto"):
     """Attention of packed groups, each `[prompt | c1 … cG]`: prompts causal, completions see their prompt and themselves.
 
-    q [1, H, T, d], k and v [1, H_kv, T, d] with positions already applied; layout: a `Layout` of T tokens on q's device, or
-    what makes one. Returns [1, T, H, d], differentiable in q, k and v.
+    q [1, H, T, d], k and v [1, H_kv, T, d] with positions already applied; layout: a `Layout` of T tokens on q's
+    device, or what makes one. Returns [1, T, H, d], differentiable in q, k and v.
 
     backend: "reference" (SDPA with a mask a group: (P + sum C)^2 of work and of mask), "flash" (parts, merged: see
-    `packed_attention`) with the GPU library that `flash.library` chose, a name in `flash.PARTS`, which pins the library ("cpu"
-    takes CPU tensors), or "auto": the fastest that can run. Raises ValueError for one that can't, and for a layout of another T.
+    `packed_attention`) with the GPU library that `flash.library` chose, a name in `flash.PARTS`, which pins the library
+    ("cpu" takes CPU tensors), or "auto": the fastest that can run. Raises ValueError for one that can't, and for a
+    layout of another T.
     """
     layout = layout if isinstance(layout, Layout) else Layout(layout).to(q.device)
     if layout.tokens != q.shape[2]:
@@ -128,8 +130,8 @@ def _choose_parts(backend, q) -> str:
             return found
         if backend == "flash":
             raise ValueError(
-                f"backend 'flash' takes float16 and bfloat16 on CUDA, head sizes that are multiples of 8 up to 256, and "
-                f"needs flash kernels ({flash.library()} found); q is {q.dtype} {q.shape[-1]} on {q.device}"
+                f"backend 'flash' takes float16 and bfloat16 on CUDA, head sizes that are multiples of 8 up to 256, "
+                f"and needs flash kernels ({flash.library()} found); q is {q.dtype} {q.shape[-1]} on {q.device}"
             )
         return "reference"
     if backend not in ("reference", *flash.PARTS):
@@ -155,11 +157,11 @@ def _masked(q, k, v, layout, scale):
 def varlen_attention(q, k, v, boundaries, longest, scale, *, backend="auto"):
     """Full (not causal) attention inside each of several sequences that lie one behind the other.
 
-    q, k, v [1, H, T, d]; boundaries int32 [n + 1]: where each sequence starts, and T; longest: of the sequences, which spares
-    flash kernels a look at the device. Returns [1, T, H, d], differentiable in q, k and v.
+    q, k, v [1, H, T, d]; boundaries int32 [n + 1]: where each sequence starts, and T; longest: of the sequences, which
+    spares flash kernels a look at the device. Returns [1, T, H, d], differentiable in q, k and v.
 
-    backend: as `shared_prefix_attention`'s; "reference" is SDPA, where neighbours of equal length share one call, and "auto" on
-    a CPU.
+    backend: as `shared_prefix_attention`'s; "reference" is SDPA, where neighbours of equal length share one call, and
+    "auto" on a CPU.
     """
     chosen = _choose_parts(backend, q)
     if chosen != "reference" and (backend, chosen) != ("auto", "cpu"):

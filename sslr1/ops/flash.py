@@ -1,12 +1,12 @@
-"""Variable-length attention as two plain functions: forward gives the log-sum-exp too, backward takes an output and a log-sum-exp
-that need not be its own forward's.
+"""Variable-length attention as two plain functions: forward gives the log-sum-exp too, backward takes an output and a
+log-sum-exp that need not be its own forward's.
 
-That is what attention over a union of key sets needs: with the union's output O and log-sum-exp, each set's backward by itself
-computes P = exp(S - lse) and dS = P * (dO V^T - rowsum(dO * O)), its exact share of the whole (as in ring attention). Autograd
-through a library's own function could not do it: there the log-sum-exp has no gradient.
+That is what attention over a union of key sets needs: with the union's output O and log-sum-exp, each set's backward by
+itself computes P = exp(S - lse) and dS = P * (dO V^T - rowsum(dO * O)), its exact share of the whole (as in ring
+attention). Autograd through a library's own function could not do it: there the log-sum-exp has no gradient.
 
-The same two functions come from flash-attn, from torch's own flash kernels, and from torch's CPU kernels, which serve the CPU
-and float64 tests of everything that is built on them. flash-attn is imported at the first use, if at all.
+The same two functions come from flash-attn, from torch's own flash kernels, and from torch's CPU kernels, which serve
+the CPU and float64 tests of everything that is built on them. flash-attn is imported at the first use, if at all.
 """
 
 import inspect
@@ -26,8 +26,8 @@ aten = torch.ops.aten
 class Part(NamedTuple):
     """forward(q, k, v, bounds) -> out, lse; backward(dout, q, k, v, out, lse, bounds) -> dq, dk, dv.
 
-    q, out, dout, dq [Tq, H, d]; k, v, dk, dv [Tk, H_kv, d], H a multiple of H_kv; lse [H, Tq], float32 (float64 for float64),
-    contiguous. Every sequence has a query and a key.
+    q, out, dout, dq [Tq, H, d]; k, v, dk, dv [Tk, H_kv, d], H a multiple of H_kv; lse [H, Tq], float32 (float64 for
+    float64), contiguous. Every sequence has a query and a key.
     """
 
     forward: callable
@@ -36,7 +36,8 @@ class Part(NamedTuple):
 
 class Bounds(NamedTuple):
     """Which queries meet which keys. queries, keys int32 [n + 1]: where each of n sequences starts, and the end;
-    longest_queries, longest_keys: of the sequences, known to the host; causal: query i sees keys to i, as many of each."""
+    longest_queries, longest_keys: of the sequences, known to the host; causal: query i sees keys to i, as many of
+    each."""
 
     queries: torch.Tensor
     keys: torch.Tensor
@@ -48,8 +49,8 @@ class Bounds(NamedTuple):
 
 @torch.compiler.assume_constant_result
 def library() -> str:
-    """What computes variable-length attention on this process's GPU: "flash_attn", "torch" or "none". Decided at the first call,
-    and logged."""
+    """What computes variable-length attention on this process's GPU: "flash_attn", "torch" or "none". Decided at the
+    first call, and logged."""
     return _library()
 
 
@@ -145,8 +146,8 @@ def _flash_attn_backward(dout, q, k, v, out, lse, bounds):
     return dq, dk, dv
 
 
-# torch's own flash kernels, in the order in which `torch.nn.attention.varlen` hands over what they take. (That module itself has
-# changed its signature between versions, and its backward takes only its own forward's output.)
+# torch's own flash kernels, in the order in which `torch.nn.attention.varlen` hands over what they take. (That module
+# itself has changed its signature between versions, and its backward takes only its own forward's output.)
 TORCH_FORWARD = (
     *("query", "key", "value", "cum_seq_q", "cum_seq_k", "max_q", "max_k", "dropout_p", "is_causal"),
     "return_debug_mask",
@@ -178,9 +179,9 @@ def _torch_backward(dout, q, k, v, out, lse, bounds):
     )
 
 
-# The CPU: torch's flash kernels for dense batches. Causal sequences of about one length share a call, filled up to a width that
-# depends on their own length only, so that a sequence's result does not depend on its neighbours; what is behind a causal
-# sequence's end is seen by nothing in it.
+# The CPU: torch's flash kernels for dense batches. Causal sequences of about one length share a call, filled up to a
+# width that depends on their own length only, so that a sequence's result does not depend on its neighbours; what is
+# behind a causal sequence's end is seen by nothing in it.
 
 
 def _batches(bounds):

@@ -1,22 +1,22 @@
 """Attention of a packed row in two parts, merged: sequences to themselves, and groups of completions to their prompt.
 
-One differentiable operation, torch.ops.sslr1.packed_attention, over whichever pair of functions `flash.PARTS` names. Both parts'
-forwards give a log-sum-exp; the union's is their log-sum, and its output their mean weighted by exp(lse - union's lse). The
-backward hands the union's output and log-sum-exp to each part's, which is then exact for its keys, and adds what they give. All
-completions of a group query the one prompt there is: its keys and values are never copied G times, and its gradient comes out
-summed.
+One differentiable operation, torch.ops.sslr1.packed_attention, over whichever pair of functions `flash.PARTS` names.
+Both parts' forwards give a log-sum-exp; the union's is logaddexp of the two, and its output the mean of theirs,
+weighted by exp(lse - union's lse). The backward hands the union's output and log-sum-exp to each part's, which is then
+exact for its keys, and adds what they give. All completions of a group query the one prompt there is: its keys and
+values are never copied G times, and its gradient comes out summed.
 
-Cost, for one group of a prompt of P tokens and G completions of C, H heads of d, in key-query pairs (4 H d operations each
-forward, 10 backward):
+Cost, for one group of a prompt of P tokens and G completions of C, H heads of d, in key-query pairs (4 H d operations
+each forward, 10 backward):
 
     this                  P^2/2 + G C^2/2 + G C P
     G separate sequences  G (P + C)^2/2
     one masked square     (P + G C)^2, and a mask of as many bytes
 
-P = 1,500, C = 200, G = 16: 6.2, 23.1 and 22.1 million. Beside what the parts read and write, the completions' queries and outputs
-are gathered once (2 G C H d numbers each way, the prompt's keys and values are H_kv/H of that and P/(G C)), and merging passes over
-G C H d numbers in float32. The backward gathers as much again, with the gradient, and adds the completions' dQ and the prompts'
-dK and dV into place.
+P = 1,500, C = 200, G = 16: 6.2, 23.1 and 22.1 million. Beside what the parts read and write, the completions' queries
+and outputs are gathered once (2 G C H d numbers each way, the prompt's keys and values are H_kv/H of that and P/(G C)),
+and merging passes over G C H d numbers in float32. The backward gathers as much again, with the gradient, and adds the
+completions' dQ and the prompts' dK and dV into place.
 """
 
 import torch
@@ -24,8 +24,8 @@ import torch
 from sslr1.ops.flash import PARTS, Bounds
 
 _TABLES = (
-    "Tensor own, Tensor queries, Tensor keys, Tensor query_rows, Tensor key_rows, SymInt longest, SymInt longest_queries, "
-    "SymInt longest_keys, bool causal, float scale, str backend"
+    "Tensor own, Tensor queries, Tensor keys, Tensor query_rows, Tensor key_rows, SymInt longest, "
+    "SymInt longest_queries, SymInt longest_keys, bool causal, float scale, str backend"
 )
 _library = torch.library.Library("sslr1", "FRAGMENT")
 _library.define(f"packed_attention(Tensor q, Tensor k, Tensor v, {_TABLES}) -> (Tensor, Tensor)")
@@ -43,8 +43,8 @@ def _bounds(own, queries, keys, longest, longest_queries, longest_keys, causal, 
 
 
 def forward(q, k, v, own, queries, keys, query_rows, key_rows, *rest):
-    """q [T, H, d], k and v [T, H_kv, d] -> out [T, H, d], lse [H, T], both contiguous. Tables: as a `Layout` has them; causal is
-    the sequences' own part, the completions' part has no mask."""
+    """q [T, H, d], k and v [T, H_kv, d] -> out [T, H, d], lse [H, T], both contiguous. Tables: as a `Layout` has them;
+    causal is the sequences' own part, the completions' part has no mask."""
     *longest_causal_scale, backend = rest
     part = PARTS[backend]
     own, other = _bounds(own, queries, keys, *longest_causal_scale)

@@ -164,8 +164,8 @@ def test_merged_parts_change_nothing(windowed, photographs, seed, exact_norms, m
 
 
 def test_the_vision_tower_is_told_what_it_would_find(windowed, photographs, seed, monkeypatch):
-    """Places, windows and longest sequences from the CPU: the tower's output is what it is without them, bit for bit, and
-    equals transformers' own attention."""
+    """Places, windows and longest sequences from the CPU: the tower's output is what it is without them, bit for bit,
+    and equals transformers' own attention."""
     network = model.load_model(windowed, torch.float64)
     groups, _ = make(windowed, photographs)
     packed = pack(groups, model.Policy(network))

@@ -153,7 +153,8 @@ def test_errors():
 
 
 def test_one_graph_serves_every_layout():
-    """Compiled, a layer is one graph with the operation in it; a second one, with sizes left open, serves all layouts after."""
+    """Compiled, a layer is one graph with the operation in it; a second one, with sizes left open, serves all layouts
+    after."""
     torch._dynamo.reset()
     counter = CompileCounterWithBackend("aot_eager")
 
@@ -353,7 +354,8 @@ def test_what_flash_kernels_do_not_take_goes_the_plain_way():
 @pytest.mark.parametrize("backend", ["torch", "flash_attn"])
 @pytest.mark.parametrize("d, times", [(64, 1), (80, 1), (128, 8)])
 def test_on_a_gpu(draw, backend, d, times):
-    """bfloat16 against float64 of the same numbers: output and gradients, ragged groups; no worse than masked SDPA by half."""
+    """bfloat16 against float64 of the same numbers: output and gradients, ragged groups; no worse than masked SDPA by
+    half."""
     if backend == "flash_attn":
         pytest.importorskip("flash_attn")
     for groups in ([(700, (130, 1, 64, 257))], [(300, (40, 9)), (1, (1,)), (129, ()), (64, (65, 0, 128))], [(500, ())]):
