@@ -4,10 +4,15 @@ What is exact (weights, gradients, moments, replica, logits, caches) follows fro
 estimate of what autograd keeps, and say so.
 """
 
+from contextlib import contextmanager
 from dataclasses import dataclass
+
+import torch
+from transformers import AttentionInterface
 
 from sslr1 import model, ops
 from sslr1.config import Config
+from sslr1.model import shared_prefix
 from sslr1.ops.grpo_loss import default_height
 
 MASTER = 4  # bytes of a parameter and a reduced gradient
@@ -44,12 +49,21 @@ def plan(config: Config, path, ranks: int, device="cuda") -> tuple[list, list]:
     heads = text.num_key_value_heads * width
     rows = min(config.rollout.wave_rows, config.rollout.prompts // ranks * config.rollout.group_size)
     per_token = 2 * layers * heads * dtype
-    kept = activations(text, width, hasattr(inner.language_model.layers[0].self_attn, "q_norm"), dtype)
-    again = config.train.recompute
-    kept_layers = layers - (-(-layers // again) if again else 0)
-    act = config.train.token_budget * (kept_layers * kept + (layers - kept_layers) * D * dtype + (kept if again else 0))
     moment = 2 if config.optim.moments == "bfloat16" else 4
     shared = ranks == 1 and dtype == MASTER
+    tokens, again = config.train.token_budget, config.train.recompute
+    patches = round(tokens * (1 - TEXT / prompt) * spec.merge**2)
+    of_token, of_patch = activations(network, torch.float32 if dtype == 4 else torch.bfloat16)
+    towers = (
+        (tokens, layers, of_token, D),
+        (patches, len(inner.visual.blocks), of_patch, inner.visual.config.hidden_size),
+    )
+    act = 0
+    for count, depth, kept, entry in towers:
+        recomputed = (
+            -(-depth // again) if again and kept else 0
+        )  # of these only the input stays, and one is whole again
+        act += count * ((depth - recomputed + (recomputed > 0)) * kept + recomputed * entry * dtype)
     memory = [
         Line("weights", sum(every) * MASTER, f"{sum(every):,} parameters x {MASTER} bytes / {shards} shards"),
         Line("gradients", trained * MASTER, f"{trained:,} trained x {MASTER} bytes / {shards} shards", "learner"),
@@ -62,7 +76,7 @@ def plan(config: Config, path, ranks: int, device="cuda") -> tuple[list, list]:
         Line("gathered weights", 0 if shards == 1 and dtype == MASTER else (rest + 2 * max(blocks)) * dtype, "embeddings and head, two layers", "learner"),
         Line("whole gradients", (rest + max(blocks)) * MASTER, "embeddings and head, one layer, before they are reduced", "learner"),
         Line("loss", height * V * (4 + (dtype if dtype == 2 else 0)) + 4 * V * D, f"logits of {height:,} rows, the head's gradient", "learner"),
-        Line("activations (estimate)", act, f"{config.train.token_budget:,} tokens x {layers} layers" + (f", every {again}. recomputed" if again else ""), "learner"),
+        Line("activations (estimate)", act, f"{tokens:,} tokens x {layers} layers, {patches:,} patches x {len(inner.visual.blocks)} blocks" + (f", every {again}. recomputed" if again else ""), "learner"),
         Line("rollout's cache", rows * config.rollout.max_tokens * per_token + rows / config.rollout.group_size * prompt * per_token,
              f"{rows} samples x {config.rollout.max_tokens} tokens, prompts of about {prompt}", "rollout"),
     ]  # fmt: skip
@@ -78,13 +92,58 @@ def plan(config: Config, path, ranks: int, device="cuda") -> tuple[list, list]:
     return memory, traffic
 
 
-def activations(text, width, head_norms, dtype) -> float:
-    """Bytes a token that a decoder layer keeps for its backward pass: two norms in float32 with their inputs, queries, keys,
-    values, the attention's output, and three of the MLP's width. width: of a head; head_norms: queries and keys are
-    normalised too."""
-    D, q, kv = text.hidden_size, text.num_attention_heads * width, text.num_key_value_heads * width
-    norms = 2 * D + head_norms * (q + kv)
-    return norms * 4 + (3 * D + 2 * q + 2 * kv + 4 * text.intermediate_size) * dtype
+def activations(network, dtype) -> tuple[float, float]:
+    """Bytes that a decoder layer keeps for its backward pass a token, and a vision block a patch: 0 for a frozen one.
+
+    Both towers run on the meta device, and what autograd saves is counted; attention as flash kernels have it, which keep
+    queries, keys, values and their output. network: a `model.skeleton`, which is altered.
+    """
+    network.to("meta", dtype)
+    visual, language = network.model.visual, network.model.language_model
+    for part in (visual, language):
+        part.config._attn_implementation_internal = ATTENTION
+    grid = torch.tensor([[1, 16, 16]])
+    patches = torch.empty(256, visual.patch_embed.proj.weight[0].numel(), dtype=dtype, device="meta")
+    embeds = torch.empty(1, 256, network.config.text_config.hidden_size, dtype=dtype, device="meta")
+    with kept_bytes(network) as of_patches:
+        visual(patches, grid_thw=grid, **shared_prefix.vision_tables(visual, grid, "meta"))
+    with kept_bytes(network) as of_tokens:
+        language(
+            inputs_embeds=embeds.requires_grad_(),
+            position_ids=torch.empty(3, 1, 256, dtype=torch.int64, device="meta"),
+            attention_mask=shared_prefix.no_mask(embeds),
+            use_cache=False,
+        )
+    return sum(of_tokens.values()) / 256 / len(language.layers), sum(of_patches.values()) / 256 / len(visual.blocks)
+
+
+@contextmanager
+def kept_bytes(model):
+    """Collect, inside, the bytes of each storage that autograd saves tensors in, but the model's parameters'."""
+    known = {p.untyped_storage()._cdata for p in model.parameters()}
+    kept, alive = {}, []
+
+    def note(tensor):
+        storage = tensor.untyped_storage()
+        if storage._cdata not in known:
+            kept[storage._cdata] = storage.nbytes()
+            alive.append(storage)  # or another could take its address
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        yield kept
+
+
+class _Attention(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, q, k, v):
+        out = torch.empty_like(q.transpose(1, 2))
+        ctx.save_for_backward(q, k, v, out)
+        return out
+
+
+ATTENTION = "sslr1_flash_plan"  # with "flash" in its name, as VISION_ATTENTION
+AttentionInterface.register(ATTENTION, lambda module, q, k, v, *_, **__: (_Attention.apply(q, k, v), None))
 
 
 def peak(memory) -> float:

@@ -48,6 +48,7 @@ class Built:
             f"{len(images.train)} images to train on, {len(self.evaluation.held_out)} held out, decoded by {images.store.decoder.backend}, "
             f"rendered by {ops.choose_backend('auto', torch.device('cpu'))}; {world.size} {world.device.type} rank(s), "
             f"{torch.get_num_threads()} thread(s) each, {self.spec.dtype}".replace("torch.", "")
+            + (f", attention by {ops.flash.library()}" if world.device.type == "cuda" else "")
         )
 
     def stream(self, batch=None, levels=None) -> PuzzleStream:

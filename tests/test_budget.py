@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from sslr1 import budget, config, entry, ops
+from sslr1 import budget, config, entry, model, ops
 from sslr1.model import parallel
 from sslr1.ops.grpo_loss import default_height
 from tests.model.test_load import PUBLISHED, published
@@ -44,6 +44,24 @@ def test_equal_to_what_a_learner_holds(any_tiny, photographs, seed, one_process,
     for what, size in held.items():
         assert size == pytest.approx(planned[what], rel=1e-9), what
     assert weights.shared and planned["sampler's weights"] == 0
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_activations_are_what_a_forward_pass_keeps(any_tiny, photographs, seed, dtype):
+    """But for the CPU's attention, which keeps masks and each key and value once a query head, where flash kernels don't."""
+    of_token, of_patch = budget.activations(model.skeleton(any_tiny), dtype)
+    network = model.load_model(any_tiny, dtype)
+    policy = model.Policy(network)
+    groups, _ = make_groups(any_tiny, photographs, seed)
+    packed = model.pack(groups, **policy.pack_options)
+    with budget.kept_bytes(network) as kept:
+        policy(packed, lambda hidden, head: (hidden.sum(),))
+    inner = network.model
+    planned = of_token * len(packed.input_ids) * len(inner.language_model.layers)
+    planned += of_patch * len(packed.pixel_values) * len(inner.visual.blocks)
+    assert 0.8 * sum(kept.values()) < planned < 1.02 * sum(kept.values())
+    model.freeze(frozen := model.skeleton(any_tiny), "vision")
+    assert budget.activations(frozen, dtype) == (of_token, 0)
 
 
 def test_shares_add_up(tiny):
