@@ -14,7 +14,8 @@ and 4 (d + 1) bytes written and read for each query and piece, which stay in L2.
 prompts of 1,000 tokens, own 200: 33 + 105 + 6 = 144 MB, and 8 MB written and read again for two pieces a prompt.
 
 How prompts are cut follows from shapes alone, so that a captured graph serves every step and a row's arithmetic depends on its own
-keys and on these shapes, never on other rows' lengths or values. Nothing behind a length is read. Exponentials are in base 2; scores,
+keys and on these shapes, never on other rows' lengths or values; `batch_invariant` takes pieces of one size instead, so that it
+depends on the group's own shape only. Nothing behind a length is read. Exponentials are in base 2; scores,
 sums, maxima and what pieces leave are float32, and products of float32 are float32's own, not TF32's.
 """
 
@@ -30,6 +31,9 @@ import triton.language as tl
 PROCESSORS = 132  # programs that a wave holds: an H100's multiprocessors
 WIDE = os.environ.get("TRITON_INTERPRET") == "1"  # the interpreter multiplies bfloat16 wrongly; float32 it can
 OPTIONS = {"num_warps": 4}
+PIECE = (
+    256  # keys of a prompt that a program takes where the cut must not depend on the batch: whole blocks of any layout
+)
 
 
 def layout(dtype, rows):
@@ -266,7 +270,7 @@ def pieces(length, block, programs, processors):
     return best * block, triton.cdiv(blocks, best)
 
 
-def decode_attention(q, prompt_k, prompt_v, prompt_lengths, own_k, own_v, own_lengths, scale):
+def decode_attention(q, prompt_k, prompt_v, prompt_lengths, own_k, own_v, own_lengths, scale, batch_invariant=False):
     """q [P, G, H, d]; prompt_k, prompt_v [P, H_kv, L, d]; prompt_lengths int32 or int64 [P]; own_k, own_v [P, G, H_kv, C, d];
     own_lengths int32 or int64 that expands to [P, G]. All of one dtype, float32 or bfloat16, d a power of two.
     Returns [P, G, H, d]."""
@@ -285,6 +289,8 @@ def decode_attention(q, prompt_k, prompt_v, prompt_lengths, own_k, own_v, own_le
     tiles = triton.cdiv(G * times, rows)
     prompt_piece, prompt_parts = pieces(L, block, P * heads_kv * tiles, PROCESSORS)
     piece, own_parts = pieces(C, own_block, P * G * heads_kv, PROCESSORS)
+    if batch_invariant:
+        prompt_piece, prompt_parts, piece, own_parts = PIECE, triton.cdiv(L, PIECE), C, 1
     whole = own_parts <= 1  # then the own keys' program joins
     part_count = prompt_parts + (0 if whole else own_parts)
     parts = torch.empty(P, G, H, part_count, d, dtype=torch.float32, device=q.device)

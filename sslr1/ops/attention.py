@@ -186,7 +186,7 @@ def _in_runs(q, k, v, boundaries, scale):
 
 
 def decode_attention(
-    q, prompt_k, prompt_v, prompt_lengths, own_k, own_v, own_lengths, scale, *, backend="auto"
+    q, prompt_k, prompt_v, prompt_lengths, own_k, own_v, own_lengths, scale, *, batch_invariant=False, backend="auto"
 ) -> torch.Tensor:
     """One decode step of G samples a prompt that share the prompt's keys and values; softmax over both parts together.
 
@@ -194,6 +194,11 @@ def decode_attention(
     own_k, own_v [P, G, H_kv, C, d], buffers with room for C keys of the samples' own; own_lengths int32 or int64, [1] or
     whatever else expands to [P, G]: how many of them are there, this step's included, 0 to C. The rest are of one floating dtype.
     What lies behind a length has no influence, but the plain form, which multiplies it by 0, needs it finite.
+
+    batch_invariant: a group's result follows, bit for bit, from its own G, lengths and values, whatever P, L and C are and
+    whatever the other groups hold. Otherwise these decide how work is cut up, and results agree to rounding only. Its cost: the
+    plain form runs prompt by prompt; the kernel cuts prompts into pieces of one size and samples' own keys not at all, so that few
+    long ones no longer fill a GPU.
 
     backend: "reference" (plain PyTorch), "triton" (CUDA tensors, or CPU ones in Triton's interpreter; bfloat16 and float32,
     head sizes 64 and 128), or "auto": the fastest that can run. On CUDA neither waits for the device, and one captured graph
@@ -220,7 +225,8 @@ def decode_attention(
         if lengths.dtype not in (torch.int32, torch.int64):
             raise ValueError(f"{name} must be int32 or int64, got {lengths.dtype}")
     return torch.ops.sslr1.decode_attention(
-        q, prompt_k, prompt_v, prompt_lengths, own_k, own_v, own_lengths, scale=scale, backend=backend
+        *(q, prompt_k, prompt_v, prompt_lengths, own_k, own_v, own_lengths),
+        **dict(scale=scale, backend=backend, batch_invariant=batch_invariant),
     )
 
 
@@ -242,7 +248,9 @@ def _choose_backend(backend, q) -> str:
 
 
 @torch.no_grad()
-def _op_decode_attention(q, prompt_k, prompt_v, prompt_lengths, own_k, own_v, own_lengths, *, scale, backend):
+def _op_decode_attention(
+    q, prompt_k, prompt_v, prompt_lengths, own_k, own_v, own_lengths, *, scale, backend, batch_invariant=False
+):
     backend = _choose_backend(backend, q)
     prompt_range = _extent("prompt_lengths", prompt_lengths, prompt_k.shape[2])
     own_range = _extent("own_lengths", own_lengths, own_k.shape[3])
@@ -250,20 +258,22 @@ def _op_decode_attention(q, prompt_k, prompt_v, prompt_lengths, own_k, own_v, ow
     if backend == "triton":
         from sslr1.kernels import decode as kernel
 
-        return kernel.decode_attention(*tensors, scale)
+        return kernel.decode_attention(*tensors, scale, batch_invariant)
+    if batch_invariant:
+        return _one_by_one(*tensors, scale)
     return _reference(*tensors, scale, prompt_range, own_range)
 
 
 _library = torch.library.Library("sslr1", "FRAGMENT")
 _library.define(
     "decode_attention(Tensor q, Tensor prompt_k, Tensor prompt_v, Tensor prompt_lengths, Tensor own_k, Tensor own_v, "
-    "Tensor own_lengths, *, float scale, str backend) -> Tensor"
+    "Tensor own_lengths, *, float scale, str backend, bool batch_invariant=False) -> Tensor"
 )
 _library.impl("decode_attention", _op_decode_attention, "CompositeExplicitAutograd")
 
 
 @torch.library.register_fake("sslr1::decode_attention")
-def _(q, *tensors, scale, backend):
+def _(q, *tensors, **options):
     return q.new_empty(q.shape)
 
 
@@ -304,3 +314,15 @@ def _reference(q, prompt_k, prompt_v, prompt_lengths, own_k, own_v, own_lengths,
     out = w_own @ own_v
     out += (w_prompt @ prompt_v).view(P, heads_kv, G, times, d).transpose(1, 2)
     return out.reshape(P, G, H, d)
+
+
+def _one_by_one(q, prompt_k, prompt_v, prompt_lengths, own_k, own_v, own_lengths, scale):
+    """The same with every matrix product of a group in shapes that follow from the group alone. Waits for the device."""
+    P, G, H, d = q.shape
+    out = q.new_empty(q.shape)
+    own_lengths = own_lengths.expand(P, G)
+    for p, (length, own) in enumerate(zip(prompt_lengths.tolist(), own_lengths.tolist())):
+        one = slice(p, p + 1)
+        tensors = (x[one] for x in (q, prompt_k, prompt_v, prompt_lengths, own_k, own_v, own_lengths))
+        out[one] = _reference(*tensors, scale, (length, length), (min(own, default=0), max(own, default=0)))
+    return out

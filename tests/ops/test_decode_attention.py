@@ -128,6 +128,26 @@ def check_neighbours(backend, poison, dtype=torch.float32, device="cpu"):
         assert not torch.equal(first[1, 0], second[1, 0]) and not torch.equal(first[0, 1], second[0, 1])
 
 
+def check_batch_invariance(backend, dtype=torch.float32, device="cpu"):
+    """Asked for, a group is the same bits alone as among others, in buffers of other lengths, and near the right result."""
+    for programs, (G, times) in itertools.product(WAVES, ((1, 4), (3, 4), (16, 2))):
+        case = draw_case(G, times, 64, dtype, 0.0, (40, None), 2, (LONGEST, 900, 10), device)
+        q, prompt_k, prompt_v, prompt_lengths, own_k, own_v, own_lengths = case
+        with waves_of(programs):
+            whole = ops.decode_attention(*case, SCALE, batch_invariant=True, backend=backend)
+            tolerance = TOLERANCES[dtype]
+            torch.testing.assert_close(whole.double(), separate(*case), rtol=tolerance, atol=tolerance)
+            for p, length in enumerate(prompt_lengths.tolist()):
+                one, longest = slice(p, p + 1), int(own_lengths[p].max())
+                alone = ops.decode_attention(
+                    *(q[one], prompt_k[one, :, :length], prompt_v[one, :, :length], prompt_lengths[one]),
+                    *(own_k[one, ..., :longest, :], own_v[one, ..., :longest, :], own_lengths[one], SCALE),
+                    batch_invariant=True,
+                    backend=backend,
+                )
+                assert torch.equal(whole[one], alone)
+
+
 def check_offsets(backend, device="cpu"):
     """Prompts, samples and heads whose places times strides, each below 2^31, are beyond it. One buffer serves all: only the
     pages of a few keys are ever touched."""
@@ -165,6 +185,7 @@ def test_the_plain_form(seed):
     for dtype in (torch.float64, torch.float32):
         check_shapes("reference", dtype, poison=7e3)
     check_layouts("reference")
+    check_batch_invariance("reference")
 
 
 def test_the_plain_form_does_not_ask_a_device_for_lengths(seed, monkeypatch):
@@ -184,6 +205,7 @@ test.check_shapes("triton", torch.float32, float("nan"))
 test.check_shapes("triton", torch.bfloat16, float("nan"), every=3)
 test.check_layouts("triton")
 test.check_neighbours("triton", float("nan"))
+test.check_batch_invariance("triton")
 print("interpreted")
 """
 
@@ -332,6 +354,7 @@ def test_on_the_gpu(seed, backend):
         check_shapes(backend, dtype, poison, "cuda")
         if backend == "triton":
             check_neighbours(backend, poison, dtype, "cuda")
+            check_batch_invariance(backend, dtype, "cuda")
     check_layouts(backend, "cuda")
 
 
