@@ -50,12 +50,15 @@ def _mix_tensor(x: torch.Tensor) -> torch.Tensor:
     return x ^ shifted(x, 31)
 
 
-def fold_tensor(key: int, *parts: torch.Tensor) -> torch.Tensor:
-    """Continue `fold`'s hash `key` with int64 tensors, broadcast against each other: int64, equal to `fold` bit for bit.
+def fold_tensor(key: int | torch.Tensor, *parts: torch.Tensor) -> torch.Tensor:
+    """Continue `fold`'s hash `key`, or each of a tensor of this function's hashes, with int64 tensors, broadcast against each
+    other: int64, equal to `fold` bit for bit.
 
     `fold(a, b, c)` is `fold_tensor(fold(a), tensor(b), tensor(c))` (as a signed number).
     """
-    h = torch.tensor(_signed(key), dtype=torch.int64, device=parts[0].device)
+    h = key
+    if not isinstance(key, torch.Tensor):
+        h = torch.tensor(_signed(key), dtype=torch.int64, device=parts[0].device)
     golden = _signed(_GOLDEN)
     for part in parts:
         h = _mix_tensor((h + golden) ^ _mix_tensor(part.to(torch.int64) + golden))

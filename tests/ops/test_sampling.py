@@ -372,6 +372,7 @@ def test_keys_of_tensors_are_keys_of_numbers(draw):
         for cut in range(4):
             tensor = ops.fold_tensor(ops.fold("a name", *parts[:cut]), *[torch.tensor([x]) for x in parts[cut:]])
             assert tensor.item() % 2**64 == whole
+            assert ops.fold_tensor(tensor, torch.tensor([cut])).item() % 2**64 == ops.fold("a name", *parts, cut)
     u = ops.uniform(keys_for(100_000, 0))
     assert 0 <= u.min() and u.max() < 1 and abs(u.mean() - 0.5) < 0.005 and abs((u**2).mean() - 1 / 3) < 0.005
 
