@@ -14,6 +14,7 @@ from sslr1 import model, ops
 from sslr1.config import Config
 from sslr1.model import shared_prefix
 from sslr1.ops.grpo_loss import default_height
+from sslr1.rollout.cache import bytes_a_token, logit_bytes, places_for
 
 MASTER = 4  # bytes of a parameter and a reduced gradient
 TEXT = 200  # tokens of a question beside its pictures
@@ -45,10 +46,10 @@ def plan(config: Config, path, ranks: int, device="cuda") -> tuple[list, list]:
     height = default_height(config.train.token_budget, D, device)
     spec = ops.PatchSpec.from_pretrained(path)
     prompt = round((config.data.max_side or 1024) / spec.unit) ** 2 + TEXT
-    width = getattr(text, "head_dim", None) or D // text.num_attention_heads
-    heads = text.num_key_value_heads * width
-    rows = min(config.rollout.wave_rows, config.rollout.prompts // ranks * config.rollout.group_size)
-    per_token = 2 * layers * heads * dtype
+    r = config.rollout
+    groups = places_for(r.prompts // ranks, r.group_size, r.wave_rows, r.wave_groups)
+    rows = min(groups, max(1, r.wave_rows // r.group_size)) * r.group_size
+    kept_tokens = groups * (prompt + r.group_size * r.max_tokens)
     moment = 2 if config.optim.moments == "bfloat16" else 4
     shared = ranks == 1 and dtype == MASTER
     tokens, again = config.train.token_budget, config.train.recompute
@@ -60,9 +61,8 @@ def plan(config: Config, path, ranks: int, device="cuda") -> tuple[list, list]:
     )
     act = 0
     for count, depth, kept, entry in towers:
-        recomputed = (
-            -(-depth // again) if again and kept else 0
-        )  # of these only the input stays, and one is whole again
+        # of these only the input stays, and one is whole again
+        recomputed = -(-depth // again) if again and kept else 0
         act += count * ((depth - recomputed + (recomputed > 0)) * kept + recomputed * entry * dtype)
     memory = [
         Line("weights", sum(every) * MASTER, f"{sum(every):,} parameters x {MASTER} bytes / {shards} shards"),
@@ -77,8 +77,9 @@ def plan(config: Config, path, ranks: int, device="cuda") -> tuple[list, list]:
         Line("whole gradients", (rest + max(blocks)) * MASTER, "embeddings and head, one layer, before they are reduced", "learner"),
         Line("loss", height * V * (4 + (dtype if dtype == 2 else 0)) + 4 * V * D, f"logits of {height:,} rows, the head's gradient", "learner"),
         Line("activations (estimate)", act, f"{tokens:,} tokens x {layers} layers, {patches:,} patches x {len(inner.visual.blocks)} blocks" + (f", every {again}. recomputed" if again else ""), "learner"),
-        Line("rollout's cache", rows * config.rollout.max_tokens * per_token + rows / config.rollout.group_size * prompt * per_token,
-             f"{rows} samples x {config.rollout.max_tokens} tokens, prompts of about {prompt}", "rollout"),
+        Line("rollout's cache", kept_tokens * bytes_a_token(text, dtype),
+             f"{groups * r.group_size} samples x {r.max_tokens} tokens, {groups} prompts of about {prompt}", "rollout"),
+        Line("rollout's logits", logit_bytes(text, rows), f"{rows} samples, twice", "rollout"),
     ]  # fmt: skip
     share = (shards - 1) / shards
     traffic = [

@@ -145,7 +145,8 @@ def build(config: Config, world: parallel.World, folder: Path | None = None) -> 
     parallel.materialize(policy, world.device)
     model.load_weights(policy.model, model_path)
     weights.attach(policy, world)
-    engine = Engine(weights.model, tokenizer, max_tokens=config.rollout.max_tokens, wave_rows=config.rollout.wave_rows)
+    names = "max_tokens wave_rows wave_groups batch_invariant look_every cuda_graphs".split()
+    engine = Engine(weights.model, tokenizer, **{name: getattr(config.rollout, name) for name in names})
     return Built(config, world, folder, model_path, tokenizer, spec, images, evaluation, policy, weights, engine)
 
 

@@ -111,6 +111,21 @@ class Rollout(Section):
         "loss.is_cap at most; costs a third of the loss's time more; null only logs the difference",
     )
     wave_rows: int = Field(1024, ge=1, description="samples that decode together at most")
+    wave_groups: int = Field(
+        0,
+        ge=0,
+        description="puzzles whose keys and values are held at most, on a rank; the more, the better are wave_rows filled while "
+        "groups wait for their longest completions. 0 is half as many again as fill wave_rows",
+    )
+    batch_invariant: bool = Field(
+        False,
+        description="a completion is the same, bit for bit, whatever it is decoded with, on one machine; slower: prompts run one by "
+        "one, steps in blocks of 64 rows, and finished completions are computed until their block is done",
+    )
+    look_every: int = Field(
+        0, ge=0, description="decode steps between two looks at what has finished; 0 is 8 on a GPU, 1 on a CPU"
+    )
+    cuda_graphs: bool = Field(True, description="on a GPU, capture decode steps once and replay them")
     resample: int = Field(
         0,
         ge=0,
@@ -279,7 +294,8 @@ def load(path, overrides=()) -> Config:
 
 # what may change between starts of one run: where and how fast, not what
 IMMATERIAL = (
-    *("checkpoint", "log", "eval", "data.cache_mb", "data.decoder", "rollout.wave_rows"),
+    *("checkpoint", "log", "eval", "data.cache_mb", "data.decoder"),
+    *(f"rollout.{key}" for key in ("wave_rows", "wave_groups", "look_every", "cuda_graphs")),
     *("train.threads", "train.device", "train.token_budget", "train.replicate", "train.recompute"),
 )
 

@@ -1,62 +1,91 @@
-"""Keys and values of a wave of groups: each prompt's once, each sample's own."""
+"""Keys and values of the groups in flight: each prompt's once, each sample's own, in buffers that never move or grow."""
 
 import torch
+from torch.nn import functional as F
 
 from sslr1 import ops
 
 
-class GroupCache:
-    """P prompts x G samples in slots. A prompt's keys and values are written once and read by all its samples.
+def head_size(config) -> int:
+    """Of a text model's configuration: what its keys and values are wide."""
+    return getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
 
-    Prompt buffers are [layers, P, H_kv, longest prompt, d], own buffers [layers, P, G, H_kv, max_tokens, d]; their bytes
-    are fixed when the wave starts and shrink when finished groups are dropped.
+
+def bytes_a_token(config, itemsize) -> int:
+    """Keys and values of one token in all layers."""
+    return 2 * config.num_hidden_layers * config.num_key_value_heads * head_size(config) * itemsize
+
+
+def logit_bytes(config, rows) -> int:
+    """Float32 logits of a step, and as much again while they are sampled from."""
+    return 2 * 4 * rows * config.vocab_size
+
+
+def places_for(prompts, group_size, wave_rows, wave_groups) -> int:
+    """For how many groups there are buffers: `Engine` says what wave_rows and wave_groups are."""
+    return min(prompts, wave_groups or max(1, wave_rows // group_size) * 3 // 2)
+
+
+class GroupCache:
+    """P places of a prompt and its G samples. A prompt's keys and values are written once and read by all its samples.
+
+    Prompt buffers are [layers, P, H_kv, longest prompt, d], own buffers [layers, P, G, H_kv, max_tokens, d]. A slot is a
+    sample's number p * G + s: where its keys and values stay for as long as it lives. How many there are of each lies on
+    the device, so that a captured step serves every length.
     """
 
-    def __init__(self, config, prompt_lengths, group_size, max_tokens, dtype, device):
-        heads, d = config.num_key_value_heads, config.hidden_size // config.num_attention_heads
-        d = getattr(config, "head_dim", None) or d
-        P, L, layers = len(prompt_lengths), max(prompt_lengths), config.num_hidden_layers
-        self.prompt_k, self.prompt_v = (torch.zeros(layers, P, heads, L, d, dtype=dtype, device=device) for _ in "kv")
+    def __init__(self, config, places, longest, group_size, max_tokens, dtype, device, batch_invariant=False):
+        heads, d, layers = config.num_key_value_heads, head_size(config), config.num_hidden_layers
+        options = {"dtype": dtype, "device": device}
+        # Zeros: what lies behind a length must be finite.
+        self.prompt_k, self.prompt_v = (torch.zeros(layers, places, heads, longest, d, **options) for _ in "kv")
         self.own_k, self.own_v = (
-            torch.zeros(layers, P, group_size, heads, max_tokens, d, dtype=dtype, device=device) for _ in "kv"
+            torch.zeros(layers, places, group_size, heads, max_tokens, d, **options) for _ in "kv"
         )
-        self.packed_lengths = list(prompt_lengths)  # as `write_prompts` gets them, before any prompt is dropped
-        self.prompt_lengths = torch.tensor(self.packed_lengths, dtype=torch.int32, device=device)
-        # Where this step's key goes, and how many there are with it: on the device, so that a captured step can be replayed.
-        self.place = torch.zeros(1, dtype=torch.int64, device=device)
-        self.own_lengths = torch.ones(1, dtype=torch.int32, device=device)
+        self.prompt_lengths = torch.ones(places, dtype=torch.int32, device=device)
+        self.own_lengths = torch.zeros(places, group_size, dtype=torch.int32, device=device)
+        self.heads = torch.arange(heads, device=device)
+        self.batch_invariant = batch_invariant
 
-    def advance(self):
-        """The step is over in all layers; the next one writes behind it."""
-        self.place += 1
-        self.own_lengths += 1
+    def expect(self, places, lengths):
+        """The next prefill holds prompts of these lengths, for these places."""
+        self.expected = list(zip(places, lengths))
 
     def write_prompts(self, layer, key, value):
         """key, value [1, H_kv, sum of prompt lengths, d], prompts one behind the other."""
         for buffer, packed in ((self.prompt_k, key), (self.prompt_v, value)):
-            for place, part in enumerate(packed[0].split(self.packed_lengths, 1)):
-                buffer[layer, place, :, : part.shape[1]] = part
+            parts = packed[0].split([length for _, length in self.expected], 1)
+            for (place, length), part in zip(self.expected, parts):
+                buffer[layer, place, :, :length] = part
+
+    def begin_step(self, slots, written, first, last):
+        """The next decode step computes the samples in `slots` [n], of which `written` [n] have so many keys already, all in
+        places first to last - 1. n = (last - first) * G means all of these places' slots in order."""
+        G, C = self.own_k.shape[2], self.own_k.shape[4]
+        self.first, self.last = first, last
+        self.slots = None if len(slots) == (last - first) * G else slots - first * G
+        heads = len(self.heads)
+        self.into = ((slots[:, None] * heads + self.heads) * C + written[:, None]).view(-1)
 
     def attend(self, layer, query, key, value, scale):
-        """One decode step: query [1, H, P*G, d], key and value [1, H_kv, P*G, d] -> [1, P*G, H, d]."""
-        P, G = self.own_k.shape[1:3]
+        """One decode step: query [1, H, R, d], key and value [1, H_kv, R, d] -> [1, R, H, d]. Rows behind the n that
+        `begin_step` named are padding."""
+        rows, d = query.shape[2:]
+        n = len(self.into) // len(self.heads)
         for buffer, new in ((self.own_k, key), (self.own_v, value)):
-            buffer[layer].index_copy_(3, self.place, new[0].transpose(0, 1).view(P, G, buffer.shape[3], 1, -1))
+            buffer[layer].view(-1, d).index_copy_(0, self.into, new[0, :, :n].transpose(0, 1).reshape(-1, d))
+        a, b, G = self.first, self.last, self.own_k.shape[2]
+        q = query[0, :, :n].transpose(0, 1)
+        if self.slots is not None:
+            q = q.new_zeros((b - a) * G, *q.shape[1:]).index_copy_(0, self.slots, q)
         out = ops.decode_attention(
-            query[0].transpose(0, 1).reshape(P, G, query.shape[1], -1),
-            self.prompt_k[layer],
-            self.prompt_v[layer],
-            self.prompt_lengths,
-            self.own_k[layer],
-            self.own_v[layer],
-            self.own_lengths,
-            scale,
-        )
-        return out.reshape(1, P * G, query.shape[1], -1)
-
-    def keep(self, prompts, samples):
-        """Keep the prompts numbered `prompts` [P'] and of each the samples in `samples` [P', G']."""
-        self.prompt_k, self.prompt_v = (x[:, prompts] for x in (self.prompt_k, self.prompt_v))
-        self.prompt_lengths = self.prompt_lengths[prompts]
-        rows = prompts[:, None].expand_as(samples)
-        self.own_k, self.own_v = (x[:, rows, samples] for x in (self.own_k, self.own_v))
+            q.reshape(b - a, G, -1, d),
+            *(self.prompt_k[layer, a:b], self.prompt_v[layer, a:b], self.prompt_lengths[a:b]),
+            *(self.own_k[layer, a:b], self.own_v[layer, a:b], self.own_lengths[a:b], scale),
+            batch_invariant=self.batch_invariant,
+        ).view((b - a) * G, -1, d)
+        if self.slots is not None:
+            out = out.index_select(0, self.slots)
+        if n < rows:
+            out = F.pad(out, (0, 0, 0, 0, 0, rows - n))
+        return out[None]

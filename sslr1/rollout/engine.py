@@ -1,26 +1,57 @@
-"""One in-process engine: each puzzle's prompt runs once, its group decodes together, finished rows are compacted away.
+"""One in-process engine: each puzzle's prompt runs once, its group decodes together, waiting prompts take freed places.
 
-It knows prompts and tokens, nothing of puzzles, rewards or how the model is trained.
+It knows prompts and tokens, nothing of puzzles, rewards or how the model is trained. This file is its host side: what is
+asked for, what fits, who goes where. The device's is wave.py.
 """
+
+import os
+from collections import deque
 
 import torch
 
 from sslr1 import ops
-from sslr1.model.packing import Group, Sample, pack
-from sslr1.model.shared_prefix import no_mask, plug_in, run
-from sslr1.rollout.cache import GroupCache
+from sslr1.errors import UserError
+from sslr1.model.packing import Group, Sample
+from sslr1.model.shared_prefix import plug_in
+from sslr1.ops.attention import KERNEL_DTYPES, KERNEL_HEAD_SIZES
+from sslr1.rollout.cache import bytes_a_token, head_size, logit_bytes, places_for
+from sslr1.rollout.wave import Wave
 
 PLACEHOLDERS = ("<|vision_start|>", "<|vision_end|>", "<|vision_pad|>", "<|image_pad|>", "<|video_pad|>")
+PREFILL_TOKENS = 16384  # of prompts that run in one packed row; more fill no GPU better and only take memory
+LOOK_EVERY = 8  # steps on a GPU; on a CPU looking costs nothing
 
 
 class Engine:
     """model: a plain (not sharded) Hugging Face model; tokenizer: its tokenizer; max_tokens: longest completion;
-    wave_rows: how many samples decode together at most (a wave is a whole number of groups)."""
+    wave_rows: how many samples decode together at most (one group's at least).
 
-    def __init__(self, model, tokenizer, *, max_tokens=512, wave_rows=1024):
+    wave_groups: how many groups' keys and values are held at most, 0 is half as many again as fill wave_rows. The more, the better
+    are wave_rows filled while groups wait for their longest samples; it costs the memory.
+
+    batch_invariant: a sample is the same, bit for bit, with whatever others it decodes, on one machine; it costs a fixed
+    64 rows (or a group, if that is larger) a matrix product, so that finished samples are computed until their block of groups
+    is done and weights are read once a block, and prompts that run one by one.
+    look_every: decode steps between two looks at the device, 0 is 8 on a GPU and 1 elsewhere; cuda_graphs: replay captured steps
+    on a GPU. Neither alters results.
+    """
+
+    def __init__(
+        self,
+        model,
+        tokenizer,
+        *,
+        max_tokens=512,
+        wave_rows=1024,
+        wave_groups=0,
+        batch_invariant=False,
+        look_every=0,
+        cuda_graphs=True,
+    ):
         plug_in(model)
         self.model, self.tokenizer = model, tokenizer
-        self.max_tokens, self.wave_rows = max_tokens, wave_rows
+        self.max_tokens, self.wave_rows, self.wave_groups = max_tokens, wave_rows, wave_groups
+        self.batch_invariant, self.look_every, self.cuda_graphs = batch_invariant, look_every, cuda_graphs
         self.stop_ids = stop_ids(model, tokenizer)
         self.suppressed = suppressed_ids(model, tokenizer, self.stop_ids)
 
@@ -32,88 +63,111 @@ class Engine:
 
         Draws are keyed by (seed, step, attempt, prompt.id, sample, position) and nothing else. Sampling stops at any of
         the model's stop ids; vision and placeholder ids are never drawn. temperature 0 is greedy.
+
+        Raises UserError, before anything runs, where the buffers of the worst case are more than the device has;
+        FloatingPointError for logits that are not finite.
         """
         max_tokens = self.max_tokens if max_tokens is None else max_tokens
         if group_size < 1 or max_tokens < 1:
             raise ValueError(f"group_size and max_tokens must be 1 or more, got {group_size} and {max_tokens}")
-        key = ops.fold("sample", seed, step, attempt)
-        options = {"temperature": temperature, "top_p": top_p, "top_k": top_k}
-        wave, groups = max(1, self.wave_rows // group_size), []
-        for start in range(0, len(prompts), wave):
-            groups += self._wave(prompts[start : start + wave], group_size, key, max_tokens, options)
-        return groups
-
-    def _wave(self, prompts, G, key, max_tokens, options):
-        model, device = self.model, self.model.device
-        merge, P = model.config.vision_config.spatial_merge_size, len(prompts)
-        packed = pack([Group(p) for p in prompts], image_token_id=model.config.image_token_id, merge=merge).to(device)
-        lengths = [len(p.input_ids) for p in prompts]
-        cache = GroupCache(model.config.text_config, lengths, G, max_tokens, model.dtype, device)
-        hidden = run(model, packed, cache)
-        ends = torch.tensor(lengths, device=device).cumsum(0)
-        logits = ops.float_logits(hidden[ends - 1], model.lm_head.weight).repeat_interleave(G, 0)
-        first_position = torch.stack([p.max() for p in packed.position_ids.split(lengths, 1)]) + 1
-
-        tokens = torch.zeros(P * G, max_tokens, dtype=torch.int64, device=device)
-        logprobs = torch.zeros(P * G, max_tokens, device=device)
-        counts = torch.full((P * G,), max_tokens, device=device)
-        stop = torch.tensor(self.stop_ids, device=device)
-        suppressed = torch.tensor(self.suppressed, device=device)
-        ids = torch.tensor([p.id for p in prompts], device=device)
-        home = torch.arange(P * G, device=device)  # where each live slot's sample belongs
-        live = torch.ones(P * G, dtype=torch.bool, device=device)  # slots whose sample goes on
-        shape = (P, G)
-        for t in range(max_tokens):
-            keys = ops.fold_tensor(key, ids[home // G], home % G, torch.full_like(home, t))
-            drawn, drawn_logprobs = ops.sample(logits, keys, suppress=suppressed, **options)
-            tokens[home[live], t] = drawn[live]
-            logprobs[home[live], t] = drawn_logprobs[live]
-            stopped = live & torch.isin(drawn, stop)
-            counts[home[stopped]] = t + 1
-            live = live & ~stopped
-            if t + 1 == max_tokens or not bool(live.any()):
-                break
-            if not bool(live.all()):
-                shape, slots = self._compact(cache, live.view(shape))
-                drawn, home, live = drawn[slots], home[slots], live[slots]
-            position = first_position[home // G] + t
-            states = model.model.language_model(
-                inputs_embeds=model.model.language_model.embed_tokens(drawn)[None],
-                position_ids=position.expand(3, 1, -1),
-                attention_mask=no_mask(logits),
-                use_cache=False,
-                cache=cache,
-            ).last_hidden_state[0]
-            cache.advance()
-            logits = ops.float_logits(states, model.lm_head.weight)
-        if not bool(torch.isfinite(logprobs).all()):
-            raise FloatingPointError("the sampler met logits that are not finite: the weights have diverged")
-        return self._groups(prompts, G, tokens.cpu(), logprobs.cpu(), counts.tolist())
-
-    def _compact(self, cache, live):
-        """Drop finished groups and, where all groups have room, finished samples. Returns the new (P, G) and the old slot
-        of each new one; a group that has fewer live samples than the fullest keeps some finished ones."""
-        per_group = live.sum(1)
-        prompts = per_group.nonzero()[:, 0]
-        G = int(per_group.max())
-        samples = live[prompts].int().argsort(dim=1, descending=True, stable=True)[:, :G]
-        if len(prompts) < live.shape[0] or G < live.shape[1]:
-            cache.keep(prompts, samples)
-        else:
-            samples = torch.arange(G, device=live.device).expand(len(prompts), G)
-        return (len(prompts), G), (prompts[:, None] * live.shape[1] + samples).reshape(-1)
-
-    def _groups(self, prompts, G, tokens, logprobs, counts):
-        groups = [Group(p) for p in prompts]
-        stop = set(self.stop_ids)
-        texts = self.tokenizer.batch_decode(
-            [row[:n].tolist() for row, n in zip(tokens, counts)], skip_special_tokens=True
+        if not prompts:
+            return []
+        places = places_for(len(prompts), group_size, self.wave_rows, self.wave_groups)
+        longest = max(len(p.input_ids) for p in prompts)
+        rows = min(places, max(1, self.wave_rows // group_size)) * group_size
+        check_room(self.model, places, longest, group_size, max_tokens, rows)
+        wave = Wave(
+            *(self.model, places, longest, group_size, max_tokens, rows),
+            key=ops.fold("sample", seed, step, attempt),
+            sampling={"temperature": temperature, "top_p": top_p, "top_k": top_k},
+            stop=self.stop_ids,
+            suppressed=self.suppressed,
+            batch_invariant=self.batch_invariant,
+            capture=self._captures(),
         )
-        for row, (count, text) in enumerate(zip(counts, texts)):
-            ids = tokens[row, :count].clone()
-            finish = "stop" if int(ids[-1]) in stop else "length"
-            groups[row // G].samples.append(Sample(ids, logprobs[row, :count].clone(), text, finish))
-        return groups
+        return self._run(wave, prompts)
+
+    def _run(self, wave, prompts):
+        G, P = wave.group_size, wave.places
+        look_every = self.look_every or (LOOK_EVERY if self.model.device.type == "cuda" else 1)
+        groups, waiting = [Group(p) for p in prompts], deque(range(len(prompts)))
+        occupant, left, live = [None] * P, [0] * P, [0] * P  # which prompt, how many steps at most, how many samples
+        while True:
+            done = [p for p in range(P) if occupant[p] is not None and not live[p]]
+            finished = [groups[occupant[p]] for p in done], wave.collect(done) if done else None
+            for p in done:
+                occupant[p], left[p] = None, 0
+            for batch in self._admit(wave, prompts, waiting, occupant, live):
+                for p in batch:
+                    left[p], live[p] = wave.max_tokens - 1, G
+            wave.arrange(live)
+            steps = min(look_every, max(left))
+            wave.decode(steps)
+            if done:  # while the device works
+                self._fill(*finished)
+            if all(o is None for o in occupant):
+                return groups
+            left = [max(0, n - steps) for n in left]
+            live = wave.look()
+
+    def _admit(self, wave, prompts, waiting, occupant, live):
+        """Prefill waiting prompts into free places while their samples find room among wave_rows, in packed rows of at most
+        PREFILL_TOKENS: each row's places."""
+        room = (wave.most_rows - sum(live)) // wave.group_size
+        free = deque([p for p in range(wave.places) if occupant[p] is None][:room])
+        while free and waiting:
+            batch, tokens = [], 0
+            while free and waiting:
+                tokens += len(prompts[waiting[0]].input_ids)
+                if batch and (tokens > PREFILL_TOKENS or self.batch_invariant):
+                    break
+                occupant[free[0]] = waiting.popleft()
+                batch.append(free.popleft())
+            wave.prefill([prompts[occupant[p]] for p in batch], batch)
+            yield batch
+
+    def _fill(self, groups, found):
+        """Samples of finished groups from `Wave.collect`'s tensors."""
+        tokens, logprobs, counts = found
+        for group, *rows in zip(groups, tokens, logprobs, counts.tolist()):
+            ids, logprobs = ([row[:n].clone() for row, n in zip(x, rows[2])] for x in rows[:2])
+            if not all(bool(x.isfinite().all()) for x in logprobs):
+                raise FloatingPointError("the sampler met logits that are not finite: the weights have diverged")
+            texts = self.tokenizer.batch_decode([x.tolist() for x in ids], skip_special_tokens=True)
+            ends = ["stop" if int(x[-1]) in self.stop_ids else "length" for x in ids]
+            group.samples += map(Sample, ids, logprobs, texts, ends)
+
+    def _captures(self) -> bool:
+        model = self.model
+        if model.device.type != "cuda" or not self.cuda_graphs:
+            return False
+        kernel = model.dtype in KERNEL_DTYPES and head_size(model.config.text_config) in KERNEL_HEAD_SIZES
+        return kernel or not self.batch_invariant  # the plain form of the attention then waits for the device
+
+
+def check_room(model, places, longest, group_size, max_tokens, rows) -> None:
+    """Raises UserError with the arithmetic where keys, values and the logits of `rows` rows are more than is free."""
+    text, itemsize, samples = model.config.text_config, model.dtype.itemsize, places * group_size
+    a_token = bytes_a_token(text, itemsize)
+    cache, logits = a_token * (places * longest + samples * max_tokens), logit_bytes(text, rows)
+    free = free_bytes(model.device)
+    if cache + logits <= free:
+        return
+    raise UserError(
+        f"the rollout needs {(cache + logits) / 1e9:.2f} GB, {free / 1e9:.2f} GB are free. Keys and values take 2 x "
+        f"{text.num_hidden_layers} layers x {text.num_key_value_heads} heads x {head_size(text)} x {itemsize} bytes = {a_token:,} "
+        f"bytes a token; {places:,} prompts x {longest:,} tokens + {samples:,} samples x {max_tokens:,} tokens take {cache / 1e9:.2f} GB; "
+        f"logits, twice {rows:,} x {text.vocab_size:,} x 4 bytes, take {logits / 1e9:.2f} GB. Lower rollout.wave_rows, "
+        "rollout.wave_groups, rollout.max_tokens or puzzles.max_pixels"
+    )
+
+
+def free_bytes(device) -> int:
+    """Memory that can be had there: on a GPU what is free or kept by torch unused, on a CPU all that the machine has."""
+    if device.type == "cuda":
+        unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + unused
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def stop_ids(model, tokenizer) -> list:
