@@ -10,6 +10,7 @@ import torch
 from sslr1 import budget, config, entry, model, ops
 from sslr1.model import parallel
 from sslr1.ops.grpo_loss import default_height
+from sslr1.rollout.cache import GroupCache
 from tests.model.test_load import PUBLISHED, published
 from tests.test_learner import make_groups, make_learner
 
@@ -120,3 +121,18 @@ def test_the_command(tmp_path, capsys):
     with pytest.raises(SystemExit) as ended:
         entry.plan(ROOT / "configs" / "tiny.yaml", [], 7)
     assert ended.value.code == 2 and capsys.readouterr().err.startswith("error: --plan 7")
+
+
+def test_the_rollouts_buffers_are_what_is_planned(any_tiny):
+    rollout = {"prompts": 24, "group_size": 4, "wave_rows": 18, "max_tokens": 7}
+    settings = config.check({"model": {"path": "m"}, "data": {"path": "d"}, "rollout": rollout})
+    planned = {line.what: line for line in budget.plan(settings, any_tiny, 2, device="cpu")[0]}
+    line = planned["rollout's cache"]
+    longest = int(line.how.split()[-1])
+    groups = 6  # half as many again as the 4 whose rows decode together; this rank has 12
+    assert f"{groups * 4} samples x 7 tokens, {groups} prompts" in line.how
+    text = model.skeleton(any_tiny).config.text_config
+    held = GroupCache(text, groups, longest, 4, 7, torch.float32, "meta")
+    size = sum(x.nbytes for x in (held.prompt_k, held.prompt_v, held.own_k, held.own_v))
+    assert line.gb * 1e9 == pytest.approx(size, rel=1e-9)
+    assert planned["rollout's logits"].gb * 1e9 == pytest.approx(2 * 16 * text.vocab_size * 4)
