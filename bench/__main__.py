@@ -119,6 +119,17 @@ def main():
     print(path)
 
 
+def notes(row, ceilings):
+    """Lines below a row: where its time goes, and on a GPU how near its steps come to reading what they must at the copy rate."""
+    if "split_s" in row:
+        whole = sum(row["split_s"].values())
+        yield ", ".join(f"{name} {part / whole:.0%}" for name, part in row["split_s"].items())
+    if "step" in row and row.get("device") == "cuda":
+        s, moved = row["step"]["s"], row["step"]["bytes"]
+        rate = moved / s / 1e9
+        yield f"a step {1e3 * s:.2f} ms, {moved / 1e6:,.0f} MB: {rate / ceilings['cuda_copy_gb_s']:.0%} of the copy rate"
+
+
 def show(found):
     from rich.console import Console
     from rich.table import Table
@@ -130,6 +141,7 @@ def show(found):
     for column in ("what", "against", "ours, ms", "peer, ms", "peer / ours", "goal", "of copy rate", "extra MB"):
         table.add_column(column, justify="left" if column in ("what", "against") else "right")
     for row in found["rows"]:
+        row = {**row, "what": "\n".join([row["what"], *notes(row, found["ceilings"])])}
         if "ratio" not in row:
             table.add_row(row["what"], row["against"], "", "", row["why_not"], row["goal"], "", "")
             continue
