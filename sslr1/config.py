@@ -101,8 +101,9 @@ class Rollout(Section):
     temperature: float = Field(1.0, gt=0, description="divides the logits, in sampling and in the loss")
     top_p: float = Field(1.0, gt=0, le=1, description="sampling only from the smallest set of this probability")
     top_k: int = Field(0, ge=0, description="sampling only from the k likeliest tokens; 0 is off")
-    truncated: Literal["zero", "score"] = Field(
-        "zero", description="a completion cut off at max_tokens gets reward 0, or is scored by what it holds"
+    truncated: Literal["zero", "score", "mask"] = Field(
+        "zero",
+        description="a completion cut off at max_tokens gets reward 0, or is scored by what it holds, or that and left out of the loss",
     )
     max_logp_gap: float | None = Field(
         None,

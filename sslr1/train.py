@@ -9,7 +9,7 @@ import argparse
 import signal
 import time
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -33,7 +33,7 @@ def train(built):
         drawn = roll_out(run, batch)
         trained = resample(run, stream, batch, drawn)
         with run.clock("learner"):
-            learned = run.learner.step(trained.groups, trained.rewards)
+            learned = run.learner.step(run.learnable(trained.groups), trained.rewards)
         with run.clock("weights"):
             built.weights.refresh(built.policy)
         run.record(step + 1, batch, drawn, trained, learned)
@@ -133,6 +133,17 @@ class Run:
         cut_off = sample.finish == "length" and self.config.rollout.truncated == "zero"
         text = "" if cut_off else sample.text
         return puzzles.score(answer, text, self.config.puzzles.rule, self.config.puzzles.thinking)
+
+    def learnable(self, groups) -> list:
+        """The groups as the loss sees them: under rollout.truncated=mask, completions that were cut off have no tokens there. Their
+        rewards still count in their groups' means."""
+        if self.config.rollout.truncated != "mask":
+            return groups
+        empty = {"tokens": torch.zeros(0, dtype=torch.int64), "logprobs": torch.zeros(0)}
+        return [
+            replace(group, samples=[replace(s, **empty) if s.finish == "length" else s for s in group.samples])
+            for group in groups
+        ]
 
     @contextmanager
     def clock(self, phase):

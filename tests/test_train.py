@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 
 import pytest
 import torch
@@ -311,12 +312,12 @@ def test_a_completion_cut_off_earns_nothing_unless_asked():
     from types import SimpleNamespace
 
     from sslr1 import config
-    from sslr1.model import Sample
+    from sslr1.model import Group, Sample
     from sslr1.puzzles import Answer
     from sslr1.train import Run
 
     rewards = {}
-    for truncated in ("zero", "score"):
+    for truncated in ("zero", "score", "mask"):
         tree = {
             "model": {"path": "m"},
             "data": {"path": "d"},
@@ -327,4 +328,11 @@ def test_a_completion_cut_off_earns_nothing_unless_asked():
         for finish in ("stop", "length"):
             sample = Sample(torch.zeros(1, dtype=torch.int64), torch.zeros(1), r"\boxed{90}", finish)
             rewards[truncated, finish] = Run.score(run, Answer("number", 90), sample).reward
-    assert rewards == {("zero", "stop"): 1.0, ("zero", "length"): 0.0, ("score", "stop"): 1.0, ("score", "length"): 1.0}
+        group = Group(None, [sample, replace(sample, finish="stop")])
+        lengths = [len(s.tokens) for s in Run.learnable(run, [group])[0].samples]
+        assert lengths == ([0, 1] if truncated == "mask" else [1, 1]) and len(group.samples[0].tokens) == 1
+    assert rewards == {
+        (how, finish): float((how, finish) != ("zero", "length"))
+        for how in ("zero", "score", "mask")
+        for finish in ("stop", "length")
+    }
