@@ -284,7 +284,8 @@ def test_a_row_does_not_depend_on_the_others(seed, backend, loss_type):
     lengths = torch.tensor([6, 2, 9, 3, 1, 7, 8, 4])
     sequence = torch.repeat_interleave(torch.arange(8), lengths)
     rewards = torch.rand(2, G)
-    first = torch.randn(N, D), torch.randint(0, V, (N,)), -3 - torch.rand(N), -3 - torch.rand(N)
+    sizes = torch.tensor([1.0, 2.0]).repeat(N // 2)[:, None]  # logits small, and so large that some are formed in float64
+    first = sizes * torch.randn(N, D), torch.randint(0, V, (N,)), -3 - torch.rand(N), -3 - torch.rand(N)
     head = torch.randn(V, D)
 
     def run(inputs):
@@ -310,9 +311,9 @@ def test_a_row_does_not_depend_on_the_others(seed, backend, loss_type):
 
     once = run(first)
     assert all(torch.equal(a, b) for a, b in zip(once, run(first)))
-    for s in (0, 3, 5):
+    for s, size in ((0, 1.0), (3, 2.0), (5, 0.1)):
         mine = (sequence == s).nonzero()[:, 0]  # gspo's ratio is its completion's
-        others = torch.randn(N, D), torch.randint(0, V, (N,)), -3 - torch.rand(N), -3 - torch.rand(N)
+        others = size * torch.randn(N, D), torch.randint(0, V, (N,)), -3 - torch.rand(N), -3 - torch.rand(N)
         for new, given in zip(others, first):
             new[mine] = given[mine]
         changed = run(others)
