@@ -178,6 +178,7 @@ class Graphs:
             return step(*kind)
         if kind not in self.captured:
             self.captured[kind] = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(self.captured[kind], pool=self.pool):
+            # Other threads (NCCL's watchdog, loaders) may use the device meanwhile.
+            with torch.cuda.graph(self.captured[kind], pool=self.pool, capture_error_mode="thread_local"):
                 step(*kind)
         self.captured[kind].replay()
