@@ -99,11 +99,11 @@ VECTORISED void scale(float* x, Index n, float by) {
   for (Index i = 0; i < n; ++i) x[i] *= by;
 }
 
-// x -> factor * p * (bonus * (log p + entropy) - g), where log p = (x - near) * factor + logprob: `near` is a logit whose
-// log-prob that is
-VECTORISED void gradient(float* x, Index n, float factor, float near, float logprob, float entropy, float g, float bonus) {
+// x -> factor * p * (bonus * (log p + entropy) - g), where log p = (x - near) * factor + offset: `near` is close to the logits that
+// matter, or differences would be rounded
+VECTORISED void gradient(float* x, Index n, float factor, float near, float offset, float entropy, float g, float bonus) {
   for (Index i = 0; i < n; ++i) {
-    float d = (x[i] - near) * factor + logprob;
+    float d = (x[i] - near) * factor + offset;
     d = d > 0 ? 0.0f : d < kLowest ? kLowest : d;
     const float p = d > kLowest ? exponential<float, std::int32_t>(d) : d - d;  // NaN stays
     x[i] = factor * p * (bonus * (d + entropy) - g);
@@ -147,7 +147,9 @@ void one_row(const Arguments& a, Index row) {
     x[token] = factor * (g * rest + bonus * (p > 0 ? p * (logprob + entropy) : 0.0f));
   };
   if (a.mode == 2) {
-    gradient(x, n, factor, picked, a.logprobs[row], a.entropy[row], a.g[row], bonus);
+    const double zero = picked - a.logprobs[row] / inverse;  // the logit whose log-prob is 0
+    const float near = static_cast<float>(zero);
+    gradient(x, n, factor, near, static_cast<float>((near - zero) * inverse), a.entropy[row], a.g[row], bonus);
     return finish(a.g[row], a.logprobs[row], a.entropy[row]);
   }
   const float top = maximum(x, n);

@@ -236,8 +236,10 @@ __global__ void __launch_bounds__(kThreads, 2) streaming(const Arguments a) {
   Gradient gradient;
   if constexpr (kMode == kGradient) {
     logprob = a.logprobs[index];
-    gradient = {picked,
-                logprob,
+    const double zero = picked - logprob / a.exact_inverse;  // the logit whose log-prob is 0; from a far one, differences are rounded
+    const float base = static_cast<float>(zero);
+    gradient = {base,
+                static_cast<float>((base - zero) * a.exact_inverse),
                 1.f,
                 a.entropy[index],
                 a.bonus[index] * a.inverse_temperature,

@@ -73,6 +73,7 @@ def kernel(
     token = tl.load(tokens + row)
     picked = tl.load(logits + token)
     token = token.to(tl.int32)
+    exact_inverse = tl.full([], 1.0, tl.float64) * inverse_temperature + inverse_rest
     if MEASURE:
         m = tl.full([BLOCK], float("-inf"), tl.float32)
         s = tl.zeros([BLOCK], tl.float32)
@@ -101,7 +102,6 @@ def kernel(
         inverse_s = tl.where(s > 0, 1 / s, float("nan"))
         log_s = tl.where(picked == base, log1p(others), tl.log(s))
         # In float64: of a logit of 90, roundings to float32 would be 1e-5 of the ratio
-        exact_inverse = tl.full([], 1.0, tl.float64) * inverse_temperature + inverse_rest
         exact = (picked.to(tl.float64) - base) * exact_inverse - log_s
         exact = tl.where(exact > 0, 0.0, exact)  # a minimum could lose NaN
         exact = tl.where(s > 0, exact, float("nan"))
@@ -129,9 +129,11 @@ def kernel(
             if ref is not None:
                 slope += tl.load(kl + row) * (1 - tl.exp((tl.load(ref + row) - exact).to(tl.float32)))
         else:
-            base = picked
+            # From the logit whose log-prob is 0, near which all are that matter: differences to a far one would be rounded
             logprob = tl.load(logprobs + row)
-            offset = logprob
+            zero = picked.to(tl.float64) - logprob / exact_inverse
+            base = zero.to(tl.float32)
+            offset = ((base.to(tl.float64) - zero) * exact_inverse).to(tl.float32)
             scale = 1.0
             surprise = tl.load(entropy + row)
             slope = tl.load(g + row)

@@ -230,6 +230,7 @@ class _Chunks:
         self.states = hidden.new_zeros(self.height, D, dtype=self.dtype)
         self.logits = hidden.new_empty(self.height, len(lm_head), dtype=self.wide)
         self.slopes = hidden.new_empty(self.height, len(lm_head), dtype=self.dtype) if self.dtype != self.wide else None
+        self.exact = None
         self.logprobs, self.entropy = (hidden.new_empty(N, dtype=self.wide) for _ in range(2))
 
     def over(self, numbers):
@@ -250,11 +251,15 @@ class _Chunks:
         if not large.is_cuda and not large.any():  # a GPU would have to wait for the answer
             return
         places = torch.cat([picked[:, None], self.logits.topk(min(LEADERS, self.logits.shape[1])).indices], 1)
-        states = self.states.double()
+        if self.exact is None:  # kept from chunk to chunk: what comes and goes leaves holes behind
+            self.exact = *self.states.new_empty(2, *self.states.shape, dtype=torch.float64), torch.empty_like(self.states)
+        states, weights, found = self.exact
+        states.copy_(self.states)
         for place in places.unbind(1):
-            exact = (states * self.weight.index_select(0, place).double()).sum(1).to(self.wide)
+            weights.copy_(torch.index_select(self.weight, 0, place, out=found))
+            exact = weights.mul_(states).sum(1, keepdim=True).to(self.wide)
             place = place[:, None]
-            self.logits.scatter_(1, place, torch.where(large[:, None], exact[:, None], self.logits.gather(1, place)))
+            self.logits.scatter_(1, place, torch.where(large[:, None], exact, self.logits.gather(1, place)))
 
     def fill(self, column, index):
         """column[index] and zeros up to the chunk's height; None stays None."""
