@@ -51,6 +51,9 @@ class _Dali:
     """
 
     def __init__(self, max_side):
+        from nvidia.dali.tensors import TensorListCPU
+
+        self._batch = TensorListCPU
         self.max_side = max_side
         self._local = local()
 
@@ -58,12 +61,12 @@ class _Dali:
         if not data:
             return None
         try:
-            image = self._run("decode", np.frombuffer(data, np.uint8))
+            image = self._run("decode", np.frombuffer(data, np.uint8)[None])
         except RuntimeError:
             self._local.decode = None
             return None
         if _reduced(image.shape, self.max_side):
-            image = self._run("reduce", image.numpy())
+            image = self._run("reduce", image.numpy()[None])
         return image
 
     def _run(self, kind, data):
@@ -71,7 +74,7 @@ class _Dali:
         if pipeline is None:
             pipeline = _pipeline(kind, self.max_side)
             setattr(self._local, kind, pipeline)
-        pipeline.feed_input("data", [data])
+        pipeline.feed_input("data", self._batch(data))  # not copied: it outlives the run
         (out,) = pipeline.run()
         pixels = np.asarray(out[0])  # DALI's own memory, until the next run
         image = empty(*pixels.shape, dtype=torch.uint8)
@@ -87,9 +90,9 @@ def _pipeline(kind, max_side):
     )
     def build():
         if kind == "decode":
-            file = fn.external_source(name="data", dtype=types.UINT8, ndim=1)
+            file = fn.external_source(name="data", dtype=types.UINT8, ndim=1, no_copy=True)
             return fn.decoders.image(file, device="cpu", output_type=types.RGB)
-        image = fn.external_source(name="data", dtype=types.UINT8, ndim=3, layout="HWC")
+        image = fn.external_source(name="data", dtype=types.UINT8, ndim=3, layout="HWC", no_copy=True)
         return fn.resize(image, resize_longer=max_side, interp_type=types.INTERP_CUBIC, antialias=True)
 
     pipeline = build()
