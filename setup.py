@@ -43,7 +43,7 @@ def cuda_library_folder():
 
 extension = Pybind11Extension(
     "sslr1._C",
-    ["csrc/module.cpp", *(f"csrc/{name}.cpp" for name in ("look", "memory", "points", "render", "row_loss"))],
+    ["csrc/module.cpp", *(f"csrc/{name}.cpp" for name in ("look", "memory", "points", "render", "row_loss", "views"))],
     include_dirs=["csrc"],
     cxx_std=17,
     extra_compile_args=[

@@ -4,8 +4,9 @@ import math
 
 import numpy as np
 
+from sslr1.ops import views as compiled
 from sslr1.ops.render import IDENTITY_COLOUR
-from sslr1.puzzles.colour import LUMA, constant, equalise, greyed, jitter
+from sslr1.puzzles.colour import LUMA, TERMS, constant, equalise, greyed, jitter
 from sslr1.puzzles.picture import SAME, difference
 from sslr1.puzzles.plan import Plan, Puzzle, peek
 from sslr1.puzzles.reward import Answer
@@ -23,6 +24,11 @@ POOLED = (1, 2, 3, 4)  # levels that show other images too
 SHARE = 0.15
 OVERLAP_OF_VIEW = 0.3
 OVERLAP_OF_IMAGE = 0.04
+TRIES = 12
+LOWEST_RATIO, RATIOS = (
+    math.log(3 / 4),
+    math.log(4 / 3) - math.log(3 / 4),
+)  # logarithms of aspect ratios: where from, how far
 FLATTEST = 12.0  # standard deviation of luma, 8-bit levels, under which a view shows too little
 # Quantiles at which matched tones are pinned, denser at the tails; moved at random by up to 0.3 of their spacing, so that what
 # is left of a histogram's shape between them falls elsewhere in every view.
@@ -70,7 +76,14 @@ def build(draw, image, level, spec, pool) -> Puzzle:
 
 def pair_of_views(draw, image, level, side, target):
     """(two views (crop, augmentation) that overlap, whether both show something): those that don't are drawn again."""
-    for _ in range(12):
+    if level < 3:
+        rules = (TRIES, *AREA[level], LOWEST_RATIO, RATIOS, OVERLAP_OF_VIEW, OVERLAP_OF_IMAGE, level > 1, FLATTEST)
+        size = image.height, image.width
+        found = compiled.pair(draw, image.sample, size, side, image.mean, TERMS, greyed, rules)
+        if found is not None:
+            views, told = found
+            return [(crop, flip, [(colour, 1.0)], blur, True) for crop, flip, colour, blur in views], told
+    for _ in range(TRIES):
         crops = crop_pair(draw, image.height, image.width, AREA[level])
         views = [(crop, *augmentation(draw, image, crop, level, side, target)) for crop in crops]
         if all(shows(image, level, *view) for view in views):
@@ -113,7 +126,7 @@ def random_crop(draw, H, W, area):
     low, high = area
     for _ in range(10):
         pixels = (low + (high - low) * draw.random()) * H * W
-        ratio = math.exp(math.log(3 / 4) + (math.log(4 / 3) - math.log(3 / 4)) * draw.random())
+        ratio = math.exp(LOWEST_RATIO + RATIOS * draw.random())
         h, w = math.sqrt(pixels / ratio), math.sqrt(pixels * ratio)
         if h <= H and w <= W:
             break
