@@ -122,8 +122,12 @@ double contrast(std::uintptr_t sample, std::int64_t samples, std::array<std::int
 void reduced_grey(std::uintptr_t pixels, std::int64_t height, std::int64_t width, std::int64_t step, std::uintptr_t grey) {
   const auto* in = reinterpret_cast<const std::uint8_t*>(pixels);
   auto* out = reinterpret_cast<float*>(grey);
-  const std::int64_t h = height / step, w = width / step, half = step / 2;
+  const std::int64_t h = height / step, w = width / step, half = step / 2, end = 3 * height * width;
   for (std::int64_t y = 0; y < h; ++y) {
+    for (std::int64_t row = 3 * (y + 1) * step * width, i = 0; i < 3 * width; i += 64) {  // as in sample_sums
+      if (row + i < end) __builtin_prefetch(in + row + i);
+      if (step > 1 && row + 3 * half * width + i < end) __builtin_prefetch(in + row + 3 * half * width + i);
+    }
     for (std::int64_t x = 0; x < w; ++x) {
       const std::uint8_t* p = in + 3 * (y * step * width + x * step);
       int sum = p[0] + p[1] + p[2];
