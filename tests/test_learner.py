@@ -153,7 +153,7 @@ def test_gradient_that_is_not_finite_skips_the_step(tiny, photographs, seed, one
 
 
 def test_rewards_move_probabilities(tiny, photographs, seed, one_process):
-    """After a few steps the rewarded completion of each group is likelier than before, the others less so."""
+    """After some steps the rewarded completion of each group is likelier than before, the others less so."""
     learner, weights = make_learner(tiny, one_process)
     groups, _ = make_groups(tiny, photographs, seed)
     rewards = torch.tensor([[1.0, 0, 0]] * 4)
@@ -168,7 +168,7 @@ def test_rewards_move_probabilities(tiny, photographs, seed, one_process):
         return torch.zeros(12).index_add(0, packed.sequence, found).view(4, 3)
 
     before = logprobs()
-    for _ in range(5):
+    for _ in range(15):
         learner.step(groups, rewards)
     change = logprobs() - before
     assert (change[:, 0] > 0).all() and change[:, 1:].mean() < 0

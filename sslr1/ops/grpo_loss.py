@@ -252,7 +252,10 @@ class _Chunks:
             return
         places = torch.cat([picked[:, None], self.logits.topk(min(LEADERS, self.logits.shape[1])).indices], 1)
         if self.exact is None:  # kept from chunk to chunk: what comes and goes leaves holes behind
-            self.exact = *self.states.new_empty(2, *self.states.shape, dtype=torch.float64), torch.empty_like(self.states)
+            self.exact = (
+                *self.states.new_empty(2, *self.states.shape, dtype=torch.float64),
+                torch.empty_like(self.states),
+            )
         states, weights, found = self.exact
         states.copy_(self.states)
         for place in places.unbind(1):

@@ -284,7 +284,9 @@ def test_a_row_does_not_depend_on_the_others(seed, backend, loss_type):
     lengths = torch.tensor([6, 2, 9, 3, 1, 7, 8, 4])
     sequence = torch.repeat_interleave(torch.arange(8), lengths)
     rewards = torch.rand(2, G)
-    sizes = torch.tensor([1.0, 2.0]).repeat(N // 2)[:, None]  # logits small, and so large that some are formed in float64
+    sizes = torch.tensor([1.0, 2.0]).repeat(N // 2)[
+        :, None
+    ]  # logits small, and so large that some are formed in float64
     first = sizes * torch.randn(N, D), torch.randint(0, V, (N,)), -3 - torch.rand(N), -3 - torch.rand(N)
     head = torch.randn(V, D)
 
