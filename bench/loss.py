@@ -88,6 +88,11 @@ class Case:
 
         return self.gradients(linear_cross_entropy(self.hidden, self.head, self.tokens))
 
+    def quack(self):
+        from quack.linear_cross_entropy import chunked_linear_cross_entropy
+
+        return self.gradients(chunked_linear_cross_entropy(self.hidden, self.head, self.tokens))
+
     def products(self, height=4096):
         """The three matrix products that no loss can do without."""
         height = height if self.hidden.is_cuda else 256
@@ -117,6 +122,7 @@ def rows():
             ("LigerFusedLinearGRPOLoss", case.liger, case.ours, "" if cpu else "5"),
             ("Liger's fused linear cross-entropy", case.liger_cross_entropy, case.ours, "" if cpu else "2.5"),
             ("cut-cross-entropy", case.cut_cross_entropy, case.ours, ""),
+            ("quack's chunked linear cross-entropy", case.quack, case.ours, "" if cpu else "0.95"),
             ("the three bare matrix products in chunks", case.products, case.ours, "" if cpu else "0.87"),
         ]
         for against, peer, ours, goal in peers:

@@ -86,6 +86,7 @@ def test_recomputed_layers_change_nothing(any_tiny, photographs, seed, one_proce
         assert (loss, norm) == results[0][:2] and all(torch.equal(after[n], results[0][2][n]) for n in after)
 
 
+@pytest.mark.slow
 def test_compiled_layers_change_nothing(tiny, photographs, seed, one_process, monkeypatch):
     """Traced and differentiated as for Inductor, but run by PyTorch; and compiled at most anew for a second shape, not a third."""
     from torch._dynamo.utils import counters

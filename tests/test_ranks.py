@@ -19,8 +19,7 @@ def test_one_rank_and_more_take_the_same_step(tmp_path, tiny, seed):
     one = step(tmp_path / "1", seed, folders, 1)
     cases = {
         "2": (2, 100_000, "even"),
-        "2, micro-batches, recomputed": (2, 230, "even", 1, 1),
-        "2, uneven": (2, 230, "uneven"),
+        "2, uneven, micro-batches, recomputed": (2, 230, "uneven", 1, 1),
         "3": (3, 100_000, "even"),
         "2 copies on 2 ranks each": (4, 100_000, "even", 2, 1),
     }
