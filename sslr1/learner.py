@@ -70,17 +70,17 @@ class Learner:
         repeated = sum(len(g.prompt.input_ids) * len(g.samples) for g in groups) + tokens
         counts = [tokens, rewards.numel(), repeated, float(rewards.sum()), float(rewards.double().square().sum())]
         counts = parallel.all_reduce(torch.tensor(counts, dtype=torch.float64, device=device))
-        token_count, sequence_count, repeated, total, squares = counts.tolist()
+        tokens, sequence_count, repeated, total, squares = counts.tolist()
+        token_count = max(1, tokens)  # every completion may have been cut off and masked
         variance = (squares - total**2 / sequence_count) / max(1, sequence_count - 1)
         rows = rewards if advantages is None else torch.cat([rewards, advantages], 1)
         groups, rows = dealing.even_out(groups, rows, self.cost, self.world)
         rewards, *given = rows.to(device).split(G, 1)
-        flops = parallel.all_reduce(torch.tensor(self._flops(groups), dtype=torch.float64, device=device))
         pieces = split(groups, self.token_budget)
         most = parallel.all_reduce(torch.tensor(len(pieces), device=device), "max")
         pieces = split(groups, self.token_budget, int(most))
 
-        totals, computed = {}, torch.zeros((), dtype=torch.float64, device=device)
+        totals, computed = {}, torch.zeros(2, dtype=torch.float64, device=device)  # tokens, operations
         for number, piece in enumerate(pieces):
             chosen = [n for n, _ in piece]
             packed = pack(
@@ -90,7 +90,7 @@ class Learner:
                 parts=[r for _, r in piece],
                 **self.policy.pack_options,
             ).to(device)
-            computed += len(packed.input_ids)
+            computed += computed.new_tensor([len(packed.input_ids), self._flops(groups, piece)])
             options = dict(
                 self.loss_options,
                 token_count=token_count,
@@ -125,8 +125,8 @@ class Learner:
                     name, torch.add
                 )
                 totals[name] = combine(totals[name], x) if name in totals else x
-        counted = {"computed": float(parallel.all_reduce(computed)), "repeated": repeated, "flops": float(flops)}
-        return self._update(totals) | {"tokens": token_count} | counted
+        computed, flops = parallel.all_reduce(computed).tolist()
+        return self._update(totals) | {"tokens": tokens, "computed": computed, "repeated": repeated, "flops": flops}
 
     def _weights(self, hidden, lm_head, tokens, drawn):
         """(weight of each token, None for all 1; how many are capped): importance weights (truncated) from the sampler's policy to this
@@ -137,14 +137,14 @@ class Learner:
         weights = torch.where(gap.abs() > self.max_logp_gap, gap.exp(), 1.0)
         return weights.clamp(max=self.is_cap), (weights > self.is_cap).sum()
 
-    def _flops(self, groups) -> float:
-        """What this rank's groups cost, each prompt once."""
+    def _flops(self, groups, piece) -> float:
+        """What a micro-batch costs: (group number, range of samples) each, its prompt with it."""
         total = 0.0
-        for group in groups:
-            prompt = group.prompt
+        for number, samples in piece:
+            prompt = groups[number].prompt
             length = len(prompt.input_ids)
             total += self.cost.prompt(length, len(prompt.pixel_values), len(prompt.image_grid_thw))
-            total += sum(self.cost.completion(length, len(s.tokens)) for s in group.samples)
+            total += sum(self.cost.completion(length, len(groups[number].samples[s].tokens)) for s in samples)
         return total
 
     def _update(self, totals):

@@ -1,5 +1,8 @@
 """The learner and the sampler's weights, on one process here; `tests/test_ranks.py` runs the same on several."""
 
+import math
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -52,10 +55,13 @@ def parameters(learner):
 @pytest.mark.parametrize("advantage", ["group", "batch"])
 def test_micro_batches_change_nothing(tiny, photographs, seed, one_process, advantage):
     results = []
-    for budget in (100_000, 230):
+    groups, rewards = make_groups(tiny, photographs, seed)
+    for budget in (
+        100_000,
+        max(len(g.prompt.input_ids) for g in groups) + 7,
+    ):  # the longest prompt has more to complete it
         loss = OPTIONS.loss.model_copy(update={"advantage": advantage})
         learner, _ = make_learner(tiny, one_process, budget, loss=loss)
-        groups, rewards = make_groups(tiny, photographs, seed)
         found = learner.step(groups, rewards)
         results.append((found, parameters(learner)))
     (a, pa), (b, pb) = results
@@ -63,9 +69,24 @@ def test_micro_batches_change_nothing(tiny, photographs, seed, one_process, adva
         assert abs(a[key] - b[key]) <= 1e-5 * max(1, abs(a[key])), key
     assert a["tokens"] == b["tokens"] == 34
     prompts = sum(len(g.prompt.input_ids) for g in groups)
-    assert a["computed"] == prompts + 34 <= b["computed"] and a["repeated"] == b["repeated"] == 3 * prompts + 34
+    assert (
+        a["computed"] == prompts + 34 < b["computed"] and a["flops"] < b["flops"]
+    )  # a prompt again for each of its parts
+    assert a["repeated"] == b["repeated"] == 3 * prompts + 34
     for name in pa:
         assert (pa[name] - pb[name]).abs().max() < 2e-4  # Adam's first step is a sign: tiny gradients may differ in it
+
+
+def test_a_step_of_completions_that_were_all_cut_off(tiny, photographs, seed, one_process):
+    """rollout.truncated=mask leaves nothing to learn from: no gradient, and no metric that isn't a number."""
+    learner, _ = make_learner(tiny, one_process, max_logp_gap=0.1)
+    groups, rewards = make_groups(tiny, photographs, seed)
+    before = parameters(learner)
+    for group in groups:
+        group.samples = [replace(s, tokens=s.tokens[:0], logprobs=s.logprobs[:0]) for s in group.samples]
+    found = learner.step(groups, rewards)
+    assert found["tokens"] == 0 == found["grad_norm"] and all(math.isfinite(x) for x in found.values()), found
+    assert all(torch.equal(before[n], p) for n, p in parameters(learner).items())
 
 
 def test_recomputed_layers_change_nothing(any_tiny, photographs, seed, one_process, monkeypatch):
