@@ -13,7 +13,7 @@ from transformers import AttentionInterface
 from sslr1 import model, ops
 from sslr1.config import Config
 from sslr1.model import shared_prefix
-from sslr1.ops.grpo_loss import default_height
+from sslr1.ops.chunks import default_height
 from sslr1.rollout.cache import bytes_a_token, logit_bytes, places_for
 
 MASTER = 4  # bytes of a parameter and a reduced gradient

@@ -9,7 +9,7 @@ import torch
 
 from sslr1 import budget, config, entry, model, ops
 from sslr1.model import parallel
-from sslr1.ops.grpo_loss import default_height
+from sslr1.ops.chunks import default_height
 from sslr1.rollout.cache import GroupCache
 from tests.model.test_load import PUBLISHED, published
 from tests.test_learner import make_groups, make_learner

@@ -1,7 +1,8 @@
 """Tensor operations: they know tensors, not puzzles or models. One operation a file."""
 
 from sslr1.ops.attention import Layout, decode_attention, shared_prefix_attention, varlen_attention
-from sslr1.ops.grpo_loss import GrpoLoss, advantages, float_logits, grpo_loss, token_logprobs
+from sslr1.ops.chunks import float_logits
+from sslr1.ops.grpo_loss import GrpoLoss, advantages, grpo_loss, token_logprobs
 from sslr1.ops.keys import fold, fold_tensor, generator, uniform
 from sslr1.ops.render import PatchSpec, choose_backend, render, render_patches
 from sslr1.ops.sampling import sample

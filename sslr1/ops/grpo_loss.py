@@ -13,13 +13,10 @@ from dataclasses import dataclass
 import torch
 
 from sslr1.ops import row_loss as rows
+from sslr1.ops.chunks import Chunks, product, wide_dtype
 
 LOSS_TYPES = ("dapo", "grpo", "dr_grpo", "cispo", "gspo")
 ADVANTAGES = ("group", "mean", "batch")
-SMALL, LEADERS = (
-    16.0,
-    8,
-)  # logits (over the temperature) that float32 sums well enough; how many it sums again otherwise
 STATS = ("policy_loss", "kl", "entropy", "clip_low", "clip_high", "ratio_mean", "ratio_min", "ratio_max", "prepass")
 
 
@@ -68,21 +65,6 @@ def token_logprobs(hidden, lm_head, tokens, temperature=1.0, backend="auto", chu
     """
     _check_rows(hidden, lm_head, tokens)
     return torch.ops.sslr1.token_logprobs(hidden, lm_head, tokens, temperature, backend, chunk or 0)
-
-
-def float_logits(hidden, lm_head):
-    """Logits [N, V] in float32 (float64 for float64) from states and head, not rounded to it on the way. No gradient on a GPU."""
-    return _product(hidden, lm_head.T, _wide(hidden.dtype))
-
-
-def _wide(dtype):
-    return torch.promote_types(dtype, torch.float32)  # rounded logits would put per cents of error into the ratio
-
-
-def _product(a, b, dtype, out=None):
-    if a.is_cuda and a.dtype != dtype:
-        return torch.mm(a, b, out_dtype=dtype, out=out)
-    return torch.mm(a.to(dtype), b.to(dtype), out=out)
 
 
 def grpo_loss(
@@ -148,7 +130,7 @@ def grpo_loss(
     if advantages is not None and advantages.shape != rewards.shape:
         raise ValueError(f"advantages must be {list(rewards.shape)} like rewards, got {list(advantages.shape)}")
     S = rewards.numel()
-    wide = _wide(hidden.dtype)
+    wide = wide_dtype(hidden.dtype)
     with torch.no_grad():
         A = advantages if advantages is not None else _advantages(rewards, advantage, reward_std)
         flat = (rewards.amax(1) == rewards.amin(1)) if S else rewards.new_zeros(0)
@@ -206,80 +188,13 @@ def _check_values(tokens, V, sequence=None, S=0):
             raise ValueError(f"sequence must be non-decreasing and in [0, {S})")
 
 
-def default_height(N, D, device) -> int:
-    """Rows whose logits exist at a time, unless given: where the matrix products have their full rate already."""
-    most = (8192 if D >= 3072 else 4096) if device == "cuda" else 256
-    return min(most, 1 << max(4, (N - 1).bit_length()))
-
-
 # ---- the operation
-
-
-class _Chunks:
-    """Rows of states through the head, `height` at a time and always filled up to that: a matrix product of another height
-    rounds differently, and a row must not depend on how many others there are."""
-
-    def __init__(self, hidden, lm_head, tokens, temperature, backend, height):
-        N, D = hidden.shape
-        self.hidden, self.tokens, self.temperature, self.wide = hidden, tokens, temperature, _wide(hidden.dtype)
-        self.backend = rows.choose_backend(backend, self.wide, hidden.device)
-        self.height = height or default_height(N, D, hidden.device.type)
-        # A GPU multiplies in the dtype that the model computes in; a CPU is no slower in float32
-        self.dtype = hidden.dtype if hidden.is_cuda else self.wide
-        self.weight = lm_head.to(self.dtype)
-        self.states = hidden.new_zeros(self.height, D, dtype=self.dtype)
-        self.logits = hidden.new_empty(self.height, len(lm_head), dtype=self.wide)
-        self.slopes = hidden.new_empty(self.height, len(lm_head), dtype=self.dtype) if self.dtype != self.wide else None
-        self.exact = None
-        self.logprobs, self.entropy = (hidden.new_empty(N, dtype=self.wide) for _ in range(2))
-
-    def over(self, numbers):
-        """(row numbers, tokens, logits) of chunk after chunk, the latter two of full height, until the next; `states` holds theirs."""
-        for index in numbers.split(self.height) if len(numbers) else ():
-            self.states[: len(index)] = self.hidden.index_select(0, index)
-            self.states[len(index) :] = 0
-            _product(self.states, self.weight.T, self.wide, out=self.logits)
-            picked = self.fill(self.tokens, index)
-            if self.hidden.dtype == torch.float32:
-                self.sharpen(picked)
-            yield index, picked, self.logits
-
-    def sharpen(self, picked):
-        """Form once more in float64, in rows with logits beyond SMALL, the few of them that a log-prob is made of: of a sum as
-        large as 90 float32 leaves 1e-5 or 2e-5, and off-policy e^(logp - old) is wrong by as much."""
-        large = torch.maximum(self.logits.amax(1), -self.logits.amin(1)) > SMALL * self.temperature
-        if not large.is_cuda and not large.any():  # a GPU would have to wait for the answer
-            return
-        places = torch.cat([picked[:, None], self.logits.topk(min(LEADERS, self.logits.shape[1])).indices], 1)
-        if self.exact is None:  # kept from chunk to chunk: what comes and goes leaves holes behind
-            self.exact = (
-                *self.states.new_empty(2, *self.states.shape, dtype=torch.float64),
-                torch.empty_like(self.states),
-            )
-        states, weights, found = self.exact
-        states.copy_(self.states)
-        for place in places.unbind(1):
-            weights.copy_(torch.index_select(self.weight, 0, place, out=found))
-            exact = weights.mul_(states).sum(1, keepdim=True).to(self.wide)
-            place = place[:, None]
-            self.logits.scatter_(1, place, torch.where(large[:, None], exact, self.logits.gather(1, place)))
-
-    def fill(self, column, index):
-        """column[index] and zeros up to the chunk's height; None stays None."""
-        return None if column is None else torch.cat([column[index], column.new_zeros(self.height - len(index))])
-
-    def note(self, index, found):
-        self.logprobs[index], self.entropy[index] = (x[: len(index)] for x in found)
-
-    def statistics(self, numbers):
-        for index, picked, logits in self.over(numbers):
-            self.note(index, rows.row_logprobs(logits, picked, self.temperature, self.backend))
 
 
 @torch.no_grad()
 def _token_logprobs(hidden, lm_head, tokens, temperature, backend, chunk):
     _check_values(tokens, len(lm_head))
-    chunks = _Chunks(hidden, lm_head, tokens, temperature, backend, chunk)
+    chunks = Chunks(hidden, lm_head, tokens, temperature, backend, chunk)
     chunks.statistics(torch.arange(len(tokens), device=tokens.device))
     return chunks.logprobs, chunks.entropy
 
@@ -310,7 +225,7 @@ def _grpo_loss(
 ):
     N, S = len(tokens), len(advantage)
     _check_values(tokens, len(lm_head), sequence, S)
-    chunks = _Chunks(hidden, lm_head, tokens, temperature, backend, chunk)
+    chunks = Chunks(hidden, lm_head, tokens, temperature, backend, chunk)
     wide = chunks.wide
     weights = torch.ones(N, dtype=wide, device=hidden.device) if weights is None else weights
     lengths = torch.zeros(S, dtype=torch.int64, device=hidden.device).index_add_(0, sequence, torch.ones_like(sequence))
@@ -343,7 +258,7 @@ def _grpo_loss(
     def gradients(index, logits):
         slopes = logits if chunks.slopes is None else chunks.slopes
         if wants_hidden:
-            grad_hidden[index] = _product(slopes, chunks.weight, wide)[: len(index)].to(hidden.dtype)
+            grad_hidden[index] = product(slopes, chunks.weight, wide)[: len(index)].to(hidden.dtype)
         if wants_head and slopes.dtype == wide:
             grad_head.addmm_(slopes.T, chunks.states)
         elif wants_head:
@@ -428,12 +343,12 @@ _library.impl("grpo_loss", _grpo_loss, "CompositeExplicitAutograd")
 
 @torch.library.register_fake("sslr1::token_logprobs")
 def _(hidden, lm_head, tokens, temperature, backend, chunk):
-    return tuple(hidden.new_empty(len(tokens), dtype=_wide(hidden.dtype)) for _ in range(2))
+    return tuple(hidden.new_empty(len(tokens), dtype=wide_dtype(hidden.dtype)) for _ in range(2))
 
 
 @torch.library.register_fake("sslr1::grpo_loss")
 def _(hidden, lm_head, tokens, *rest):
-    wide, (wants_hidden, wants_head) = _wide(hidden.dtype), rest[-2:]
+    wide, (wants_hidden, wants_head) = wide_dtype(hidden.dtype), rest[-2:]
     each = [hidden.new_empty(shape, dtype=wide) for shape in ((), (len(tokens),), (len(tokens),), (len(STATS),))]
     return (
         *each,
