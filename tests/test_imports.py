@@ -15,7 +15,7 @@ FLOORS = [
     {"data", "rollout", "learner"},
     {"checkpoint", "metrics", "progress", "budget"},
     {"probes"},
-    {"build", "entry", "train", "warmup", "evaluate", "preview", "__main__"},
+    {"build", "entry", "run", "train", "warmup", "evaluate", "preview", "__main__"},
 ]
 FLOOR = {name: i for i, names in enumerate(FLOORS) for name in names}
 

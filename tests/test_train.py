@@ -314,7 +314,7 @@ def test_a_completion_cut_off_earns_nothing_unless_asked():
     from sslr1 import config
     from sslr1.model import Group, Sample
     from sslr1.puzzles import Answer
-    from sslr1.train import Run
+    from sslr1.run import Run
 
     rewards = {}
     for truncated in ("zero", "score", "mask"):

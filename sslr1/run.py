@@ -1,0 +1,255 @@
+"""A run: what stands around the training loop. Where it begins, what it records, when it evaluates and checkpoints, how it ends."""
+
+import signal
+import time
+from contextlib import contextmanager
+from dataclasses import replace
+
+import torch
+
+from sslr1 import checkpoint, config, metrics, puzzles
+from sslr1.evaluate import Evaluator
+from sslr1.learner import Learner
+from sslr1.model import cost, parallel
+from sslr1.progress import Progress
+from sslr1.puzzles.curriculum import Curriculum
+from sslr1.warmup import warm_up
+
+
+class Run:
+    """A run's learner, its curriculum, its records, its clock, and when to evaluate and to checkpoint."""
+
+    def __init__(self, built):
+        self.built, self.config, self.world = built, built.config, built.world
+        c = self.config
+        self.learner = Learner(
+            built.policy,
+            built.world,
+            optim=c.optim,
+            loss=c.loss,
+            temperature=c.rollout.temperature,
+            max_tokens=c.rollout.max_tokens,
+            token_budget=c.train.token_budget,
+            steps=c.train.steps,
+            max_logp_gap=c.rollout.max_logp_gap,
+        )
+        self.curriculum = Curriculum(
+            c.puzzles.curriculum,
+            {name: puzzles.LEVELS[name] for name in c.puzzles.mixture},
+            c.puzzles.levels,
+            c.train.seed,
+        )
+        self.sampling = dict(
+            group_size=c.rollout.group_size,
+            seed=c.train.seed,
+            temperature=c.rollout.temperature,
+            top_p=c.rollout.top_p,
+            top_k=c.rollout.top_k,
+        )
+        self.checkpoints = built.folder / "checkpoints"
+        self.metrics = metrics.JsonLines(built.folder / "metrics.jsonl")
+        self.samples = metrics.JsonLines(built.folder / "samples.jsonl")
+        self.progress = Progress(built.world.main)
+        self.step, self.saved, self.best, self.best_step = 0, None, -1.0, None
+        self.times, self.signalled, self.began = {}, False, time.monotonic()
+        for name in (signal.SIGTERM, signal.SIGUSR1):
+            signal.signal(name, self._on_signal)
+
+    def _on_signal(self, *_):
+        self.signalled = True
+
+    def score(self, answer, sample):
+        """By its text; nothing for a completion that was cut off, or nothing would ever reward stopping."""
+        cut_off = sample.finish == "length" and self.config.rollout.truncated == "zero"
+        text = "" if cut_off else sample.text
+        return puzzles.score(answer, text, self.config.puzzles.rule, self.config.puzzles.thinking)
+
+    def learnable(self, groups) -> list:
+        """The groups as the loss sees them: under rollout.truncated=mask, completions that were cut off have no tokens there. Their
+        rewards still count in their groups' means."""
+        if self.config.rollout.truncated != "mask":
+            return groups
+        empty = {"tokens": torch.zeros(0, dtype=torch.int64), "logprobs": torch.zeros(0)}
+        return [
+            replace(group, samples=[replace(s, **empty) if s.finish == "length" else s for s in group.samples])
+            for group in groups
+        ]
+
+    @contextmanager
+    def clock(self, phase):
+        start = time.perf_counter()
+        yield
+        self.times[phase] = self.times.get(phase, 0.0) + time.perf_counter() - start
+
+    def begin(self) -> int:
+        """Go on from the newest checkpoint, or warm up, evaluate and write the first one. Returns the next step."""
+        if self.world.main:
+            (self.built.folder / "config.yaml").write_text(config.dump(self.config), encoding="utf-8")
+            self.checkpoints.mkdir(parents=True, exist_ok=True)
+        parallel.barrier()
+        self.progress.say(self.built.summary())
+        found = checkpoint.newest(self.checkpoints)
+        parallel.barrier()
+        if found:
+            state = checkpoint.load(found, learner=self.learner)
+            self.built.weights.refresh(self.built.policy)
+            self.step = self.saved = state["step"]
+            self.best, self.best_step = state["best"], state["best_step"]
+            self.curriculum.load(state["curriculum"])
+            if self.world.main:
+                self.metrics.cut(self.step)
+                self.samples.cut(self.step)
+            self.progress.say(
+                f"going on from {found}"
+                if self.step < self.config.train.steps
+                else f"{self.built.folder} has already made its {self.step} steps; raise train.steps to go on, or choose another log.name"
+            )
+        self.evaluator = Evaluator(self.built)
+        if not found:
+            if self.config.train.warmup.steps:
+                self.progress.start("format warm-up", self.config.train.warmup.steps)
+                warm_up(self.built, lambda step, learned: self.progress.show(step, {"entropy": learned["entropy"]}))
+            self._evaluate({})
+            self._checkpoint()
+        self.progress.start("GRPO", self.config.train.steps)
+        return self.step
+
+    def record(self, step, batch, drawn, trained, learned):
+        """Log a finished step and tell the curriculum of it; evaluate and checkpoint where it is time. batch, drawn:
+        the first puzzle of every slot, which nearly all metrics count; trained: what the learner was given."""
+        c = self.config
+        self.step = step
+        totals = metrics.StepTotals.gather(
+            batch.puzzles,
+            drawn.scores,
+            drawn.groups,
+            c.puzzles.mixture,
+            c.puzzles.rule,
+            self.world.device,
+            trained.rewards,
+            trained.resampled,
+        )
+        taught = self._teach(batch.step, totals)
+        speed = {f"timing_s/{phase}": seconds for phase, seconds in self.times.items()}
+        speed["timing_s/step"] = sum(self.times.values())
+        speed["timing_s/elapsed"] = time.monotonic() - self.began  # since this process started its run
+        speed["perf/tokens_per_second"] = learned.pop("tokens") / speed["timing_s/step"]
+        speed["perf/learner_tokens_per_second"] = learned.pop("computed") / self.times["learner"]
+        speed["perf/learner_effective_tokens_per_second"] = learned.pop("repeated") / self.times["learner"]
+        rate = learned.pop("flops") / self.times["learner"] / self.world.size
+        speed["perf/learner_tflops"] = rate / 1e12  # a rank
+        if self.world.device.type == "cuda":
+            peak = cost.peak_flops(torch.cuda.get_device_name(self.world.device))
+            if peak:
+                speed["perf/mfu"] = rate / peak
+            speed["perf/max_memory_allocated_gb"] = torch.cuda.max_memory_allocated() / 2**30
+        self.times = {}
+        if self.world.main:
+            for prompt, name, answer, group, row in list(
+                zip(batch.prompts, batch.puzzles.names, batch.puzzles.answers, drawn.groups, drawn.scores)
+            )[: c.log.samples]:
+                self.samples.write(
+                    {
+                        "step": step,
+                        "puzzle": name,
+                        "slot": prompt.id,
+                        "answer": answer.to_dict(),
+                        "completions": [
+                            {
+                                "text": s.text,
+                                "reward": r.reward,
+                                "exact": r.exact,
+                                "finish": s.finish,
+                                "tokens": len(s.tokens),
+                            }
+                            for s, r in zip(group.samples, row)
+                        ],
+                    }
+                )
+        resampled = {"rollout/resampled": totals.overall["resampled"]} if c.rollout.resample else {}
+        line = {"step": step, **totals.metrics(), **resampled, **taught, **learned, **speed}
+        self.progress.show(step, {k: line[k] for k in ("reward", "entropy", "timing_s/step")})
+        if self.learner.skipped_in_a_row >= 10:
+            raise FloatingPointError(
+                "10 steps in a row had a gradient that is not finite; the last checkpoint is whole"
+            )
+        if step % c.eval.every == 0 or step == c.train.steps:
+            self._evaluate(line)
+        elif self.world.main:
+            self.metrics.write(line)
+        if step % c.checkpoint.every == 0 or step == self.best_step:
+            self._checkpoint()
+
+    def _teach(self, step, totals) -> dict:
+        """Update the curriculum; say what moved. Returns its metrics, with a mark in the step of an alarm."""
+        events = self.curriculum.update(step, totals.levels)
+        for event in events:
+            self.progress.say(f"step {self.step}: {event}")
+        alarms = {f"curriculum/{event.puzzle}/plateau": 1.0 for event in events if event.kind == "plateau"}
+        return {**self.curriculum.metrics(), **alarms}
+
+    def stopping(self) -> bool:
+        """Whether any rank was told to stop (SIGTERM, SIGUSR1)."""
+        flag = torch.tensor(int(self.signalled), device=self.world.device)
+        return bool(parallel.all_reduce(flag, "max"))
+
+    def end(self):
+        if self.saved != self.step:
+            self._checkpoint()
+        bad = self._list_bad_images()
+        if bad:
+            self.progress.say(f"{bad} images were passed over; {self.built.folder / 'bad_images.txt'} says why")
+        if self.world.main:
+            self.progress.table(
+                metrics.final_table(self.metrics.read(), self.config.puzzles.mixture, self.config.puzzles.levels)
+            )
+            self.progress.say(
+                f"{self.step} of {self.config.train.steps} steps in {self.built.folder}, "
+                f"{time.monotonic() - self.began:.0f} s in this process"
+            )
+
+    def _evaluate(self, line):
+        found = self.evaluator.run()
+        mean = sum(found[f"eval/{name}/exact"] for name in self.config.puzzles.mixture) / len(
+            self.config.puzzles.mixture
+        )
+        if mean > self.best:
+            self.best, self.best_step = mean, self.step
+        if self.world.main:
+            self.metrics.write({"step": self.step, **line, **found})
+        self.progress.say(
+            f"step {self.step} held out: "
+            + ", ".join(f"{name} {found[f'eval/{name}/exact']:.1%}" for name in self.config.puzzles.mixture)
+        )
+
+    def _list_bad_images(self):
+        """bad_images.txt: every file that any rank met and passed over, with the reason."""
+        store = self.built.images.store
+        met = torch.zeros(len(store.folder), dtype=torch.int32, device=self.world.device)
+        met[list(store.bad)] = 1
+        bad = parallel.all_reduce(met, "max").nonzero()[:, 0].tolist()
+        if bad and self.world.main:
+            store.get(bad)  # for the reasons of those that other ranks met
+            lines = [f"{store.folder.files[n][0]}\t{store.bad.get(n, 'bad when another rank read it')}\n" for n in bad]
+            (self.built.folder / "bad_images.txt").write_text("".join(lines), encoding="utf-8")
+        return len(bad)
+
+    def _checkpoint(self):
+        checkpoint.save(
+            self.checkpoints,
+            self.step,
+            learner=self.learner,
+            sampler=self.built.weights.model,
+            tokenizer=self.built.tokenizer,
+            source=self.built.model_path,
+            world=self.world,
+            keep=self.config.checkpoint.keep,
+            best=self.best_step,
+            trainer={
+                "step": self.step,
+                "best": self.best,
+                "best_step": self.best_step,
+                "curriculum": self.curriculum.state(),
+            },
+        )
+        self.saved = self.step
