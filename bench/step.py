@@ -20,9 +20,7 @@ from sslr1.model.tiny import build_tiny
 from sslr1.rollout import Engine, SamplerWeights
 
 PROMPTS = 2
-TRL_ROWS = (
-    4  # completions of one of TRL's passes: CPU time hardly differed from 2 to 32 of them, and more only take memory
-)
+TRL_ROWS = 4  # completions of one of TRL's passes
 
 
 def rows():

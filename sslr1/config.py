@@ -109,7 +109,7 @@ class Rollout(Section):
         None,
         gt=0,
         description="a token whose log-prob under the learner is further than this from the sampler's is weighted by their ratio, "
-        "loss.is_cap at most; costs a third of the loss's time more; null only logs the difference",
+        "loss.is_cap at most, which takes one more product with the vocabulary's matrix; null only logs the difference",
     )
     wave_rows: int = Field(1024, ge=1, description="samples that decode together at most")
     wave_groups: int = Field(
@@ -182,9 +182,7 @@ class Train(Section):
         ge=0,
         description="every so-many-th layer keeps only its input and runs again in the backward pass: less memory, more time; 0 is none, 1 all",
     )
-    compile: bool = Field(
-        False, description="torch.compile of each layer but its attention: minutes at the start, faster steps on a GPU"
-    )
+    compile: bool = Field(False, description="torch.compile of each layer but its attention")
     warmup: Warmup = Warmup()
 
 

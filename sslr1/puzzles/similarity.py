@@ -25,10 +25,9 @@ SHARE = 0.15
 OVERLAP_OF_VIEW = 0.3
 OVERLAP_OF_IMAGE = 0.04
 TRIES = 12
-LOWEST_RATIO, RATIOS = (
-    math.log(3 / 4),
-    math.log(4 / 3) - math.log(3 / 4),
-)  # logarithms of aspect ratios: where from, how far
+# logarithms of aspect ratios: where from, how far
+LOWEST_RATIO = math.log(3 / 4)
+RATIOS = math.log(4 / 3) - LOWEST_RATIO
 FLATTEST = 12.0  # standard deviation of luma, 8-bit levels, under which a view shows too little
 # Quantiles at which matched tones are pinned, denser at the tails; moved at random by up to 0.3 of their spacing, so that what
 # is left of a histogram's shape between them falls elsewhere in every view.

@@ -18,7 +18,7 @@ from sslr1.rollout.cache import bytes_a_token, head_size, logit_bytes, places_fo
 from sslr1.rollout.wave import Wave
 
 PLACEHOLDERS = ("<|vision_start|>", "<|vision_end|>", "<|vision_pad|>", "<|image_pad|>", "<|video_pad|>")
-PREFILL_TOKENS = 16384  # of prompts that run in one packed row; more fill no GPU better and only take memory
+PREFILL_TOKENS = 16384  # of prompts that run in one packed row, whose activations they share
 LOOK_EVERY = 8  # steps on a GPU; on a CPU looking costs nothing
 
 

@@ -98,7 +98,7 @@ class Wave:
             self.pieces = [(a * G, b * G, a, b) for a, b in blocks if any(live[a:b])]
             return
         kind = self.rows.device.type
-        last = P  # on a GPU a place that is done costs next to nothing, and one graph serves all of a bucket
+        last = P  # on a GPU one graph serves all of a bucket, places that are done included
         if kind == "cpu":
             last = 1 + max((p for p in range(P) if live[p]), default=0)
         n = min(bucket(sum(live), kind), self.most_rows, last * G)
