@@ -14,7 +14,7 @@ demo: setup
 	OMP_NUM_THREADS=1 $(BIN)/torchrun --nproc_per_node=2 -m sslr1.train configs/tiny.yaml log.name=demo
 
 test: setup
-	$(BIN)/python -m pytest -q
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --maxprocesses=8 --dist worksteal
 
 test-slow: setup
 	$(BIN)/python -m pytest -q -m slow

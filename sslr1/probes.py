@@ -58,7 +58,7 @@ def cases(images, name, level, count, seed=0, spec=None, chunk=32, first=0):
     number. Raises ValueError if the images give too few."""
     found, turn, i = 0, 0, 0
     while found < count:
-        if i > 50 * count + 1000:
+        if i > 100 * count + 1000:
             raise ValueError(f"the images give {found} of {count} {name} puzzles of level {level}")
         index = [(i + k) % len(images) for k in range(chunk)]
         epochs = [(i + k) // len(images) for k in range(chunk)]
