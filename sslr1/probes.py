@@ -334,7 +334,7 @@ FOR_ALL = {"constant": (constant, ALL), "random": (at_random, ALL)}
 
 def probe(images, name, level, count=2000, seed=0, spec=None, only_bounded=False) -> list:
     """Findings of every probe of a puzzle at one level on `count` puzzles (a fitted one has as many others to learn from)."""
-    probes = {**FOR_ALL, **PROBES[name]}
+    probes = {**FOR_ALL, **PROBES.get(name, {})}
     if only_bounded:
         probes = {probe: entry for probe, entry in probes.items() if level in entry[1]}
     fitted = {probe: solver for probe, (solver, _) in probes.items() if isinstance(solver, Fitted)}

@@ -2,6 +2,7 @@
 
 from PIL import Image
 
+from sslr1 import puzzles
 from tests.conftest import launch
 
 
@@ -13,13 +14,16 @@ def test_a_sheet_a_puzzle_and_a_page(photographs, tmp_path):
         Image.fromarray(image.numpy()).save(folder / f"photograph{i}.png")
     out = tmp_path / "out"
     launch("sslr1", "preview", folder, "--out", out, "--level", 1, 2, "--count", 1, "--html")
-    names = {"rotation", "similarity", "inpainting", "ordering", "correspondence"}
-    assert {path.stem for path in out.glob("*.png")} == names
+    assert {path.stem for path in out.glob("*.png")} == set(puzzles.NAMES)
     for path in out.glob("*.png"):
         with Image.open(path) as sheet:
             assert sheet.width == 1200 and sheet.height > 300 and len(sheet.getcolors(1 << 24)) > 1000
     page = (out / "index.html").read_text()
-    assert page.count("<figure>") == 10 and "<script" not in page and "http" not in page.split("</style>")[1]
+    assert (
+        page.count("<figure>") == 2 * len(puzzles.NAMES)
+        and "<script" not in page
+        and "http" not in page.split("</style>")[1]
+    )
     assert "&lt;think&gt;" in page and "<think>" not in page
 
 

@@ -91,9 +91,10 @@ def tiny_tokenizer():
     from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 
-    from sslr1.puzzles import prompts
+    from sslr1.puzzles import batch, prompts
 
-    texts = [text for group in (*prompts.QUESTIONS.values(), prompts.THINKING, prompts.DIRECT) for text in group]
+    questions = dict.fromkeys(templates for levels in batch.QUESTIONS.values() for templates in levels.values())
+    texts = [text for group in (*questions, prompts.THINKING, prompts.DIRECT) for text in group]
     texts += ["user\n", "assistant\n", " clockwise", " counter-clockwise"] * 4
     bpe = Tokenizer(models.BPE())
     pieces = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"

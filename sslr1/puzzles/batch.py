@@ -1,31 +1,33 @@
-"""`make`: images in, a batch of puzzles out. To add a puzzle: one file with `build`, a line here, its wording in prompts.py."""
+"""`make`: images in, a batch of puzzles out. To add a puzzle: one file beside this one, its name in NAMES (docs/adding-a-puzzle.md)."""
 
 from dataclasses import dataclass, field
+from importlib import import_module
 
 import torch
 
 from sslr1.ops import keys
 from sslr1.ops.render import PatchSpec, render, render_patches
-from sslr1.puzzles import correspondence, inpainting, ordering, prompts, rotation, sheet, similarity
+from sslr1.puzzles import prompts, sheet
 from sslr1.puzzles.picture import Picture, Pictures
 from sslr1.puzzles.plan import Plan
 
-_PUZZLES = {
-    "rotation": rotation,
-    "similarity": similarity,
-    "inpainting": inpainting,
-    "ordering": ordering,
-    "correspondence": correspondence,
-}
-NAMES = tuple(_PUZZLES)
+NAMES = (  # of the files
+    "rotation",
+    "similarity",
+    "inpainting",
+    "ordering",
+    "correspondence",
+)
+_PUZZLES = {name: import_module(f"sslr1.puzzles.{name}") for name in NAMES}
+QUESTIONS = {name: module.QUESTIONS for name, module in _PUZZLES.items()}
 LEVELS = {name: tuple(module.LEVELS) for name, module in _PUZZLES.items()}
 START_LEVEL = {name: module.START_LEVEL for name, module in _PUZZLES.items()}
 MIXTURE = {name: module.SHARE for name, module in _PUZZLES.items()}  # default shares; need not add up to 1
 
 # The paper (arXiv 2604.20705) names its five puzzles and an equal number of questions of each, but no grid, candidate count or
 # augmentation: the levels of this preset are an ASSUMPTION.
-PAPER_LEVEL = {name: module.PAPER_LEVEL for name, module in _PUZZLES.items()}
-PAPER_MIXTURE = {name: 0.2 for name in _PUZZLES}
+PAPER_MIXTURE = dict.fromkeys(("rotation", "similarity", "inpainting", "ordering", "correspondence"), 0.2)
+PAPER_LEVEL = {**START_LEVEL, "ordering": 3}
 PRESETS = {"default": START_LEVEL, "paper": PAPER_LEVEL}
 
 
@@ -133,8 +135,7 @@ def make(
         batch.images += [image, *(others[j].pixels for j in made.others)]
         batch.canvas_counts.append(len(made.plan.sizes))
         asked, answer = prompts.question(
-            name,
-            levels[i],
+            QUESTIONS[name][levels[i]],
             made.readings,
             made.marks,
             lambda n: int(draw.integers(0, n)),

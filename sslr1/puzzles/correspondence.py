@@ -16,13 +16,24 @@ LEVELS = {
     3: "turned by up to 90 degrees, 6 points",
     4: "turned by up to 180 degrees, strong perspective, 8 points close together",
 }
+QUESTIONS = dict.fromkeys(
+    LEVELS,
+    (
+        "{image}{image}\nThe ring REF in the first view marks a point. Which lettered ring in the second view marks the same point?",
+        "View 1: {image}\nView 2: {image}\nWhich of the {count} letters in view 2 is at the place that REF marks in view 1?",
+        "Both images show one scene. {image}{image}\nFind the point marked REF again: which letter is it in the second image?",
+        "{image}\nREF marks a spot here. In the next view, {count} spots are marked.\n{image}\nGive the letter of the same spot.",
+        "First: {image} Second: {image}\nMatch the point REF of the first picture to one of the lettered points of the second.",
+        "{image}{image}\nThe camera moved between the two pictures. Where did REF go? Answer with its letter.",
+    ),
+)
 SCALE = {1: (0.8, 1.25), 2: (0.6, 1.6), 3: (0.6, 1.6), 4: (0.6, 1.6)}
 TURN = {1: 0, 2: 30, 3: 90, 4: 180}  # degrees, either way
 SHIFT = {1: 0.0, 2: 0.04, 3: 0.08, 4: 0.15}  # of a corner along each axis, share of the view's side
 POINTS = {1: 4, 2: 4, 3: 6, 4: 8}
 VIEW = {1: 0.72, 2: 0.55, 3: 0.5, 4: 0.5}  # geometric mean of the views' sides, share of the image's short side
 APART = {1: 0.22, 2: 0.18, 3: 0.15, 4: 0.12}  # least distance of two points, share of the canvas
-START_LEVEL = PAPER_LEVEL = 2
+START_LEVEL = 2
 POOLED = ()  # levels that show other images too
 SHARE = 0.20
 LARGEST = 448  # px a side of a canvas

@@ -13,9 +13,20 @@ LEVELS = {
     3: "a third, 6 patches: three places",
     4: "a quarter, 8 patches: four places",
 }
+QUESTIONS = dict.fromkeys(
+    LEVELS,
+    (
+        "{image}\nA square was cut out of this picture and is shown grey.\n{candidates}\nWhich patch fills the hole?",
+        "Picture with a grey hole: {image}\n{candidates}\nOne of these patches was there. Which?",
+        "{image}\nWhat belongs where the grey square is?\n{candidates}\nGive the letter of the patch.",
+        "The grey square hides a part of this image. {image}\n{candidates}\nPick the letter of the part it hides.",
+        "{image}\nExactly one of {count} patches completes the picture without a flaw.\n{candidates}\nWhich letter?",
+        "Complete the image: {image}\n{candidates}\nWhich patch goes into the grey square, unchanged?",
+    ),
+)
 HOLE = {1: 1 / 2, 2: 1 / 3, 3: 1 / 3, 4: 1 / 4}  # of the short side
 CANDIDATES = {1: 4, 2: 4, 3: 6, 4: 8}
-START_LEVEL = PAPER_LEVEL = 2
+START_LEVEL = 2
 POOLED = (1,)  # levels that show other images too
 SHARE = 0.10
 RIM = 0.03  # trimmed off each side of a patch, as a share of the hole's, so that edges don't simply continue

@@ -16,8 +16,19 @@ LEVELS = {
     3: "3x3",
     4: "3x3, brightness and colour of each tile changed",
 }
+QUESTIONS = dict.fromkeys(
+    LEVELS,
+    (
+        "{tiles}\nThese tiles were cut from one picture of {rows} rows and {columns} columns. For each place in reading order, give the number of its tile.",
+        "{tiles}\nOne image was cut into a {rows} by {columns} grid (rows by columns) and shuffled. List the tile numbers in reading order.",
+        "A picture was cut into {count} tiles.\n{tiles}\nIt had {rows} rows and {columns} columns. Which tile goes where? List tile numbers, left to right, top to bottom.",
+        "{tiles}\nPut the tiles back into {rows} rows and {columns} columns. Give the tile numbers row by row.",
+        "Solve the jigsaw: {rows} rows, {columns} columns.\n{tiles}\nAnswer with the tile numbers in reading order.",
+        "{tiles}\nThe {count} tiles form a {rows} by {columns} picture. Name the tile of each place, from the top left to the bottom right.",
+    ),
+)
 GRIDS = {1: ((1, 2), (2, 1), (2, 2)), 2: ((1, 3), (3, 1), (2, 3), (3, 2)), 3: ((3, 3),), 4: ((3, 3),)}
-START_LEVEL, PAPER_LEVEL = 2, 3
+START_LEVEL = 2
 POOLED = ()  # levels that show other images too
 SHARE = 0.30
 LEAST = {1: SAME, 2: SAME, 3: SAME, 4: 1.25 * SAME}  # difference of two tiles, 8-bit levels; changed tiles need more

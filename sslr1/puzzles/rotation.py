@@ -15,8 +15,25 @@ LEVELS = {
     3: "one image, steps of 45 degrees",
     4: "one image, steps of 30 degrees",
 }
+ALONE = (
+    "{image}\nThis picture was turned {direction} by {angles} degrees. By how many?",
+    "{image}\nBy how many degrees ({angles}) has this photo been rotated {direction}?",
+    "Look at the picture. {image}\nSomebody rotated it {direction}. Was it by {angles} degrees?",
+    "{image}\nStarting upright, this image was rotated {direction}: by {angles} degrees?",
+    "An upright photo was turned {direction} and became this: {image}\nName the angle: {angles}.",
+    "{image}\nWhich turn {direction} leads from the upright scene to this view: {angles} degrees?",
+)
+PAIR = (
+    "{image}{image}\nThe second picture is the first one turned {direction} by {angles} degrees. By how many?",
+    "Upright: {image} Turned: {image}\nBy how many degrees {direction}: {angles}?",
+    "{image}\nThat picture was rotated {direction} and became this one:\n{image}\nBy {angles} degrees?",
+    "{image}{image}\nHow far {direction} must the first image be turned to give the second: {angles} degrees?",
+    "Compare the two pictures. {image}{image}\nThe second was rotated {direction} by {angles} degrees; which?",
+    "{image} was rotated {direction} into {image}\nName the angle: {angles}.",
+)
+QUESTIONS = {1: PAIR, 2: ALONE, 3: ALONE, 4: ALONE}
 STEP = {1: 90, 2: 90, 3: 45, 4: 30}
-START_LEVEL = PAPER_LEVEL = 2
+START_LEVEL = 2
 POOLED = ()  # levels that show other images too
 SHARE = 0.25
 COARSEST = 1.25  # source px per canvas px at least where angles are resampled

@@ -17,9 +17,20 @@ LEVELS = {
     3: "4 candidates, strong augmentation, tones matched",
     4: "8 candidates, strong augmentation, tones matched",
 }
+QUESTIONS = dict.fromkeys(
+    LEVELS,
+    (
+        "Reference: {image}\n{candidates}\nWhich candidate shows the same scene as the reference?",
+        "{image}\nThis view and one of the following were taken from the same picture.\n{candidates}\nWhich one?",
+        "Find the other view of this image: {image}\n{candidates}\nGive its letter.",
+        "{image}\nOnly one of these {count} comes from the same image as that one.\n{candidates}\nWhich letter?",
+        "Compare the first picture with the candidates. {image}\n{candidates}\nWhich is another view of it?",
+        "First view: {image}\n{candidates}\nPick the letter of the view that belongs to the same image.",
+    ),
+)
 AREA = {1: (0.3, 1.0), 2: (0.08, 0.5), 3: (0.08, 0.5), 4: (0.08, 0.5)}
 CANDIDATES = {1: 4, 2: 4, 3: 4, 4: 8}
-START_LEVEL = PAPER_LEVEL = 2
+START_LEVEL = 2
 POOLED = (1, 2, 3, 4)  # levels that show other images too
 SHARE = 0.15
 OVERLAP_OF_VIEW = 0.3
