@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -13,6 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from sslr1 import glossary
 from sslr1.data import Decoder, ImageFolder
 from tests.conftest import ROOT, launch
 
@@ -109,6 +111,18 @@ def test_a_run_leaves_what_is_promised(unbroken):
     chosen = f"86 images to train on, 64 held out, decoded by {Decoder().backend}, rendered by cpp; 1 cpu rank(s), 1 thread(s)"
     assert chosen in shown
     assert "Held-out accuracy" in shown and "rotation" in shown and "before" in shown
+
+
+def test_the_glossary_knows_every_metric_and_no_other(unbroken):
+    """What the run wrote has an entry; an entry that it didn't write is written somewhere: its name is in the code."""
+    lines = (unbroken[0] / "metrics.jsonl").read_text().splitlines()
+    written = {key for line in lines for key in json.loads(line)}
+    assert {key for key in written if not glossary.find(key)} == set()
+    met = {glossary.find(key) for key in written}
+    code = "".join(p.read_text() for p in (ROOT / "sslr1").rglob("*.py") if p.name != "glossary.py")
+    for pattern in [p for entries in glossary.GLOSSARY.values() for p in entries if p not in met]:
+        literal = re.escape(pattern).replace("<puzzle>", r"\{[^}]+\}").replace("<k>", r"\{[^}]+\}")
+        assert re.search(f"[\"']{literal}[\"']", code), pattern
 
 
 def test_checkpoints_are_hugging_face_folders(unbroken, warm):
