@@ -1,7 +1,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: setup demo test test-slow test-peer test-gpu bench lint clean
+.PHONY: setup demo test test-slow test-peer test-gpu bench docs lint clean
 
 setup: .venv/.done
 
@@ -28,6 +28,9 @@ test-gpu: setup
 
 bench: setup
 	$(BIN)/python bench/
+
+docs: setup
+	$(BIN)/python docs/make.py
 
 lint: setup
 	$(BIN)/ruff check .

@@ -1,0 +1,123 @@
+"""The pages say what the code says: nothing that is made is stale, and what is named exists."""
+
+import re
+import runpy
+
+import pytest
+
+from sslr1 import budget, config, glossary, puzzles
+from tests.conftest import ROOT
+
+DOCS = ROOT / "docs"
+PAGES = sorted(DOCS.glob("*.md"))
+SOURCE = "".join(path.read_text(encoding="utf-8") for path in sorted((ROOT / "sslr1").rglob("*.py")))
+
+
+@pytest.fixture(scope="module")
+def make():
+    """The generator's functions."""
+    return runpy.run_path(str(DOCS / "make.py"))
+
+
+def read(name):
+    return (DOCS / name).read_text(encoding="utf-8")
+
+
+def anchors(text):
+    """What a link may point at: headings as GitHub names them, and explicit anchors."""
+    headings = re.findall(r"^#+ (.+)$", re.sub(r"^```.*?^```", "", text, flags=re.S | re.M), re.M)
+    slugs = {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+    return slugs | set(re.findall(r'<a id="(.+?)">', text))
+
+
+def keys(section=config.Config, path=""):
+    """Every key of the configuration, and its sections."""
+    for name, field in section.model_fields.items():
+        yield f"{path}{name}"
+        if isinstance(field.annotation, type) and issubclass(field.annotation, config.Section):
+            yield from keys(field.annotation, f"{path}{name}.")
+
+
+def test_pages_are_fresh(make):
+    stale = make["stale"]()
+    assert not stale, f"run `make docs`: {', '.join(path.name for path in stale)}"
+
+
+def test_what_is_made_is_in_the_pages(make):
+    """Every block is on one page, every puzzle has its own, and a change by hand would be found."""
+    begun = [
+        name for page in PAGES for name in re.findall(r"<!-- begin: (.+?) -->\n.*?\n<!-- end -->", read(page), re.S)
+    ]
+    assert sorted(begun) == sorted(make["BLOCKS"])
+    assert {name for name in puzzles.NAMES if f"\n## {name}\n" in read("puzzles.md")} == set(puzzles.NAMES)
+    text = read("configuration.md")
+    assert make["fill"](text.replace("| `1e-06` |", "| `1` |")) == text and "| `1e-06` |" in text
+
+
+def test_every_setting_is_on_the_page():
+    told = re.findall(r'^\| <a id="(.+?)"></a>`(.+?)` \|', read("configuration.md"), re.M)
+    sections = {key for key in keys() if any(other.startswith(f"{key}.") for other in keys())}
+    assert [a for a, _ in told] == [b for _, b in told] and len(told) == len(set(told))
+    assert {key for key, _ in told} == set(keys()) - sections
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_links_lead_somewhere(page):
+    text = read(page)
+    for target in re.findall(r"\]\(([^)\s]+)\)", text):
+        if target.startswith("https://"):
+            continue
+        path, _, anchor = target.partition("#")
+        file = (DOCS / path).resolve() if path else page
+        assert file.exists(), target
+        assert not anchor or anchor in anchors(file.read_text(encoding="utf-8")), target
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_settings_and_metrics_that_are_named_exist(page):
+    known, sections = set(keys()), list(config.Config.model_fields)
+    for word in re.findall(r"`([^`\n]+)`", re.sub(r"^```.*?^```", "", read(page), flags=re.S | re.M)):
+        setting = re.match(rf"({'|'.join(sections)})(\.[a-z_]+)+(?=$|[=, ])", word)
+        if setting and not word.endswith(".py"):
+            assert setting[0] in known, word
+        metric = word.replace("<puzzle>", "rotation").replace("<k>", "2")
+        if re.fullmatch(
+            r"(reward|accuracy|exact|curriculum|completions|sampling|timing_s|perf|eval|clip_ratio|ratio)s?/[\w/]+",
+            metric,
+        ):
+            assert glossary.find(metric), word
+
+
+def test_errors_that_are_quoted_exist():
+    joined = re.sub(r'"\s*\n\s*f?"', "", SOURCE)
+    quotes = re.findall(r'\*"(.+?)"', read("troubleshooting.md"))
+    assert len(quotes) >= 4
+    for quote in quotes:
+        longest = max(re.split(r"[…(\d]", quote), key=len).strip()
+        assert len(longest) > 12 and longest in joined, longest
+
+
+def test_every_line_of_the_plan_can_be_lowered(tiny):
+    """docs/troubleshooting.md says how, for each line that the planner prints."""
+    told = {
+        what.strip()
+        for row in re.findall(r"^\| ([^|]+) \|", read("troubleshooting.md"), re.M)
+        for what in row.split(",")
+    }
+    memory, _ = budget.plan(config.load(ROOT / "configs" / "tiny.yaml"), tiny, 1)
+    assert {line.what for line in memory} <= told
+
+
+def test_the_glossarys_sources_exist():
+    for entries in glossary.GLOSSARY.values():
+        for name, metric in entries.items():
+            module, _, function = metric.source.partition(".")
+            found = [
+                path
+                for path in (ROOT / "sslr1").rglob("*.py")
+                if module in path.relative_to(ROOT / "sslr1").with_suffix("").parts
+            ]
+            last = metric.source.split(".")[-1]
+            assert any(re.search(rf"(def|class) {last}\b", path.read_text()) or path.stem == last for path in found), (
+                name
+            )
