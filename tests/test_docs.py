@@ -7,6 +7,7 @@ import pytest
 
 from sslr1 import budget, config, glossary, puzzles
 from tests.conftest import ROOT
+from tests.model.test_load import published
 
 DOCS = ROOT / "docs"
 PAGES = sorted(DOCS.glob("*.md"))
@@ -106,6 +107,12 @@ def test_every_line_of_the_plan_can_be_lowered(tiny):
     }
     memory, _ = budget.plan(config.load(ROOT / "configs" / "tiny.yaml"), tiny, 1)
     assert {line.what for line in memory} <= told
+
+
+def test_the_plan_that_is_shown_is_the_planners(tmp_path, tiny):
+    folder, _ = published(tmp_path / "model", tiny, "qwen2.5-vl-3b")
+    shown = budget.report(config.load(ROOT / "configs" / "qwen2.5-vl-3b-one-gpu.yaml"), folder, 1).rstrip()
+    assert f"```text\n{shown}\n```" in read("troubleshooting.md"), f"docs/troubleshooting.md should show\n{shown}"
 
 
 def test_the_glossarys_sources_exist():
