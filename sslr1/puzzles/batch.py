@@ -11,7 +11,7 @@ from sslr1.puzzles import prompts, sheet
 from sslr1.puzzles.picture import Picture, Pictures
 from sslr1.puzzles.plan import Plan
 
-NAMES = (  # of the files
+NAMES = (  # each is a file beside this one
     "rotation",
     "similarity",
     "inpainting",

@@ -219,30 +219,31 @@ def test_errors_say_what_is_wrong(images):
         puzzles.make([images[0][:0]], "rotation")
 
 
-def test_questions_hold_one_placeholder_a_canvas(images):
-    for name in puzzles.NAMES:
-        for level in puzzles.LEVELS[name]:
-            batch = puzzles.make(images, name, level=level, spec=SPEC)
-            for question, count, row in zip(batch.questions, batch.canvas_counts, batch.render()):
-                assert question.count("<image>") == count == len(row)
-                assert "\\boxed{}" in question and "<think>" in question and "{direction}" not in question
-    assert all(len(set(QUESTIONS[name][level])) >= 6 for name, level in EVERY)
+@pytest.mark.parametrize("name, level", EVERY)
+def test_questions_hold_one_placeholder_a_canvas(images, name, level):
+    batch = puzzles.make(images, name, level=level, spec=SPEC)
+    for question, count, row in zip(batch.questions, batch.canvas_counts, batch.render()):
+        assert question.count("<image>") == count == len(row)
+        assert "\\boxed{}" in question and "<think>" in question and "{direction}" not in question
+    assert len(set(QUESTIONS[name][level])) >= 6
+
+
+def test_wordings_are_chosen(images):
     direct = puzzles.make(images, "rotation", thinking=False, spec=SPEC)
     assert not any("think" in q for q in direct.questions)
     plain = puzzles.make(images, "rotation", wordings=1, spec=SPEC)
     assert len(set(plain.questions)) == 1 and "counter" not in plain.questions[0]
 
 
-def test_canvases_keep_the_spec(images):
+@pytest.mark.parametrize("name, level", EVERY)
+def test_canvases_keep_the_spec(images, name, level):
     for spec in (SPEC, ops.PatchSpec(), ops.PatchSpec(patch=16, min_pixels=64 * 64, max_pixels=128 * 128)):
-        for name in puzzles.NAMES:
-            for level in puzzles.LEVELS[name]:
-                for row in puzzles.make(images, name, level=level, spec=spec).render():
-                    for c in row:
-                        h, w = c.shape[:2]
-                        assert h % spec.unit == w % spec.unit == 0 and spec.min_pixels <= h * w <= spec.max_pixels
-                    competing = row[1:] if name == "inpainting" else row
-                    assert len({c.shape for c in competing}) == 1
+        for row in puzzles.make(images, name, level=level, spec=spec).render():
+            for c in row:
+                h, w = c.shape[:2]
+                assert h % spec.unit == w % spec.unit == 0 and spec.min_pixels <= h * w <= spec.max_pixels
+            competing = row[1:] if name == "inpainting" else row
+            assert len({c.shape for c in competing}) == 1
 
 
 def test_prompt_budget_of_a_coco_image():
