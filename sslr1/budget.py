@@ -71,6 +71,10 @@ def plan(config: Config, path, ranks: int, device="cuda") -> tuple[list, list]:
     ]
     for line in memory:
         line.gb /= shards
+    if config.loss.kl_coef:
+        memory.append(
+            Line("reference's weights", sum(every) * dtype / shards, f"frozen, {dtype} bytes each / {shards} shards")
+        )
     memory += [
         Line("sampler's weights", 0 if shared else sum(every) * dtype, "the learner's own" if shared else f"whole, {dtype} bytes each"),
         Line("gathered weights", 0 if shards == 1 and dtype == MASTER else (rest + 2 * max(blocks)) * dtype, "embeddings and head, two layers", "learner"),
@@ -84,8 +88,13 @@ def plan(config: Config, path, ranks: int, device="cuda") -> tuple[list, list]:
     share = (shards - 1) / shards
     traffic = [
         Line("weights gathered, a micro-batch", 2 * sum(every) * dtype * share, "once forward, once backward"),
-        Line("gradients reduced, a step", trained * MASTER * share, "behind the last micro-batch"),
-        Line("gradients between copies, a step", trained * MASTER / shards * (config.train.replicate > 1), "HSDP"),
+        Line(
+            "reference's weights gathered, a micro-batch",
+            bool(config.loss.kl_coef) * sum(every) * dtype * share,
+            "once forward",
+        ),
+        Line("gradients reduced, an update", trained * MASTER * share, "behind the last micro-batch"),
+        Line("gradients between copies, an update", trained * MASTER / shards * (config.train.replicate > 1), "HSDP"),
         Line("sampler refreshed, a step", 0 if shared else sum(every) * MASTER * share, "whole weights, one by one"),
     ]
     for line in [*memory, *traffic]:

@@ -51,6 +51,18 @@ class Built:
             + (f", attention by {ops.flash.library()}" if world.device.type == "cuda" else "")
         )
 
+    def reference(self, path):
+        """The frozen policy of loss.kl_coef from a checkpoint's hf/ folder, which holds it in the compute dtype. All ranks must
+        call it. Raises UserError."""
+        problem, train = None, self.config.train
+        if self.world.main and not path.is_dir():
+            problem = UserError(
+                f"{path} is gone, which loss.kl_coef={self.config.loss.kl_coef} measures from: start a run of another "
+                "log.name, or set loss.kl_coef=0 and checkpoint.allow_change=true"
+            )
+        agree(problem, self.world)
+        return model.load_reference(path, self.world, self.spec.dtype, train.replicate, train.compile)
+
     def stream(self, batch=None, levels=None) -> PuzzleStream:
         """The training stream of this rank; `batch` puzzles a step (default rollout.prompts), at the levels that `levels`
         gives for (step, slot, puzzle) (default puzzles.levels)."""

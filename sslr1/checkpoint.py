@@ -42,11 +42,11 @@ def _state(policy, optimizer=None) -> dict:
     return state
 
 
-def save(folder, step, *, learner, sampler, tokenizer, source, trainer: dict, world, keep=2, best=None) -> Path:
+def save(folder, step, *, learner, sampler, tokenizer, source, trainer: dict, world, keep=2, also=()) -> Path:
     """Write `folder`/step-NNNNNN; all ranks call it. sampler: the engine's plain model, equal to the learner's in its compute
     dtype, which becomes hf/. source: the model folder whose processor files go along. trainer: JSON-able state.
 
-    Afterwards the `keep` newest and the step `best` are kept, older ones removed. An error on the way (a full disk) leaves
+    Afterwards the `keep` newest and those of the steps `also` are kept, older ones removed. An error on the way (a full disk) leaves
     the earlier checkpoints as they are and a `partial-…` directory, which the next save clears away.
     """
     folder = Path(folder)
@@ -70,7 +70,7 @@ def save(folder, step, *, learner, sampler, tokenizer, source, trainer: dict, wo
         _flush(folder)
         checkpoints = sorted(folder.glob("step-*"))
         for old in checkpoints[:-keep]:
-            if best is None or old.name != f"step-{best:06d}":
+            if old.name not in {f"step-{each:06d}" for each in also}:
                 shutil.rmtree(old)
     parallel.barrier()
     return final

@@ -149,7 +149,20 @@ class Loss(Section):
     )
     clip_low: float = Field(0.2, ge=0, lt=1, description="lower clip of the ratio")
     clip_high: float = Field(0.2, ge=0, description="upper clip of the ratio")
+    kl_coef: float = Field(
+        0.0,
+        ge=0,
+        description="weight of the distance (KL, as e^r - r - 1) to the model as it was before the first step, behind the "
+        "format warm-up. Above 0, a frozen copy of it is held, sharded like the model and in its compute dtype, and read from "
+        "the run's checkpoint of step 0, which is then kept",
+    )
     entropy_coef: float = Field(0.0, ge=0, description="entropy bonus a token, in nats")
+    updates: int = Field(
+        1,
+        ge=1,
+        description="optimiser updates from each step's completions, all at the step's learning rate; the log-probs of the first, "
+        "which is on-policy, are the old ones of the others. Steps, schedule and intervals count steps, not updates",
+    )
 
 
 class Optim(Section):

@@ -12,24 +12,42 @@ from sslr1.model import cost, dealing, pack, parallel, split
 from sslr1.model.adamw import AdamWBfloat16
 
 MOMENTS = ("exp_avg", "exp_avg_sq")  # as torch's AdamW names them
+METRICS = {  # of an update, by the names of its statistics
+    "loss": "loss",
+    "policy_loss": "policy_loss",
+    "kl": "kl",
+    "entropy": "entropy",
+    "clip_low": "clip_ratio/low_mean",
+    "clip_high": "clip_ratio/high_mean",
+    "ratio_mean": "ratio/mean",
+    "ratio_min": "ratio/min",
+    "ratio_max": "ratio/max",
+    "gap_mean": "sampling/logp_difference/mean",
+    "gap_max": "sampling/logp_difference/max",
+    "capped": "sampling/capped",
+}
+EXTREMES = {"ratio_min": "min", "ratio_max": "max", "gap_max": "max"}  # all others are sums
 
 
 class Learner:
     """policy: a sharded `model.Policy`; world: `parallel.World`; optim, loss: sections of the configuration;
     temperature: the sampler's; max_tokens: the longest completion; steps: of the whole run, for the schedule; max_logp_gap: from
-    which difference to the sampler's log-prob a token is weighted by min(ratio, loss.is_cap), None for never."""
+    which difference to the sampler's log-prob a token is weighted by min(ratio, loss.is_cap), None for never.
+    With loss.kl_coef above 0, `set_reference` comes before the first step."""
 
     def __init__(self, policy, world, *, optim, loss, temperature, max_tokens, token_budget, steps, max_logp_gap=None):
         self.policy, self.world, self.optim = policy, world, optim
         self.cost = cost.cost_of(policy.model)
-        self.token_budget, self.steps = token_budget, steps
+        self.token_budget, self.steps, self.updates = token_budget, steps, loss.updates
         self.max_logp_gap, self.is_cap = max_logp_gap, loss.is_cap
+        self.reference = self.reference_cost = None
         self.step_number, self.skipped, self.skipped_in_a_row = 0, 0, 0
         self.loss_options = dict(
             loss_type=loss.loss_type,
             advantage=loss.advantage,
             clip_low=loss.clip_low,
             clip_high=loss.clip_high,
+            kl_coef=loss.kl_coef,
             entropy_coef=loss.entropy_coef,
             temperature=temperature,
             max_tokens=max_tokens,
@@ -42,6 +60,10 @@ class Learner:
         else:
             self.optimizer = torch.optim.AdamW(trained, **options, fused=self.fused or None)
 
+    def set_reference(self, reference):
+        """A frozen policy from `model.load_reference`, from which loss.kl_coef measures."""
+        self.reference, self.reference_cost = reference, cost.cost_of(reference.model)
+
     def empty_state(self, parameter) -> dict:
         """The optimiser's state of a parameter before its first step, to be filled from a checkpoint."""
         dtype = getattr(torch, self.optim.moments)
@@ -49,7 +71,7 @@ class Learner:
         return {"step": step, **{m: torch.zeros_like(parameter.detach(), dtype=dtype) for m in MOMENTS}}
 
     def learning_rate(self) -> float:
-        """Of the step that comes next: a linear rise, then the schedule."""
+        """Of the step that comes next, all of whose updates take it: a linear rise, then the schedule."""
         k, rise = self.step_number, self.optim.warmup_steps
         if k < rise:
             return self.optim.lr * (k + 1) / rise
@@ -58,12 +80,16 @@ class Learner:
         return self.optim.lr * factor[self.optim.schedule]
 
     def step(self, groups, rewards, advantages=None) -> dict:
-        """One update from this rank's groups; rewards float32 [P, G]. advantages [P, G] override the configured kind.
+        """`loss.updates` updates from this rank's groups; rewards float32 [P, G]. advantages [P, G] override the configured kind.
 
-        Returns metrics of the whole step, equal on all ranks. Loss and gradients are divided by global counts, so they
-        don't depend on ranks or micro-batches. A gradient that is not finite skips the update on all ranks. `tokens` counts
-        completion tokens, `computed` all tokens that went through the model, `repeated` what would have gone through it had each
-        completion had its own copy of the prompt; `flops` are those of `model.cost`.
+        The first update is on-policy; the log-probs that it found are the old ones of those behind it. Loss and gradients are
+        divided by global counts, so they don't depend on ranks or micro-batches. A gradient that is not finite skips its
+        update and what is left of the step, on all ranks.
+
+        Returns metrics of the whole step, equal on all ranks: means over its updates, but for the ratio's extremes, and for
+        the difference to the sampler, which is the first one's. `tokens` counts completion tokens, `computed` all tokens that
+        went through the policy, `repeated` what would have gone through it had each completion had its own copy of the
+        prompt; `flops` are those of `model.cost`.
         """
         device, G = self.world.device, rewards.shape[1]
         tokens = sum(len(s.tokens) for g in groups for s in g.samples)
@@ -71,7 +97,6 @@ class Learner:
         counts = [tokens, rewards.numel(), repeated, float(rewards.sum()), float(rewards.double().square().sum())]
         counts = parallel.all_reduce(torch.tensor(counts, dtype=torch.float64, device=device))
         tokens, sequence_count, repeated, total, squares = counts.tolist()
-        token_count = max(1, tokens)  # every completion may have been cut off and masked
         variance = (squares - total**2 / sequence_count) / max(1, sequence_count - 1)
         rows = rewards if advantages is None else torch.cat([rewards, advantages], 1)
         groups, rows = dealing.even_out(groups, rows, self.cost, self.world)
@@ -80,53 +105,83 @@ class Learner:
         most = parallel.all_reduce(torch.tensor(len(pieces), device=device), "max")
         pieces = split(groups, self.token_budget, int(most))
 
-        totals, computed = {}, torch.zeros(2, dtype=torch.float64, device=device)  # tokens, operations
-        for number, piece in enumerate(pieces):
-            chosen = [n for n, _ in piece]
-            packed = pack(
-                [groups[n] for n in chosen],
-                group_size=G,
-                numbers=chosen,
-                parts=[r for _, r in piece],
-                **self.policy.pack_options,
-            ).to(device)
-            computed += computed.new_tensor([len(packed.input_ids), self._flops(groups, piece)])
-            options = dict(
-                self.loss_options,
-                token_count=token_count,
-                sequence_count=sequence_count,
-                reward_std=max(0.0, variance) ** 0.5,
-                advantages=given[0][chosen] if given else None,
-            )
-            parallel.last_micro_batch(self.policy, number == len(pieces) - 1)
-            drawn = torch.cat([groups[n].samples[s].logprobs for n, r in piece for s in r]).to(device)
-            names = []
-
-            def loss(hidden, lm_head):
-                weights, capped = self._weights(hidden, lm_head, packed.tokens, drawn)
-                out = ops.grpo_loss(
-                    hidden, lm_head, packed.tokens, packed.sequence, rewards[chosen], token_weights=weights, **options
+        computed = torch.zeros(2, dtype=torch.float64, device=device)  # tokens, operations
+        kept = [{} for _ in pieces]  # what a micro-batch's first pass leaves to the others
+        passes = []
+        while len(passes) < self.updates and (not passes or math.isfinite(passes[-1]["grad_norm"])):
+            totals = {}
+            for number, piece in enumerate(pieces):
+                chosen = [n for n, _ in piece]
+                packed = pack(
+                    [groups[n] for n in chosen],
+                    group_size=G,
+                    numbers=chosen,
+                    parts=[r for _, r in piece],
+                    **self.policy.pack_options,
+                ).to(device)
+                computed += computed.new_tensor([len(packed.input_ids), self._flops(groups, piece, not passes)])
+                parallel.last_micro_batch(self.policy, number == len(pieces) - 1)
+                found = self._backward(
+                    packed,
+                    rewards[chosen],
+                    torch.cat([groups[n].samples[s].logprobs for n, r in piece for s in r]).to(device),
+                    kept[number],
+                    token_count=max(1, tokens),  # every completion may have been cut off and masked
+                    sequence_count=sequence_count,
+                    reward_std=max(0.0, variance) ** 0.5,
+                    advantages=given[0][chosen] if given else None,
                 )
-                stats = out.stats | {"capped": capped / token_count}
-                names[:] = stats
-                return out.loss, out.logprobs, *stats.values()
-
-            value, logprobs, *stats = self.policy(packed, loss)
-            value.backward()
-            gap = (logprobs - drawn).abs()
-            found = dict(
-                zip(names, stats),
-                loss=value.detach(),
-                gap_mean=gap.sum() / token_count,
-                gap_max=gap.max() if len(gap) else gap.new_zeros(()),
-            )
-            for name, x in found.items():
-                combine = {"ratio_min": torch.minimum, "ratio_max": torch.maximum, "gap_max": torch.maximum}.get(
-                    name, torch.add
-                )
-                totals[name] = combine(totals[name], x) if name in totals else x
+                for name, x in found.items():
+                    combine = {"min": torch.minimum, "max": torch.maximum}.get(EXTREMES.get(name), torch.add)
+                    totals[name] = combine(totals[name], x) if name in totals else x
+            passes.append(self._update(totals))
+        whole = math.isfinite(passes[-1]["grad_norm"])
+        lr = self.learning_rate()
+        self.step_number += 1
+        self.skipped += not whole
+        self.skipped_in_a_row = 0 if whole else self.skipped_in_a_row + 1
         computed, flops = parallel.all_reduce(computed).tolist()
-        return self._update(totals) | {"tokens": tokens, "computed": computed, "repeated": repeated, "flops": flops}
+        numbers = {"learning_rate": lr, "skipped_steps": self.skipped}
+        work = {"tokens": tokens, "computed": computed, "repeated": repeated * len(passes), "flops": flops}
+        return _over_updates(passes) | numbers | work
+
+    def _backward(self, packed, rewards, drawn, kept, **counts) -> dict:
+        """Add a micro-batch's gradients; returns its statistics, each divided by the step's counts.
+
+        kept: empty in the first pass, which leaves arguments of the loss there for those behind it: its own log-probs, the
+        reference's, and the weights that the sampler's log-probs `drawn` give its tokens."""
+        first, names = not kept, []
+        if first and self.reference is not None:
+            kept["ref_logprobs"] = self._reference_logprobs(packed)
+
+        def loss(hidden, lm_head):
+            own = {}
+            if first:
+                kept["token_weights"], capped = self._weights(hidden, lm_head, packed.tokens, drawn)
+                own["capped"] = capped / counts["token_count"]
+            out = ops.grpo_loss(
+                hidden, lm_head, packed.tokens, packed.sequence, rewards, **kept, **self.loss_options, **counts
+            )
+            own |= out.stats
+            names[:] = own
+            return out.loss, out.logprobs, *own.values()
+
+        value, logprobs, *stats = self.policy(packed, loss)
+        value.backward()
+        found = dict(zip(names, stats), loss=value.detach())
+        if first:
+            gap = (logprobs - drawn).abs()
+            found["gap_mean"] = gap.sum() / counts["token_count"]
+            found["gap_max"] = gap.max() if len(gap) else gap.new_zeros(())
+            kept["old_logprobs"] = logprobs
+        return found
+
+    @torch.no_grad()
+    def _reference_logprobs(self, packed):
+        temperature = self.loss_options["temperature"]
+        return self.reference(
+            packed, lambda hidden, head: ops.token_logprobs(hidden, head, packed.tokens, temperature)
+        )[0]
 
     def _weights(self, hidden, lm_head, tokens, drawn):
         """(weight of each token, None for all 1; how many are capped): importance weights (truncated) from the sampler's policy to this
@@ -137,47 +192,37 @@ class Learner:
         weights = torch.where(gap.abs() > self.max_logp_gap, gap.exp(), 1.0)
         return weights.clamp(max=self.is_cap), (weights > self.is_cap).sum()
 
-    def _flops(self, groups, piece) -> float:
-        """What a micro-batch costs: (group number, range of samples) each, its prompt with it."""
+    def _flops(self, groups, piece, first) -> float:
+        """What a micro-batch costs: (group number, range of samples) each, its prompt with it; in the first pass with the
+        reference's forward pass."""
         total = 0.0
-        for number, samples in piece:
-            prompt = groups[number].prompt
-            length = len(prompt.input_ids)
-            total += self.cost.prompt(length, len(prompt.pixel_values), len(prompt.image_grid_thw))
-            total += sum(self.cost.completion(length, len(groups[number].samples[s].tokens)) for s in samples)
+        for each in [self.cost, *([self.reference_cost] if first and self.reference_cost else [])]:
+            for number, samples in piece:
+                prompt = groups[number].prompt
+                length = len(prompt.input_ids)
+                total += each.prompt(length, len(prompt.pixel_values), len(prompt.image_grid_thw))
+                total += sum(each.completion(length, len(groups[number].samples[s].tokens)) for s in samples)
         return total
 
-    def _update(self, totals):
+    def _update(self, totals) -> dict:
+        """One update from the gradients that lie there, unless they are not finite; returns its metrics."""
         norm = parallel.clip_gradients(self.policy, self.optim.clip_norm)
-        lr = self.learning_rate()
-        if bool(torch.isfinite(norm)):
+        if bool(torch.isfinite(norm)):  # every rank sees the same norm
             for group in self.optimizer.param_groups:
-                group["lr"] = lr
+                group["lr"] = self.learning_rate()
             self.optimizer.step()
-            self.skipped_in_a_row = 0
-        else:  # every rank sees the same norm, so every rank skips
-            self.skipped += 1
-            self.skipped_in_a_row += 1
         self.optimizer.zero_grad(set_to_none=True)
-        self.step_number += 1
-        ways = {"ratio_min": "min", "ratio_max": "max", "gap_max": "max"}
         for way in ("sum", "min", "max"):
-            names = [n for n in totals if ways.get(n, "sum") == way]
+            names = [n for n in totals if EXTREMES.get(n, "sum") == way]
             reduced = parallel.all_reduce(torch.stack([totals[n].double() for n in names]), way).tolist()
             totals.update(zip(names, reduced))
-        return {
-            "loss": totals["loss"],
-            "policy_loss": totals["policy_loss"],
-            "entropy": totals["entropy"],
-            "clip_ratio/low_mean": totals["clip_low"],
-            "clip_ratio/high_mean": totals["clip_high"],
-            "ratio/mean": totals["ratio_mean"],
-            "ratio/min": totals["ratio_min"],
-            "ratio/max": totals["ratio_max"],
-            "sampling/logp_difference/mean": totals["gap_mean"],
-            "sampling/logp_difference/max": totals["gap_max"],
-            "sampling/capped": totals["capped"],
-            "grad_norm": float(norm),
-            "learning_rate": lr,
-            "skipped_steps": self.skipped,
-        }
+        if self.reference is None:
+            del totals["kl"]
+        return {METRICS[n]: x for n, x in totals.items() if n in METRICS} | {"grad_norm": float(norm)}
+
+
+def _over_updates(passes) -> dict:
+    """A step's metrics from those of its updates, of which the first has some more."""
+    ways = {METRICS[name]: {"min": min, "max": max}[way] for name, way in EXTREMES.items()}
+    values = {name: [found[name] for found in passes if name in found] for name in passes[0]}
+    return {name: ways[name](found) if name in ways else sum(found) / len(found) for name, found in values.items()}

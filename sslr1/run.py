@@ -15,6 +15,10 @@ from sslr1.progress import Progress
 from sslr1.puzzles.curriculum import Curriculum
 from sslr1.warmup import warm_up
 
+REFERENCE = (
+    0  # the step whose checkpoint holds the reference of loss.kl_coef: the same weights at every start, bit for bit
+)
+
 
 class Run:
     """A run's learner, its curriculum, its records, its clock, and when to evaluate and to checkpoint."""
@@ -111,6 +115,8 @@ class Run:
                 warm_up(self.built, lambda step, learned: self.progress.show(step, {"entropy": learned["entropy"]}))
             self._evaluate({})
             self._checkpoint()
+        if self.config.loss.kl_coef:
+            self.learner.set_reference(self.built.reference(self.checkpoints / f"step-{REFERENCE:06d}" / "hf"))
         self.progress.start("GRPO", self.config.train.steps)
         return self.step
 
@@ -244,7 +250,9 @@ class Run:
             source=self.built.model_path,
             world=self.world,
             keep=self.config.checkpoint.keep,
-            best=self.best_step,
+            also=[
+                step for step in (self.best_step, REFERENCE if self.config.loss.kl_coef else None) if step is not None
+            ],
             trainer={
                 "step": self.step,
                 "best": self.best,

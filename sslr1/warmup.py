@@ -19,7 +19,8 @@ def warm_up(built, report=lambda step, learned: None):
     config = built.config
     options = config.train.warmup
     optim = config.optim.model_copy(update={"lr": options.lr, "warmup_steps": 5, "schedule": "constant"})
-    loss = config.loss.model_copy(update={"loss_type": "dapo", "entropy_coef": 0.0})
+    plain = {"loss_type": "dapo", "entropy_coef": 0.0, "kl_coef": 0.0, "updates": 1}
+    loss = config.loss.model_copy(update=plain)
     learner = Learner(
         built.policy,
         built.world,

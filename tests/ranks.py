@@ -17,7 +17,9 @@ def gradients(folder, world, options, groups, rewards):
     """Loss and every gradient of a step in float64, before it is taken."""
     learner, _ = make_learner(folder, world, *options, dtype=torch.float64)
     found = {}
-    learner._update = lambda totals: found.update(loss=parallel.all_reduce(totals["loss"].double())) or {}
+    learner._update = lambda totals: (
+        found.update(loss=parallel.all_reduce(totals["loss"].double())) or {"grad_norm": 0.0}
+    )
     learner.step(groups, rewards)
     for name, parameter in learner.policy.model.named_parameters():
         found[name] = parallel.whole(parameter.grad)

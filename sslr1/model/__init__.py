@@ -2,6 +2,7 @@
 
 from sslr1.model.load import MODEL_TYPES, freeze, load_model, load_tokenizer, load_weights, skeleton
 from sslr1.model.packing import Group, Packed, Prompt, Sample, mrope_positions, pack, prompts, split
+from sslr1.model.reference import load_reference
 from sslr1.model.shared_prefix import Policy
 
 __all__ = [
@@ -13,6 +14,7 @@ __all__ = [
     "Sample",
     "freeze",
     "load_model",
+    "load_reference",
     "load_tokenizer",
     "load_weights",
     "mrope_positions",

@@ -1,7 +1,7 @@
 """What a learner's step costs, in floating-point operations: by it groups are dealt to ranks, and a GPU's use (MFU) is measured.
 
-Counted are the matrix products of forward and backward pass, 2 a weight and token forward and twice that backward (a frozen
-tower: forward only), and attention's, 4 * heads * head size a query and key that meet. Work done again (recomputed blocks) is not.
+Counted are the matrix products of forward and backward pass, 2 a weight and token forward and twice that backward (what is
+frozen: forward only), and attention's, 4 * heads * head size a query and key that meet. Work done again (recomputed blocks) is not.
 """
 
 from dataclasses import dataclass
@@ -38,7 +38,7 @@ def cost_of(model) -> Cost:
     """The Cost of a Hugging Face model of a supported family, read off its modules' shapes."""
     inner, text, vision = model.model, model.config.text_config, model.config.vision_config
     layers, blocks = inner.language_model.layers, inner.visual.blocks
-    passes = 3 if next(inner.visual.parameters()).requires_grad else 1
+    passes, seeing = (3 if next(p.parameters()).requires_grad else 1 for p in (inner.language_model, inner.visual))
     patch = 0.0
     for name, module in inner.visual.named_modules():
         if isinstance(module, (nn.Linear, nn.Conv3d)):
@@ -47,11 +47,11 @@ def cost_of(model) -> Cost:
     window = getattr(vision, "window_size", None)
     whole = len(vision.fullatt_block_indexes) if window else len(blocks)
     return Cost(
-        token=6.0 * sum(m.weight.numel() for m in layers.modules() if isinstance(m, nn.Linear)),
-        pair=12.0 * len(layers) * text.num_attention_heads * head_size,
-        row=6.0 * text.hidden_size * text.vocab_size,
-        patch=2.0 * passes * patch,
-        patch_pair=4.0 * passes * len(blocks) * vision.hidden_size,
+        token=2.0 * passes * sum(m.weight.numel() for m in layers.modules() if isinstance(m, nn.Linear)),
+        pair=4.0 * passes * len(layers) * text.num_attention_heads * head_size,
+        row=2.0 * passes * text.hidden_size * text.vocab_size,
+        patch=2.0 * seeing * patch,
+        patch_pair=4.0 * seeing * len(blocks) * vision.hidden_size,
         window=(window // vision.patch_size) ** 2 if window else 0,
         windowed=1 - whole / len(blocks),
     )

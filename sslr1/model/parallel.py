@@ -55,6 +55,7 @@ def shard(policy, world: World, dtype: torch.dtype = torch.float32, replicate=1,
     Gradients are summed over ranks, not averaged: losses are divided by global counts.
     replicate: copies of the model, each sharded over world.size / replicate neighbouring ranks (HSDP). recompute: every so-many-th
     block keeps only its input and runs again in the backward pass; 0 is none, 1 is all. compiled: torch.compile of every block but its attention.
+    A policy with nothing to train gives its gathered embeddings and head up behind each forward pass, as no backward will.
     Raises UserError where `replicate` doesn't divide the ranks.
     """
     if world.size % replicate:
@@ -75,7 +76,8 @@ def shard(policy, world: World, dtype: torch.dtype = torch.float32, replicate=1,
             if compiled:  # dynamic, since the number of tokens is another in every micro-batch
                 block.compile(dynamic=True)
             fully_shard(block, mesh=mesh, mp_policy=precision)
-    fully_shard(policy, mesh=mesh, mp_policy=precision)
+    trained = any(p.requires_grad for p in policy.parameters())
+    fully_shard(policy, mesh=mesh, mp_policy=precision, reshard_after_forward=None if trained else True)
     for module in policy.modules():
         if isinstance(module, FSDPModule):
             module.set_gradient_divide_factor(1.0)
