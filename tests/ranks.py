@@ -44,6 +44,17 @@ def two_steps(folder, world, options, groups, rewards):
     return {"numbers": torch.tensor(numbers, dtype=torch.float64), **whole}
 
 
+def updates_with_a_reference(folder, world, options, groups, rewards):
+    """Numbers of a second step of two updates each in float64, held to the weights before the first by a KL penalty."""
+    loss = OPTIONS.loss.model_copy(update={"updates": 2, "kl_coef": 0.1})
+    learner, _ = make_learner(folder, world, *options, dtype=torch.float64, loss=loss)
+    learner.set_reference(model.load_reference(folder, world, torch.float64, options[1]))
+    learner.step(groups, rewards)
+    found = learner.step(groups, rewards)
+    names = ("loss", "kl", "grad_norm", "ratio/min", "ratio/max", "clip_ratio/low_mean", "sampling/logp_difference/max")
+    return {"numbers": torch.tensor([found[name] for name in names], dtype=torch.float64)}
+
+
 def check_dealing(folder, world, groups, rewards, mine, uneven):
     """Every group is dealt to somebody, whole, with its own rewards, and evenly."""
     cost = cost_of(model.skeleton(folder))
@@ -93,6 +104,7 @@ def main(out, seed, budget, share, replicate, recompute, *folders):
     keep_dtype()
     for number, (folder, part) in enumerate(zip(folders, parts)):
         results[f"gradients {number}"] = gradients(folder, world, options, *part)
+    results["updates"] = updates_with_a_reference(folders[0], world, options, *parts[0])
     if world.main:
         flat = {f"{part}/{name}": x.contiguous() for part, found in results.items() for name, x in found.items()}
         save_file(flat, f"{out}/result.safetensors")

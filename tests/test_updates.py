@@ -9,17 +9,17 @@ from sslr1 import checkpoint, model, ops
 from tests.test_learner import OPTIONS, make_groups, make_learner, parameters
 
 
-def by_hand(folder, groups, rewards, updates, reference=None, max_logp_gap=None, **loss):
-    """(parameters, a list of GrpoLoss, a list of gradient norms) of `updates` updates of all groups at once."""
+def by_hand(folder, groups, rewards, updates, max_logp_gap=None, **loss):
+    """(parameters, a list of GrpoLoss, a list of gradient norms) of `updates` updates of all groups at once; the reference is
+    the model as the folder has it."""
     policy = model.Policy(model.load_model(folder, torch.float64))
     optimizer = torch.optim.AdamW(policy.parameters(), lr=OPTIONS.optim.lr / 2, betas=(0.9, 0.99), weight_decay=0)
     packed = model.pack(groups, **policy.pack_options)
     drawn = torch.cat([s.logprobs for g in groups for s in g.samples])
-    fixed, found, norms = {}, [], []
+    found, norms = [], []
     with torch.no_grad():
         (now,) = policy(packed, lambda h, w: ops.token_logprobs(h, w, packed.tokens)[:1])
-    if reference is not None:
-        fixed["ref_logprobs"] = now + reference
+    fixed = {"ref_logprobs": now}
     if max_logp_gap is not None:
         gap = now - drawn
         fixed["token_weights"] = torch.where(gap.abs() > max_logp_gap, gap.exp(), 1.0).clamp(max=OPTIONS.loss.is_cap)
