@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from sslr1 import model, ops
+from sslr1 import model, ops, puzzles
 from sslr1.config import Config
 from sslr1.data import Decoder, ImageFolder, ImageStore, PuzzleStream
 from sslr1.errors import UserError
@@ -40,6 +40,12 @@ class Built:
     policy: object
     weights: SamplerWeights
     engine: Engine
+    opening: str = ""  # what the chat template has written of every completion
+
+    def score(self, answer, text):
+        """A completion's Score by the run's rule; its text is what the model wrote behind the chat template's opening."""
+        puzzle = self.config.puzzles
+        return puzzles.score(answer, self.opening + text, puzzle.rule, puzzle.thinking)
 
     def summary(self) -> str:
         """One line for the start of a run: what was found, and what was chosen where there was a choice."""
@@ -124,7 +130,7 @@ def build(config: Config, world: parallel.World, folder: Path | None = None) -> 
     if world.main:
         try:
             model_path, data_path = builtin(config)
-            model.load_tokenizer(model_path)
+            model.opening(model.load_tokenizer(model_path), config.puzzles.thinking)
             if not listing or not listing.exists():
                 found = ImageFolder.scan(data_path)
                 if listing:
@@ -159,7 +165,10 @@ def build(config: Config, world: parallel.World, folder: Path | None = None) -> 
     weights.attach(policy, world)
     names = "max_tokens wave_rows wave_groups batch_invariant look_every cuda_graphs".split()
     engine = Engine(weights.model, tokenizer, **{name: getattr(config.rollout, name) for name in names})
-    return Built(config, world, folder, model_path, tokenizer, spec, images, evaluation, policy, weights, engine)
+    opening = model.opening(tokenizer, config.puzzles.thinking)
+    return Built(
+        config, world, folder, model_path, tokenizer, spec, images, evaluation, policy, weights, engine, opening
+    )
 
 
 def _local_ranks() -> int:

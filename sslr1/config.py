@@ -82,7 +82,11 @@ class Puzzles(Section):
         description="fixed trains at puzzles.levels; adaptive starts there, and a puzzle's level rises and falls with how well it "
         "is solved",
     )
-    thinking: bool = Field(True, description="ask for <think></think> before the boxed answer")
+    thinking: bool = Field(
+        True,
+        description="ask for <think></think> before the boxed answer. The chat template is told by enable_thinking; one that "
+        "opens <think> itself is seen, and completions are scored as opened. One that does so where this is false is refused",
+    )
     wordings: int | None = Field(
         None, ge=1, description="use only the first so many wordings of each question, plainest first; all unless given"
     )

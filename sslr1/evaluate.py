@@ -40,14 +40,14 @@ class Evaluator:
 
     def run(self) -> dict:
         """{eval/<puzzle>/exact, accuracy, format, chance, n} over all ranks."""
-        config, out = self.built.config, {}
+        out = {}
         for name, batches in self.batches.items():
             sums = torch.zeros(5, dtype=torch.float64, device=self.built.world.device)
             for batch in batches:
                 prompts = model.prompts(batch, self.built.tokenizer)
                 groups = self.built.engine.generate(prompts, group_size=1, temperature=0)
                 for answer, chance, group in zip(batch.answers, batch.chance, groups):
-                    score = puzzles.score(answer, group.samples[0].text, config.puzzles.rule, config.puzzles.thinking)
+                    score = self.built.score(answer, group.samples[0].text)
                     sums += sums.new_tensor([score.exact, score.accuracy, score.format_ok, chance, 1])
             *means, n = parallel.all_reduce(sums).tolist()
             for key, total in zip(("exact", "accuracy", "format", "chance"), means):

@@ -39,7 +39,7 @@ def warm_up(built, report=lambda step, learned: None):
             draw = keys.generator("warmup", config.train.seed, step, prompt.id)
             text = f"\\boxed{{{random_answer_text(answer, draw)}}}"
             if config.puzzles.thinking:
-                text = f"<think>{THOUGHT}</think>{text}"
+                text = f"<think>{THOUGHT}</think>{text}".removeprefix(built.opening)
             tokens = torch.tensor(
                 built.tokenizer(text, add_special_tokens=False)["input_ids"] + [built.tokenizer.eos_token_id]
             )

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -326,6 +327,7 @@ def test_a_completion_cut_off_earns_nothing_unless_asked():
     from types import SimpleNamespace
 
     from sslr1 import config
+    from sslr1.build import Built
     from sslr1.model import Group, Sample
     from sslr1.puzzles import Answer
     from sslr1.run import Run
@@ -338,7 +340,9 @@ def test_a_completion_cut_off_earns_nothing_unless_asked():
             "rollout": {"truncated": truncated},
             "puzzles": {"thinking": False},
         }
-        run = SimpleNamespace(config=config.check(tree))
+        settings = config.check(tree)
+        scored = partial(Built.score, SimpleNamespace(config=settings, opening=""))
+        run = SimpleNamespace(config=settings, built=SimpleNamespace(score=scored))
         for finish in ("stop", "length"):
             sample = Sample(torch.zeros(1, dtype=torch.int64), torch.zeros(1), r"\boxed{90}", finish)
             rewards[truncated, finish] = Run.score(run, Answer("number", 90), sample).reward

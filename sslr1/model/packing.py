@@ -9,6 +9,7 @@ from sslr1 import ops
 from sslr1.errors import UserError
 
 IMAGE_PAD = "<|image_pad|>"
+THINK = "<think>"
 
 
 @dataclass
@@ -81,9 +82,7 @@ def prompts(batch, tokenizer, first_id=0) -> list:
             content.append({"type": "image"})
             if piece:
                 content.append({"type": "text", "text": piece})
-        text = tokenizer.apply_chat_template(
-            [{"role": "user", "content": content}], tokenize=False, add_generation_prompt=True
-        )
+        text = _chat(tokenizer, content, batch.thinking)
         ids = np.asarray(tokenizer(text, add_special_tokens=False)["input_ids"])
         repeats = np.ones(len(ids), np.int64)
         repeats[ids == pad] = (patches[canvas : canvas + count] // spec.merge**2).numpy()
@@ -92,6 +91,26 @@ def prompts(batch, tokenizer, first_id=0) -> list:
         out.append(Prompt(ids, pixel_values[row : row + rows], grid_thw[canvas : canvas + count], first_id + b))
         canvas, row = canvas + count, row + rows
     return out
+
+
+def _chat(tokenizer, content, thinking) -> str:
+    """The chat template with the question in it, up to where the answer begins. Templates with a switch for thinking call it
+    `enable_thinking` (Qwen's do); others don't look at it."""
+    messages = [{"role": "user", "content": content}]
+    return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True, enable_thinking=thinking)
+
+
+def opening(tokenizer, thinking) -> str:
+    """What the chat template has written of every completion already: "<think>" if its generation prompt ends by opening that
+    block, else "". Raises UserError for a template that opens it although there is to be no thinking."""
+    if not _chat(tokenizer, [{"type": "text", "text": "?"}], thinking).rstrip().endswith(THINK):
+        return ""
+    if not thinking:
+        raise UserError(
+            f"puzzles.thinking is false, but the model's chat template opens {THINK} whatever enable_thinking says: set "
+            "puzzles.thinking=true, or give the model folder a chat template that doesn't"
+        )
+    return THINK
 
 
 def mrope_positions(input_ids, image_grid_thw, image_token_id, merge) -> torch.Tensor:
