@@ -8,6 +8,7 @@ from dataclasses import replace
 import torch
 
 from sslr1 import checkpoint, config, metrics, puzzles
+from sslr1.alarms import Alarms
 from sslr1.evaluate import Evaluator
 from sslr1.learner import Learner
 from sslr1.model import cost, parallel
@@ -43,6 +44,7 @@ class Run:
             c.puzzles.levels,
             c.train.seed,
         )
+        self.alarms = Alarms(c.puzzles.rule)
         self.sampling = dict(
             group_size=c.rollout.group_size,
             seed=c.train.seed,
@@ -65,8 +67,7 @@ class Run:
     def score(self, answer, sample):
         """By its text; nothing for a completion that was cut off, or nothing would ever reward stopping."""
         cut_off = sample.finish == "length" and self.config.rollout.truncated == "zero"
-        text = "" if cut_off else sample.text
-        return puzzles.score(answer, text, self.config.puzzles.rule, self.config.puzzles.thinking)
+        return self.built.score(answer, "" if cut_off else sample.text)
 
     def learnable(self, groups) -> list:
         """The groups as the loss sees them: under rollout.truncated=mask, completions that were cut off have no tokens there. Their
@@ -100,6 +101,7 @@ class Run:
             self.step = self.saved = state["step"]
             self.best, self.best_step = state["best"], state["best_step"]
             self.curriculum.load(state["curriculum"])
+            self.alarms.load(state["alarms"])
             if self.world.main:
                 self.metrics.cut(self.step)
                 self.samples.cut(self.step)
@@ -174,6 +176,7 @@ class Run:
                 )
         resampled = {"rollout/resampled": totals.overall["resampled"]} if c.rollout.resample else {}
         line = {"step": step, **totals.metrics(), **resampled, **taught, **learned, **speed}
+        line |= self._watch(line)
         self.progress.show(step, {k: line[k] for k in ("reward", "entropy", "timing_s/step")})
         if self.learner.skipped_in_a_row >= 10:
             raise FloatingPointError(
@@ -193,6 +196,13 @@ class Run:
             self.progress.say(f"step {self.step}: {event}")
         alarms = {f"curriculum/{event.puzzle}/plateau": 1.0 for event in events if event.kind == "plateau"}
         return {**self.curriculum.metrics(), **alarms}
+
+    def _watch(self, line) -> dict:
+        """Say which alarms a step raises; returns their marks."""
+        raised = self.alarms.update(*(line[name] for name in ("reward", "format", "entropy")))
+        for alarm in raised:
+            self.progress.say(f"step {self.step}: {alarm}")
+        return {f"alarm/{alarm.kind}": 1.0 for alarm in raised}
 
     def stopping(self) -> bool:
         """Whether any rank was told to stop (SIGTERM, SIGUSR1)."""
@@ -258,6 +268,7 @@ class Run:
                 "best": self.best,
                 "best_step": self.best_step,
                 "curriculum": self.curriculum.state(),
+                "alarms": self.alarms.state(),
             },
         )
         self.saved = self.step

@@ -13,7 +13,7 @@ FLOORS = [
     {"ops"},
     {"puzzles", "model"},
     {"data", "rollout", "learner"},
-    {"checkpoint", "metrics", "glossary", "progress", "budget"},
+    {"checkpoint", "metrics", "glossary", "progress", "budget", "alarms"},
     {"probes"},
     {"build", "entry", "run", "train", "warmup", "evaluate", "preview", "__main__"},
 ]
