@@ -175,14 +175,17 @@ def test_two_ranks_train_alike_and_go_on_as_one(unbroken, tmp_path, warm, scenes
 
 
 def test_an_adaptive_run_goes_on_as_if_never_stopped(tmp_path, warm, scenes):
-    """Levels move (see eager.py) and flat groups are drawn again; stopped while a move is under way, the run is bit for
-    bit the one that wasn't."""
+    """Levels move and an alarm is raised (see eager.py), flat groups are drawn again, every step takes two updates, held to the
+    model behind the warm-up; stopped while a move is under way, the run is bit for bit the one that wasn't."""
     levels = "puzzles.levels={rotation: 2, ordering: 2, similarity: 2}"
     options = ["puzzles.curriculum=adaptive", levels, "train.steps=8", "eval.every=8", "rollout.resample=2"]
+    options += ["loss.kl_coef=0.1", "loss.updates=2"]
     done = train(tmp_path / "whole", warm, scenes, "run", *options, program="tests.eager")
     whole, again = (tmp_path / name / "run" for name in ("whole", "again"))
     rows = records(whole)
     assert sum(row["rollout/resampled"] for row in rows[1:]) > 0
+    assert [row["step"] for row in rows if "alarm/entropy" in row] == [3]
+    assert all(0 < row["kl"] < 1 and row["ratio/min"] < 1 < row["ratio/max"] for row in rows[1:])
     moves = 0
     for name in ("rotation", "ordering", "similarity"):
         levels = [2] + [row[f"curriculum/{name}/level"] for row in rows[1:]]
@@ -203,6 +206,7 @@ def test_an_adaptive_run_goes_on_as_if_never_stopped(tmp_path, warm, scenes):
             shutil.rmtree(checkpoint)
     done = train(tmp_path / "again", warm, scenes, "run", *options, program="tests.eager")
     assert "going on from" in done.stdout and f"step-{stopped:06d}" in done.stdout
+    assert ("step 3: warning: entropy" in done.stdout) == (stopped < 3)
     assert records(again) == rows and trainer(again, 8) == trainer(whole, 8)
     assert (again / "samples.jsonl").read_text() == (whole / "samples.jsonl").read_text()
     a, b = (state(f / "checkpoints" / "step-000008") for f in (whole, again))
