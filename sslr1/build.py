@@ -8,7 +8,7 @@ import torch
 
 from sslr1 import model, ops, puzzles
 from sslr1.config import Config
-from sslr1.data import Decoder, ImageFolder, ImageStore, PuzzleStream
+from sslr1.data import Decoder, ImageFolder, ImageStore, Pool, PuzzleStream
 from sslr1.errors import UserError
 from sslr1.model import parallel
 from sslr1.rollout import Engine, SamplerWeights
@@ -121,8 +121,10 @@ def build(config: Config, world: parallel.World, folder: Path | None = None) -> 
     dtype = config.model.dtype
     if dtype == "auto":
         dtype = "bfloat16" if world.device.type == "cuda" else "float32"
-    if dtype == "bfloat16" and world.device.type == "cuda" and not torch.cuda.is_bf16_supported():
-        raise UserError("model.dtype is bfloat16, which this GPU does not have: set model.dtype=float32")
+    if dtype == "bfloat16" and world.device.type == "cuda" and not torch.cuda.is_bf16_supported(False):
+        raise UserError(
+            f"model.dtype is {config.model.dtype}, and this GPU has no bfloat16 of its own: set model.dtype=float32"
+        )
     dtype = getattr(torch, dtype)
 
     listing = folder / "files.txt" if folder else None
@@ -155,6 +157,14 @@ def build(config: Config, world: parallel.World, folder: Path | None = None) -> 
         evaluation = Images(other, [], list(range(len(other.folder))))
         images = replace(images, train=list(range(len(store.folder))), held_out=[])
 
+    problem = None
+    if folder and world.main:
+        try:
+            check_token_budget(config, images, tokenizer, spec)
+        except UserError as error:
+            problem = error
+    agree(problem, world)
+
     network = model.skeleton(model_path)
     model.freeze(network, config.model.frozen)
     weights = SamplerWeights(network, dtype)
@@ -169,6 +179,27 @@ def build(config: Config, world: parallel.World, folder: Path | None = None) -> 
     return Built(
         config, world, folder, model_path, tokenizer, spec, images, evaluation, policy, weights, engine, opening
     )
+
+
+def check_token_budget(config, images, tokenizer, spec) -> None:
+    """Raises UserError where a micro-batch can't hold a prompt with the longest completion, as puzzles of the largest files show,
+    at each level that training may come to. What is longer still ends the run when it comes."""
+    store, c = images.store, config.puzzles
+    largest = sorted(images.train, key=lambda number: -store.folder.files[number][1])[:4]
+    found = {number: image for number, image in zip(largest, store.get(largest)) if image is not None}
+    options = dict(seed=config.train.seed, spec=spec, thinking=c.thinking, wordings=c.wordings, composed=c.composed)
+    for name in c.mixture if found else ():
+        for level in puzzles.LEVELS[name] if c.curriculum == "adaptive" else [c.levels[name]]:
+            pool = Pool(store, images.train)
+            batch = puzzles.make([*found.values()], name, index=[*found], level=level, pool=pool, **options)
+            longest = max(len(prompt.input_ids) for prompt in model.prompts(batch, tokenizer))
+            needed = longest + config.rollout.max_tokens
+            if needed > config.train.token_budget:
+                raise UserError(
+                    f"train.token_budget is {config.train.token_budget}: a prompt of {longest} tokens ({name}, level {level}) and "
+                    f"a completion of rollout.max_tokens={config.rollout.max_tokens} don't fit; set it to {needed} or more, or "
+                    "lower puzzles.max_pixels"
+                )
 
 
 def _local_ranks() -> int:

@@ -1,0 +1,68 @@
+"""What a run refuses before it loads a model, in words that a user can act on; `test_train.py` has the same through the command."""
+
+import re
+
+import pytest
+import torch
+
+from sslr1 import build, config, model
+from sslr1.errors import UserError
+from sslr1.model import parallel
+
+SMALL = {"mixture": {"rotation": 0.5, "ordering": 0.5}, "levels": {"ordering": 2}}
+
+
+@pytest.fixture
+def no_model(monkeypatch):
+    """Fail where a model would be loaded; `build`'s settings for a process of its own are left out."""
+    monkeypatch.setattr(model, "skeleton", lambda *_: pytest.fail("a model is loaded"))
+    monkeypatch.setattr(torch, "use_deterministic_algorithms", lambda on: None)
+    monkeypatch.setattr(torch, "set_num_threads", lambda n: None)
+
+
+def settings(tiny, scenes, **sections):
+    tree = {"model": {"path": str(tiny)}, "data": {"path": str(scenes), "min_side": 112}, "puzzles": SMALL}
+    return config.check(tree | sections)
+
+
+def test_a_token_budget_below_a_prompt_and_its_completion(tmp_path, tiny, scenes, one_process, no_model):
+    def problem(budget, **puzzles):
+        train = {"token_budget": budget}
+        sections = {"puzzles": {**SMALL, **puzzles}, "rollout": {"max_tokens": 100}, "train": train}
+        with pytest.raises(UserError, match=rf"train\.token_budget is {budget}: .*rollout\.max_tokens=100") as caught:
+            build.build(settings(tiny, scenes, **sections), one_process, tmp_path)
+        found = re.search(r"prompt of (\d+) tokens \((\w+), level (\d)\).* set it to (\d+) or more", str(caught.value))
+        length, name, level, needed = found.groups()
+        assert int(length) + 100 == int(needed) > budget
+        return int(needed), name, int(level)
+
+    needed, name, level = problem(100)
+    while True:  # each puzzle in turn
+        try:
+            needed, name, level = problem(needed)
+        except pytest.fail.Exception:  # nothing is too long any more: the model is what comes next
+            break
+    assert (name, level) == ("ordering", 2)
+    more, name, level = problem(needed, curriculum="adaptive")
+    assert name == "ordering" and level > 2 and more > needed
+
+
+def test_bfloat16_on_a_gpu_without_it(monkeypatch, tiny, scenes, no_model):
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation)
+    world = parallel.World(0, 1, torch.device("cuda"))
+    for dtype in ("auto", "bfloat16"):
+        tree = {"path": str(tiny), "dtype": dtype}
+        with pytest.raises(UserError, match=rf"model\.dtype is {dtype}, .* set model\.dtype=float32"):
+            build.build(settings(tiny, scenes, model=tree), world)
+
+
+@pytest.mark.parametrize(
+    "sections, words",
+    [
+        ({"rollout": {"prompts": 7}}, r"rollout\.prompts is 7, not divisible by the 2 ranks"),
+        ({"train": {"replicate": 3}}, r"train\.replicate is 3, which does not divide the 2 ranks"),
+    ],
+)
+def test_ranks_that_do_not_divide(tiny, scenes, no_model, sections, words):
+    with pytest.raises(UserError, match=words):
+        build.build(settings(tiny, scenes, **sections), parallel.World(0, 2, torch.device("cpu")))
