@@ -7,20 +7,31 @@ import difflib
 import hashlib
 import json
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Annotated, Literal, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic_core import PydanticCustomError
 
 from sslr1.errors import UserError
 
 
 class ConfigError(UserError):
-    """A line for the user: the key's full path, the value, what the key takes."""
+    """A line for the user: the key's full path, the value, what the key takes. What can't be printed is escaped."""
+
+    def __init__(self, text):
+        super().__init__(_cut("".join(c if c.isprintable() else repr(c)[1:-1] for c in text), 1500))
 
 
 class Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", validate_default=True, frozen=True)
+    model_config = ConfigDict(extra="forbid", validate_default=True, frozen=True, allow_inf_nan=False)
+
+    @field_validator("*")
+    @classmethod
+    def _fits(cls, value):
+        if isinstance(value, int) and not -(2**63) <= value < 2**63:
+            raise PydanticCustomError("too_wide", "Input should fit into 64 bits")
+        return value
 
 
 class Model(Section):
@@ -169,9 +180,12 @@ class Loss(Section):
     )
 
 
+Decay = Annotated[float, Field(ge=0, lt=1)]
+
+
 class Optim(Section):
     lr: float = Field(1e-6, gt=0, description="peak learning rate of AdamW")
-    betas: tuple[float, float] = Field((0.9, 0.99), description="AdamW's moment decay rates")
+    betas: tuple[Decay, Decay] = Field((0.9, 0.99), description="AdamW's moment decay rates")
     eps: float = Field(1e-8, gt=0, description="AdamW's epsilon")
     weight_decay: float = Field(0.0, ge=0, description="AdamW's weight decay")
     moments: Literal["float32", "bfloat16"] = Field(
@@ -272,20 +286,24 @@ class Config(Section):
 
 
 def _nearest(name, known):
-    close = difflib.get_close_matches(name, known, 1, 0.5)
+    close = difflib.get_close_matches(name[:100], known, 1, 0.5)
     return f"did you mean {close[0]}? Known: {', '.join(known)}" if close else f"known: {', '.join(known)}"
 
 
 def load(path, overrides=()) -> Config:
     """Read a YAML file, apply `section.key=value` overrides, check everything. Raises ConfigError, one line."""
     try:
-        tree = yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}
-    except OSError as error:
-        raise ConfigError(f"configuration {str(path)!r} can't be read: {error.strerror}") from None
+        text = Path(path).read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:  # ValueError: bytes that are not UTF-8, and names with a NUL in them
+        why = error.strerror if isinstance(error, OSError) else error
+        raise ConfigError(f"configuration {str(path)!r} can't be read: {why}") from None
+    try:
+        tree = _parse(text) or {}
     except yaml.YAMLError as error:
         raise ConfigError(f"configuration {str(path)!r} is not YAML: {' '.join(str(error).split())}") from None
     if not isinstance(tree, dict):
         raise ConfigError(f"configuration {str(path)!r} must hold sections, not a {type(tree).__name__}")
+    tree = {name: {} if section is None else section for name, section in tree.items()}  # "optim:" and nothing below it
     for override in overrides:
         key, equals, value = override.partition("=")
         if not equals or not key:
@@ -297,7 +315,7 @@ def load(path, overrides=()) -> Config:
             if not isinstance(node, dict):
                 raise ConfigError(f"{key}: {'.'.join(sections[: depth + 1])} is a value, not a section")
         try:
-            node[leaf] = yaml.safe_load(value)
+            node[leaf] = _parse(value)
         except yaml.YAMLError:
             node[leaf] = value
     config = check(tree)
@@ -306,6 +324,14 @@ def load(path, overrides=()) -> Config:
         name = f"{Path(path).stem}-{hashlib.blake2b(material.encode(), digest_size=3).hexdigest()}"
         config = config.model_copy(update={"log": config.log.model_copy(update={"name": name})})
     return config
+
+
+def _parse(text):
+    """YAML's value. Raises YAMLError, and nothing else: PyYAML lets through whatever int(), date() and the like raise."""
+    try:
+        return yaml.safe_load(text)
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+        raise yaml.YAMLError(f"{type(error).__name__}: {error}") from None
 
 
 # what may change between starts of one run: where and how fast, not what
@@ -369,9 +395,22 @@ def _explain(error) -> str:
     if error["type"] == "missing":
         return f"{path} is missing; it takes {field.description or 'a section'}"
     takes = ", ".join(map(repr, _literals(field.annotation))) if error["type"] == "literal_error" else None
+    if error["type"] == "model_type":
+        return f"{path} is {_shown(error['input'])}: it is a section, of {', '.join(owner.model_fields)}"
     what = f"one of {takes}" if takes else error["msg"][0].lower() + error["msg"][1:]
     about = f" ({field.description})" if field is not None and field.description else ""
-    return f"{path} is {error['input']!r}: {what}{about}"
+    return f"{path} is {_shown(error['input'])}: {what}{about}"
+
+
+def _shown(value) -> str:
+    try:
+        return _cut(repr(value), 200)
+    except (ValueError, RecursionError):
+        return "a number of thousands of digits"
+
+
+def _cut(text, length) -> str:
+    return text if len(text) <= length else f"{text[:length]}…"
 
 
 def _literals(annotation):

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from sslr1 import config
+from tests import fuzz_config
 
 GOOD = {"model": {"path": "m"}, "data": {"path": "d"}}
 
@@ -35,7 +36,14 @@ def error(tree):
         ({"puzzles": {"mixture": {"rotation": -1}}}, ["puzzles.mixture.rotation is -1"]),
         ({"puzzles": {"mixture": {"rotation": 0}}}, ["no puzzle with a share"]),
         ({"puzzles": {"levels": {"rotation": 7}}}, ["puzzles.levels.rotation is 7", "1, 2, 3, 4"]),
-        ({"optim": 3}, ["optim"]),
+        ({"optim": 3}, ["optim is 3: it is a section, of lr, betas"]),
+        ({"optim": {"lr": float("inf")}}, ["optim.lr is inf", "finite"]),
+        ({"optim": {"betas": [0.9, 1]}}, ["optim.betas.1 is 1", "less than 1", "decay"]),
+        ({"puzzles": {"mixture": {"rotation": float("nan")}}}, ["puzzles.mixture.rotation is nan", "finite"]),
+        ({"train": {"seed": 2**63}}, ["train.seed is 9223372036854775808", "64 bits"]),
+        ({"train": {"steps": 16**5000}}, ["train.steps is a number of thousands of digits"]),
+        ({"train": {"steps": "x" * 5000}}, ["train.steps is 'xxx", "xx…: ", "integer"]),
+        ({"o\np\x85tim": {}}, [r"o\np\x85tim is not a setting; did you mean optim? Known"]),
     ],
 )
 def test_errors_name_the_key_and_what_it_takes(change, words):
@@ -106,13 +114,28 @@ def test_files_that_are_no_configuration(tmp_path):
         ("[1, 2]", "must hold sections"),
         ("a: [", "is not YAML"),
         ("!!python/object/apply:os.system ['true']", "is not YAML"),
+        ("train: {seed: 2001-99-99}", "is not YAML: ValueError: month"),
+        ("[" * 5000, "is not YAML: RecursionError"),
+        (b"model: {path: \xe9}", "can't be read: 'utf-8' codec"),
     ):
         path = tmp_path / "c.yaml"
-        path.write_text(text)
+        path.write_bytes(text if isinstance(text, bytes) else text.encode())
         with pytest.raises(config.ConfigError, match=words):
             config.load(path)
-    with pytest.raises(config.ConfigError, match="can't be read"):
-        config.load(tmp_path / "missing.yaml")
+    for name in ("missing.yaml", "nul\0.yaml"):
+        with pytest.raises(config.ConfigError, match="can't be read"):
+            config.load(tmp_path / name)
+
+
+def test_a_section_with_nothing_in_it_is_its_defaults(tmp_path):
+    path = tmp_path / "c.yaml"
+    path.write_text("model: {path: m}\ndata: {path: d}\noptim:\n  # lr: 1\n")
+    assert config.load(path).optim == config.Optim() and config.load(path, ["optim.lr=2"]).optim.lr == 2
+
+
+def test_whatever_is_written_is_a_configuration_or_one_line():
+    """A little of what `tests.fuzz_config` does for hours."""
+    fuzz_config.target()(60)
 
 
 def test_resolved_configuration_reads_back(tmp_path):

@@ -4,10 +4,9 @@ import subprocess
 import sys
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from sslr1.puzzles.reward import RULES, Answer, score
+from tests import fuzz_reward
 
 CHOICE = Answer("choice", "B", ("A", "B", "C", "D"))
 NUMBER = Answer("number", 270, (0, 90, 180, 270))
@@ -150,41 +149,9 @@ def test_unknown_rule_and_bad_answers_are_errors():
         Answer("essay", "B")
 
 
-PIECES = [
-    "\\boxed{",
-    "}",
-    "{",
-    "<think>",
-    "</think>",
-    "1",
-    "2",
-    ",",
-    " ",
-    "\n",
-    "B",
-    "\x00",
-    "‮",
-    "\\text{",
-    "°",
-    "90",
-    "[",
-    ")",
-    "é",
-    "𝟙",
-]
-
-
-@settings(max_examples=400, deadline=None)
-@given(
-    st.lists(st.one_of(st.sampled_from(PIECES), st.text(max_size=5)), max_size=40).map("".join),
-    st.booleans(),
-    st.sampled_from(RULES),
-    st.sampled_from([CHOICE, NUMBER, THREE, FOUR, NINE]),
-)
-def test_any_string_gets_a_reward_in_range(text, thinking, rule, answer):
-    s = score(answer, text, rule, thinking)
-    assert 0.0 <= s.reward <= 1.2 and 0.0 <= s.accuracy <= 1.0 and s.exact in (0.0, 1.0)
-    assert s.format_ok or s.reward == 0.0
+def test_any_string_gets_a_reward_in_range():
+    """A little of what `tests.fuzz_reward` does for hours."""
+    fuzz_reward.target()(200)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,124 @@
+"""Fuzz of the reward: any string gets a Score, soon, whose numbers fit each other, by every rule.
+
+`target()` returns a function that takes a number of examples, or minutes: the short form runs among the tests.
+"""
+
+import time
+
+from hypothesis import HealthCheck, given, seed, settings
+from hypothesis import strategies as st
+
+from sslr1.puzzles.reward import RULES, Answer, score
+
+CHOICES = ("A", "B", "C", "D", "E", "F", "G", "H")
+ANSWERS = st.one_of(
+    st.integers(2, 8).flatmap(lambda n: st.sampled_from(CHOICES[:n]).map(lambda c: Answer("choice", c, CHOICES[:n]))),
+    st.integers(0, 11).map(lambda k: Answer("number", 30 * k, tuple(range(0, 360, 30)))),
+    st.integers(2, 9).flatmap(lambda n: st.permutations(range(1, n + 1))).map(lambda p: Answer("sequence", tuple(p))),
+)
+PIECES = [
+    "\\boxed{",
+    "\\boxed",
+    "{",
+    "}",
+    "<think>",
+    "</think>",
+    "<think",
+    "\\text{",
+    "^\\circ",
+    "^{\\circ}",
+    "\\degree",
+    "°",
+    "degrees",
+]
+PIECES += [
+    "1",
+    "2",
+    "3",
+    "90",
+    "-90",
+    "9" * 12,
+    ",",
+    ", ",
+    ";",
+    " ",
+    "\n",
+    "\t",
+    "\x00",
+    "\ud800",
+    "‮",
+    "é",
+    "𝟙",
+    "٣",
+    "²",
+    "B",
+    "b",
+    "Β",
+    "(B)",
+]
+PIECES += ["[", "]", "(", ")", ".", "+", "\\", "$", "\\boxed{1, 2, 3}", "\\boxed{B}", "<think>x</think>"]
+PARTS = st.one_of(st.sampled_from(PIECES), st.text(max_size=6))
+LONG = st.tuples(PARTS, st.integers(1, 20_000)).map(lambda pair: (pair[0] * pair[1])[:60_000])
+TEXTS = st.lists(st.one_of(PARTS, PARTS, PARTS, LONG), max_size=16).map("".join)
+LARGEST = {"default": (0.1, 1.0), "paper": (0.1, 1.1), "visual_jigsaw": (0.2, 1.2)}  # the format alone; an exact answer
+
+
+def check_any(answer, text, thinking):
+    """Any string at all."""
+    start = time.thread_time()
+    scores = {rule: score(answer, text, rule, thinking) for rule in RULES}
+    took = time.thread_time() - start
+    assert took < 0.5 + 1e-5 * len(text), f"{took:.2f} s for {len(text)} characters"
+    (one, *others) = scores.values()
+    for rule, s in scores.items():
+        least, most = LARGEST[rule]
+        assert (s.exact, s.accuracy, s.format_ok, s.parsed) == (one.exact, one.accuracy, one.format_ok, one.parsed)
+        assert (
+            0.0 <= s.accuracy <= 1.0
+            and s.exact == float(s.accuracy == 1.0)
+            and (s.parsed is not None or not s.accuracy)
+        )
+        if not s.format_ok:
+            assert s.reward == 0.0
+        else:
+            assert least <= s.reward <= most and (s.reward == most) == bool(s.exact)
+            assert s.accuracy or s.reward == least
+        assert score(answer.to_dict(), text, rule, thinking) == s
+    if answer.kind == "sequence" and one.parsed is not None:
+        assert sorted(one.parsed) == sorted(answer.value)
+    if one.exact:
+        assert one.parsed == answer.value
+
+
+def check_written(answer, other, before, spaces, thinking):
+    """An answer in the right form earns what it is worth, whatever words without brackets stand before it."""
+    words = "".join(c for c in before if c not in "\\{}<>")
+    shown = other if other.kind == answer.kind and len(other.text) == len(answer.text) else answer
+    think = f"{spaces}<think>a{words}</think>{spaces}" if thinking else ""
+    for rule in RULES:
+        found = score(answer, f"{think}{words}\\boxed{{{spaces}{shown.text}{spaces}}}{spaces}", rule, thinking)
+        assert found.format_ok and found.parsed == shown.value and found.exact == float(shown.value == answer.value)
+        assert (found.reward == LARGEST[rule][1]) == bool(found.exact)
+
+
+def target():
+    """run(examples=200, minutes=None): that many examples of each kind, or as many as fit."""
+
+    def run(examples=200, minutes=None):
+        options = settings(
+            max_examples=examples,
+            deadline=None,
+            database=None,
+            suppress_health_check=list(HealthCheck),
+            print_blob=True,
+        )
+        spaces = st.text(" \n\t", max_size=3)
+        end, number = time.monotonic() + 60 * (minutes or 0), int(time.time())
+        while True:
+            seed(number)(options(given(ANSWERS, TEXTS, st.booleans())(check_any)))()
+            seed(number)(options(given(ANSWERS, ANSWERS, st.text(max_size=9), spaces, st.booleans())(check_written)))()
+            number += 1
+            if time.monotonic() >= end:
+                return
+
+    return run
