@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.distributed.tensor import DTensor
 
-from sslr1 import budget, config, model, run
+from sslr1 import budget, checkpoint, config, model, run
 from sslr1.build import Built
 from sslr1.errors import UserError
 from sslr1.model import cost
@@ -80,6 +80,14 @@ def test_a_reference_that_is_gone(tmp_path, one_process):
     built = SimpleNamespace(config=config.check({"model": {"path": "m"}, "data": {"path": "d"}}), world=one_process)
     with pytest.raises(UserError, match=re.escape(f"{tmp_path / 'hf'} is gone") + ".*log.name"):
         Built.reference(built, tmp_path / "hf")
+
+
+def test_checkpoints_kept_besides_the_newest(tmp_path, tiny, one_process):
+    learner, weights = make_learner(tiny, one_process)
+    options = dict(tokenizer=model.load_tokenizer(tiny), source=tiny, world=one_process, trainer={}, keep=1)
+    for step in range(4):
+        checkpoint.save(tmp_path, step, learner=learner, sampler=weights.model, also=[0, 2], **options)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["step-000000", "step-000002", "step-000003"]
 
 
 @pytest.mark.parametrize("kl_coef, kept", [(0.0, [7]), (0.1, [7, 0])])
