@@ -1,4 +1,4 @@
-"""The learner: groups and rewards in, one optimiser step out.
+"""The learner: groups and rewards in, one optimiser step out, of one update or several.
 
 It knows packing, the loss and the optimiser; nothing of puzzles, prompts or how samples were drawn.
 """
