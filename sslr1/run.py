@@ -16,9 +16,8 @@ from sslr1.progress import Progress
 from sslr1.puzzles.curriculum import Curriculum
 from sslr1.warmup import warm_up
 
-REFERENCE = (
-    0  # the step whose checkpoint holds the reference of loss.kl_coef: the same weights at every start, bit for bit
-)
+# The step whose checkpoint holds the reference of loss.kl_coef: the same weights at every start, bit for bit
+REFERENCE = 0
 
 
 class Run:
