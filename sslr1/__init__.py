@@ -6,7 +6,7 @@ Subpackages load on first use, so `import sslr1.puzzles.reward` costs nothing bu
 from importlib import import_module
 
 __version__ = "0.1.0"
-__all__ = ["data", "model", "ops", "puzzles", "rollout"]
+__all__ = ["data", "integrations", "model", "ops", "puzzles", "rollout"]
 
 
 def __getattr__(name):

@@ -1,0 +1,24 @@
+"""ms-swift: `--external_plugins examples/ms_swift_plugin.py --reward_funcs sslr1`. examples/ms_swift.sh is the whole command.
+
+A line of its JSONL file: `messages` (`<image>` where each image goes), `images` (paths) and the columns that it hands to rewards:
+`solution`, `id`, `puzzle` and `level`.
+"""
+
+from sslr1.integrations import trl, truth
+
+
+def reward(completions, solution, rule="default", **_) -> list:
+    """Rewards of completions, floats, as ms-swift calls its reward functions: every column of the data as a list of as many."""
+    return trl.reward(completions, solution, rule)
+
+
+def row(drawn, images) -> dict:
+    """A Drawn puzzle as a row; images: paths of its canvases, in order."""
+    return {
+        "messages": [{"role": "user", "content": drawn.question}],
+        "images": images,
+        "solution": truth.pack(drawn.answer, drawn.thinking),
+        "id": str(drawn.address),
+        "puzzle": drawn.address.puzzle,
+        "level": drawn.address.level,
+    }

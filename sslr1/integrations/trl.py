@@ -1,0 +1,111 @@
+"""TRL's GRPOTrainer: `GRPOTrainer(model, reward_funcs=trl.reward, train_dataset=trl.dataset(images), …)`. Tested with TRL 1.16.0.
+
+A row, in memory or in a parquet file (`sslr1 export puzzles … --format trl`): `prompt`, a conversation with a place for each
+image between its words; `images`, in order; `answer`, for the reward; `id`, `puzzle` and `level`.
+"""
+
+import io
+
+from sslr1.integrations import columns, truth
+
+COLUMNS = {
+    "prompt": [{"role": "string", "content": [{"type": "string", "text": "string"}]}],
+    "images": ["image"],
+    "answer": "string",
+    "id": "string",
+    "puzzle": "string",
+    "level": "int64",
+}
+
+
+def reward(completions, answer, rule="default", **_) -> list:
+    """Rewards of completions, floats, as TRL calls its reward functions: plain strings or conversations, every column of the data
+    as a list of as many. `functools.partial(reward, rule="paper")` takes another rule."""
+    return [truth.scored(a, _text(completion), rule).reward for a, completion in zip(answer, completions)]
+
+
+def _text(completion):
+    """What the assistant said: of a conversation, the last message's text."""
+    if isinstance(completion, str):
+        return completion
+    content = completion[-1]["content"] if completion else ""
+    if isinstance(content, str):
+        return content
+    return "".join(part.get("text") or "" for part in content or [])
+
+
+def row(drawn, images) -> dict:
+    """A Drawn puzzle as a row; images: whatever stands for its canvases, in order."""
+    pieces = drawn.question.split("<image>")
+    content = [{"type": "text", "text": pieces[0]}] if pieces[0] else []
+    for piece in pieces[1:]:
+        content.append({"type": "image", "text": None})
+        if piece:
+            content.append({"type": "text", "text": piece})
+    return {
+        "prompt": [{"role": "user", "content": content}],
+        "images": images,
+        "answer": truth.pack(drawn.answer, drawn.thinking),
+        "id": str(drawn.address),
+        "puzzle": drawn.address.puzzle,
+        "level": drawn.address.level,
+    }
+
+
+def dataset(images, puzzle=None, *, level=None, count=None, seed=0, pool=None, **options):
+    """A `datasets.Dataset` of puzzles, held in memory; for more than that, export them and load the parquet file.
+
+    images: a sequence (len, [i]) of PIL images or of uint8 [H, W, 3] tensors or arrays, e.g. a data set's image column. puzzle: a
+    name or several, all five unless given; level: one or several, each puzzle's own start unless given; they come in turn.
+    count: how many puzzles, one an image unless given; seed: names every random draw. pool: as for `puzzles.make`, by default
+    these images. options: `make`'s thinking, composed, wordings, and spec, which should be the model's
+    (`PatchSpec.from_pretrained(folder)`), or its processor resizes what was drawn.
+
+    Raises UserError for unknown puzzles and levels, and if the images can't decide a puzzle.
+    """
+    from datasets import Dataset, Features
+
+    from sslr1.puzzles.batch import NAMES
+    from sslr1.puzzles.series import Series, kinds
+
+    images = _Pixels(images)
+    series = Series(
+        images.__getitem__,
+        range(len(images)),
+        kinds(puzzle or NAMES, level),
+        seed=seed,
+        pool=images if pool is None else pool,
+        **options,
+    )
+    drawn = (series[q] for q in range(len(images) if count is None else count))
+    features = Features.from_dict(columns.features(COLUMNS))
+    return Dataset.from_list([row(d, [png(canvas) for canvas in d.canvases]) for d in drawn], features)
+
+
+def png(canvas) -> dict:
+    """A canvas as Hugging Face's data sets store an image, losslessly."""
+    from PIL import Image
+
+    data = io.BytesIO()
+    Image.fromarray(canvas.cpu().numpy()).save(data, "PNG")
+    return {"bytes": data.getvalue(), "path": None}
+
+
+class _Pixels:
+    """A sequence of images as uint8 [H, W, 3] tensors: RGB, EXIF orientation honoured."""
+
+    def __init__(self, images):
+        self.images = images
+
+    def __len__(self):
+        return len(self.images)
+
+    def __getitem__(self, i):
+        import numpy as np
+        import torch
+        from PIL import Image, ImageOps
+
+        image = self.images[int(i)]
+        if isinstance(image, Image.Image):
+            image = np.array(ImageOps.exif_transpose(image).convert("RGB"))
+        return image if isinstance(image, torch.Tensor) else torch.from_numpy(image)
