@@ -3,7 +3,7 @@
 import runpy
 import sys
 
-COMMANDS = ("train", "warmup", "evaluate", "preview")
+COMMANDS = ("train", "warmup", "evaluate", "preview", "export")
 
 
 def main():

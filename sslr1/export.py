@@ -1,0 +1,249 @@
+"""Take it elsewhere: a run's model as one Hugging Face folder, puzzles as another trainer's data.
+
+python -m sslr1.export model RUN OUT [--checkpoint best|newest] [--dtype bfloat16|float16|float32]
+python -m sslr1.export puzzles IMAGES OUT --format trl|verl|easyr1|ms-swift [--count N] [--val N] [--puzzle NAME …] [--level L …]
+
+What is written appears under its name when it is complete; a folder that isn't empty is left alone.
+"""
+
+import argparse
+import json
+import os
+import sys
+import tempfile
+import warnings
+from contextlib import contextmanager
+from pathlib import Path
+
+from sslr1.errors import UserError
+
+DTYPES = ("bfloat16", "float16", "float32")
+ROWS = 64  # of the parquet file that are held at once
+
+
+@contextmanager
+def written(out):
+    """A folder to write to, renamed to `out` afterwards; nothing is left of it after an error. UserError if `out` holds
+    anything."""
+    out = Path(out)
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UserError(f"{str(out)!r} is there already: give a new or an empty folder")
+    out.absolute().parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{out.name}-", dir=out.absolute().parent) as beside:
+        partial = Path(beside) / "partial"
+        partial.mkdir()
+        yield partial
+        os.replace(partial, out)
+
+
+def checkpoint_of(source, which="best") -> Path:
+    """The checkpoint folder that `source` names: a run's best or newest one, one itself, or its state/ or hf/. Raises UserError."""
+    from sslr1 import checkpoint
+
+    source = Path(source)
+    if not source.is_dir():
+        raise UserError(f"{str(source)!r} is not a folder")
+    runs = source / "checkpoints"
+    if runs.is_dir():
+        found = checkpoint.newest(runs)
+        if found is None:
+            raise UserError(f"{str(source)!r} has no complete checkpoint yet")
+        best = json.loads((found / "state" / "trainer.json").read_text())["best_step"]
+        return found if which == "newest" or best is None else runs / f"step-{best:06d}"
+    found = source.parent if source.name in ("state", "hf") else source
+    for part in ("state/trainer.json", "hf/config.json"):
+        if not (found / part).is_file():
+            raise UserError(
+                f"{str(source)!r} is neither a run's folder nor a checkpoint of one: {found / part} is missing"
+            )
+    return found
+
+
+def export_model(source, out, which="best", dtype=None) -> Path:
+    """Write the policy of a checkpoint (`checkpoint_of`) as a complete Hugging Face folder; returns the checkpoint.
+
+    Its parameters, float32 in any number of shards, are rounded to `dtype` once (default: the checkpoint's compute dtype).
+    """
+    import torch
+    import torch.distributed.checkpoint as dcp
+    from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
+
+    from sslr1 import checkpoint, model
+
+    found = checkpoint_of(source, which)
+    with written(out) as partial:
+        hf = found / "hf"
+        dtype = dtype or json.loads((hf / "config.json").read_text())["dtype"]
+        network = model.load_model(hf, getattr(torch, dtype))
+        state = {f"model.{name}": p.detach() for name, p in network.named_parameters()}
+        dcp.load(state, storage_reader=HuggingFaceStorageReader(str(found / "state")), no_dist=True)
+        checkpoint.save_hf(partial, network, model.load_tokenizer(hf), hf)
+    return found
+
+
+def export_puzzles(
+    folder,
+    out,
+    form,
+    *,
+    count=None,
+    val=0,
+    puzzle=None,
+    level=None,
+    seed=0,
+    model=None,
+    max_pixels=None,
+    min_side=252,
+    max_side=768,
+    **options,
+) -> dict:
+    """Write puzzles from a folder of images as the data of a trainer: `trl`, `verl`, `easyr1` (parquet, images embedded) or
+    `ms-swift` (JSONL, images beside). Returns {file name: puzzles in it}.
+
+    count: default one an image; val: from held-out images, which no other puzzle shows; puzzle, level: as in `series.kinds`;
+    model: a folder whose image processor's sizes the canvases keep, default Qwen2.5-VL's; options: `puzzles.make`'s.
+    `files.txt` lists the images that indices refer to. The same arguments and images give the same bytes.
+    """
+    from sslr1 import ops, puzzles
+    from sslr1.data import Decoder, ImageFolder, ImageStore, Pool
+    from sslr1.puzzles.series import Series, kinds
+
+    if form != "ms-swift":
+        _need_pyarrow()
+    asked = kinds(puzzle or puzzles.NAMES, level)
+    limits = {"max_pixels": max_pixels} if max_pixels else {}
+    spec = ops.PatchSpec.from_pretrained(model, **limits) if model else ops.PatchSpec(**limits)
+    store = ImageStore(ImageFolder.scan(folder), Decoder(max_side=max_side), min_side)
+    train, held_out = store.folder.hold_out(0.05) if val else (range(len(store.folder)), [])
+    made = {}
+    with written(out) as partial:
+        for split, numbers, n in (("train", train, len(train) if count is None else count), ("val", held_out, val)):
+            if not n:
+                continue
+            pool = Pool(store, numbers)
+            series = Series(lambda i: store.get([i])[0], numbers, asked, seed=seed, pool=pool, spec=spec, **options)
+            drawn = (series[q] for q in range(n))
+            write = _write_jsonl if form == "ms-swift" else _write_parquet
+            try:
+                made[write(partial, Path(out).absolute(), split, form, drawn)] = n
+            except ValueError as error:  # of the images: none that decides a puzzle, or too few that differ
+                raise UserError(f"{str(folder)!r}: {error}{store.complaint()}") from None
+        store.folder.freeze(partial / "files.txt")
+    return made
+
+
+def _need_pyarrow():
+    try:
+        import pyarrow.parquet  # noqa: F401
+    except ImportError:
+        raise UserError("parquet files need pyarrow: pip install 'sslr1[export]'") from None
+
+
+def _write_parquet(folder, final, split, form, drawn) -> str:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    from sslr1.integrations import columns, easyr1, trl, verl
+
+    trainer = {"trl": trl, "verl": verl, "easyr1": easyr1}[form]
+    extra = {"split": split} if form == "verl" else {}
+    schema = pa.schema([(name, columns.arrow(kind)) for name, kind in trainer.COLUMNS.items()])
+    schema = schema.with_metadata(
+        {"huggingface": json.dumps({"info": {"features": columns.features(trainer.COLUMNS)}})}
+    )
+    name = f"{split}.parquet"
+    with pq.ParquetWriter(folder / name, schema) as file:
+        rows = []
+        for one in drawn:
+            rows.append(trainer.row(one, [trl.png(canvas) for canvas in one.canvases], **extra))
+            if len(rows) == ROWS:
+                file.write_table(pa.Table.from_pylist(rows, schema))
+                rows = []
+        if rows:
+            file.write_table(pa.Table.from_pylist(rows, schema))
+    return name
+
+
+def _write_jsonl(folder, final, split, form, drawn) -> str:
+    from sslr1.integrations import ms_swift, trl
+
+    name = f"{split}.jsonl"
+    (folder / "images").mkdir(exist_ok=True)
+    with (folder / name).open("w", encoding="utf-8") as file:
+        for one in drawn:
+            paths = [f"images/{split}-{one.number:07d}-{k}.png" for k in range(len(one.canvases))]
+            for path, canvas in zip(paths, one.canvases):
+                (folder / path).write_bytes(trl.png(canvas)["bytes"])
+            line = ms_swift.row(one, [str(final / path) for path in paths])
+            file.write(json.dumps(line, ensure_ascii=False) + "\n")
+    return name
+
+
+def _count(text) -> int:
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of 0 or more")
+    return int(text)
+
+
+def _parser():
+    from sslr1.puzzles import NAMES
+
+    parser = argparse.ArgumentParser(prog="python -m sslr1.export", description="A model or puzzles for use elsewhere.")
+    kinds = parser.add_subparsers(dest="what", required=True)
+    of_model = kinds.add_parser("model", help="a run's model as a Hugging Face folder")
+    of_model.add_argument("source", metavar="RUN", help="a run's folder, or one of its checkpoints")
+    of_model.add_argument("out", metavar="OUT", help="a new or empty folder")
+    of_model.add_argument(
+        "--checkpoint",
+        choices=("best", "newest"),
+        default="best",
+        help="which of the run's: best by held-out accuracy (default), or newest",
+    )
+    of_model.add_argument("--dtype", choices=DTYPES, help="of the weights (default: what the run computed in)")
+
+    of_puzzles = kinds.add_parser("puzzles", help="puzzles as the data of another trainer")
+    of_puzzles.add_argument("folder", metavar="IMAGES", help="a folder of images")
+    of_puzzles.add_argument("out", metavar="OUT", help="a new or empty folder")
+    of_puzzles.add_argument("--format", dest="form", choices=("trl", "verl", "easyr1", "ms-swift"), required=True)
+    of_puzzles.add_argument("--count", type=_count, help="puzzles to train on (default: one an image)")
+    of_puzzles.add_argument(
+        "--val", type=_count, default=0, help="puzzles from held-out images, in a file of their own"
+    )
+    of_puzzles.add_argument("--puzzle", nargs="+", choices=NAMES, help="which, in turn (default: all)")
+    of_puzzles.add_argument("--level", nargs="+", type=int, help="each of these (default: where each starts)")
+    of_puzzles.add_argument("--seed", type=int, default=0)
+    of_puzzles.add_argument("--direct", action="store_true", help="ask for the answer alone, without <think></think>")
+    of_puzzles.add_argument("--composed", action="store_true", help="all pictures of a puzzle on one")
+    of_puzzles.add_argument("--model", help="the model's folder, whose picture sizes are kept (default: Qwen2.5-VL's)")
+    of_puzzles.add_argument("--max-pixels", type=_count, help="largest picture, px (default: the model's)")
+    of_puzzles.add_argument(
+        "--min-side", type=int, default=252, help="images of a shorter side under this are passed over"
+    )
+    of_puzzles.add_argument(
+        "--max-side", type=int, default=768, help="images of a longer side over this are reduced to it"
+    )
+    return parser
+
+
+def main():
+    asked = vars(_parser().parse_args())
+    try:
+        if asked.pop("what") == "model":
+            from transformers.utils import logging
+
+            logging.set_verbosity_error()
+            logging.disable_progress_bar()
+            warnings.filterwarnings("ignore", "torch.distributed is disabled")
+            found = export_model(asked["source"], asked["out"], asked["checkpoint"], asked["dtype"])
+            print(f"{asked['out']}: {found}")
+        else:
+            asked["thinking"] = not asked.pop("direct")
+            for name, n in export_puzzles(asked.pop("folder"), out := asked.pop("out"), **asked).items():
+                print(f"{Path(out) / name}: {n} puzzles")
+    except (UserError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()
