@@ -1,6 +1,6 @@
 """The puzzles' reward for ms-swift: --external_plugins examples/ms_swift_plugin.py --reward_funcs sslr1
 
-Written after ms-swift's sources of 2026 (version 4; version 3 has ORM and orms in swift.plugin); not run by us.
+For version 4, tried with 4.6.0; version 3 has ORM and orms in swift.plugin.
 """
 
 from swift.rewards import ORM, orms

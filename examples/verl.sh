@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Puzzles in verl: IMAGES=/my/photos MODEL=/models/Qwen2.5-VL-7B-Instruct bash examples/verl.sh [more settings of verl's]
-# Written after verl's sources of 2026; not run by us. Before 2026 the reward's two settings had no `reward.` in front.
+# Every setting is one of verl 0.9.1's, whose own data set and reward loader read what is exported; no training was run by us.
+# Older versions have the reward's two settings without `reward.` in front.
 set -euo pipefail
 
 : "${IMAGES:?a folder of images}" "${MODEL:?a folder that holds a Qwen2.5-VL}"

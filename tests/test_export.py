@@ -3,7 +3,6 @@
 import io
 import json
 import sys
-from dataclasses import astuple
 
 import numpy as np
 import pytest
@@ -15,7 +14,7 @@ from sslr1 import export, model, ops, puzzles
 from sslr1.data import Decoder, ImageFolder, ImageStore, Pool
 from sslr1.errors import UserError
 from sslr1.integrations import easyr1, ms_swift, trl, verl
-from sslr1.puzzles.series import Address, Series, kinds
+from sslr1.puzzles.series import Address
 from tests.conftest import launch
 
 
@@ -174,27 +173,33 @@ REWARDS = {
 }
 
 
+def remade(address, store, pool, spec, **options):
+    """The puzzle that an id names, by `puzzles.make` alone."""
+    kind, seed, epoch, attempt, index = address.split("/")
+    puzzle, level = kind.split("-")
+    seed, epoch, attempt, index, level = map(int, (seed, epoch, attempt, index, level))
+    where = {"seed": seed, "epoch": epoch, "attempt": attempt, "index": [index], "level": level}
+    return puzzles.make(store.get([index]), puzzle, **where, pool=pool, spec=spec, **options)
+
+
 @pytest.mark.parametrize("form", REWARDS)
-def test_rows_are_the_puzzles_of_their_addresses(form, photos, tmp_path, draw):
+def test_rows_are_the_puzzles_of_their_addresses(form, photos, tmp_path, draw, monkeypatch):
     """Pictures to the bit, words, and a truth that the trainer's reward pays for, and for nothing else."""
-    seed = int(draw.integers(1 << 30))
-    options = {"seed": seed, "max_pixels": 224 * 224, "count": 17}
+    monkeypatch.setattr(export, "ROWS", 4)
+    seed, count = int(draw.integers(1 << 30)), len(list(photos.iterdir())) + 3
+    options = {"seed": seed, "max_pixels": 224 * 224, "count": count}
     made = export.export_puzzles(photos, tmp_path / "out", form, **options)
     (name,) = made
-    assert made == {name: 17} and {p.name for p in (tmp_path / "out").iterdir()} - {"images"} == {name, "files.txt"}
+    assert made == {name: count} and {p.name for p in (tmp_path / "out").iterdir()} - {"images"} == {name, "files.txt"}
     folder = ImageFolder.thaw(photos, tmp_path / "out" / "files.txt")
     store = ImageStore(folder, Decoder(max_side=768))
     pool, spec = Pool(store, range(len(folder))), ops.PatchSpec(max_pixels=224 * 224)
     rows = read(tmp_path / "out", form)
-    assert len(rows) == 17 == len({row[3] for row in rows})
+    assert len(rows) == count == len({row[3] for row in rows})
     for q, (question, canvases, truth, address) in enumerate(rows):
-        kind, at, *numbers = address.replace("-", "/").split("/")
-        assert kind == puzzles.NAMES[q % 5] and int(at) == puzzles.START_LEVEL[kind] and int(numbers[0]) == seed
-        _, epoch, attempt, index = map(int, numbers)
-        (image,) = store.get([index])
-        made = puzzles.make(
-            [image], kind, level=int(at), seed=seed, epoch=epoch, attempt=attempt, index=[index], pool=pool, spec=spec
-        )
+        kind = puzzles.NAMES[q % 5]
+        assert address.startswith(f"{kind}-{puzzles.START_LEVEL[kind]}/{seed}/{q // len(folder)}/")
+        made = remade(address, store, pool, spec)
         assert made.questions == [question] and made.decidable == [True]
         assert all(np.array_equal(a, b.numpy()) for a, b in zip(canvases, made.render()[0], strict=True))
         assert question.count("<image>") == len(canvases)
@@ -204,76 +209,42 @@ def test_rows_are_the_puzzles_of_their_addresses(form, photos, tmp_path, draw):
         assert REWARDS[form](truth, f"\\boxed{{{answer.text}}}") == 0.0
         wrong = puzzles.random_answer_text(answer, draw)
         assert wrong == answer.text or REWARDS[form](truth, f"<think>Look.</think> \\boxed{{{wrong}}}") < 1.0
+    attempts = [int(address.split("/")[3]) for *_, address in rows]
+    assert max(attempts) > 0  # in place of the images that are none
     export.export_puzzles(photos, tmp_path / "again", form, **options)
-    assert len(read(tmp_path / "again", form)) == 17
-    same = (
-        (tmp_path / "again" / name)
-        .read_bytes()
-        .replace(str(tmp_path / "again").encode(), str(tmp_path / "out").encode())
-    )
-    assert same == (tmp_path / "out" / name).read_bytes()
+    again = (tmp_path / "again" / name).read_bytes()
+    assert again.replace(bytes(tmp_path / "again"), bytes(tmp_path / "out")) == (tmp_path / "out" / name).read_bytes()
     export.export_puzzles(photos, tmp_path / "other", form, **{**options, "seed": seed + 1, "count": 1})
-    assert read(tmp_path / "other", form)[0][2:] != rows[0][2:]
+    assert read(tmp_path / "other", form)[0][3].split("/")[1] == str(seed + 1)
 
 
 def test_held_out_images_are_in_no_other_puzzle(scenes, tmp_path):
+    """Neither as what is asked about nor as what it is to be told from."""
     options = {"count": 40, "val": 30, "puzzle": ["similarity", "rotation"], "level": [1, 3], "min_side": 112}
     made = export.export_puzzles(scenes, tmp_path / "out", "verl", thinking=False, max_side=None, **options)
     assert made == {"train.parquet": 40, "val.parquet": 30}
     train, held_out = ImageFolder.scan(scenes).hold_out(0.05)
+    store = ImageStore(ImageFolder.scan(scenes), Decoder(), 112)
     for split, numbers in (("train", train), ("val", held_out)):
         rows = read(tmp_path / "out", "verl", split)
         assert {int(address.split("/")[-1]) for *_, address in rows} <= set(numbers)
-        assert {address.split("/")[0] for *_, address in rows} == {
-            "similarity-1",
-            "similarity-3",
-            "rotation-1",
-            "rotation-3",
-        }
+        asked = {"similarity-1", "similarity-3", "rotation-1", "rotation-3"}
+        assert {address.split("/")[0] for *_, address in rows} == asked
         assert all(not json.loads(truth)["thinking"] and "<think>" not in question for question, _, truth, _ in rows)
-    store = ImageStore(ImageFolder.scan(scenes), Decoder(), 112)
-    shown = Series(lambda i: store.get([i])[0], train, kinds("similarity", 1), pool=_Watched(store, train))
-    for q in range(10):
-        shown[q]
-    assert len(shown.options["pool"].seen) > 10 and shown.options["pool"].seen <= set(train)
-
-
-class _Watched(Pool):
-    def __init__(self, *arguments):
-        super().__init__(*arguments)
-        self.seen = set()
-
-    def __getitem__(self, i):
-        self.seen.add(self.numbers[i])
-        return super().__getitem__(i)
+        for _, canvases, _, address in rows[:8]:
+            made = remade(address, store, Pool(store, numbers), ops.PatchSpec(), thinking=False)
+            assert all(np.array_equal(a, b.numpy()) for a, b in zip(canvases, made.render()[0], strict=True))
 
 
 def test_the_models_processor_resizes_nothing(photos, tiny, tmp_path):
     """What another trainer's processor makes of the pictures is what our own trainer would have rendered."""
     from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
-    processor = Qwen2VLImageProcessorPil.from_pretrained(tiny)
+    processor, spec = Qwen2VLImageProcessorPil.from_pretrained(tiny), ops.PatchSpec.from_pretrained(tiny)
     export.export_puzzles(photos, tmp_path / "out", "easyr1", model=tiny, count=5)
-    spec = ops.PatchSpec.from_pretrained(tiny)
     store = ImageStore(ImageFolder.scan(photos), Decoder(max_side=768))
-    numbers = range(len(store.folder))
-    series = Series(lambda i: store.get([i])[0], numbers, kinds(), pool=Pool(store, numbers), spec=spec)
-    for q, (_, canvases, _, address) in enumerate(read(tmp_path / "out", "easyr1")):
-        drawn = series[q]
-        assert str(drawn.address) == address
-        puzzle, level, seed, epoch, attempt, index = astuple(drawn.address)
-        made = puzzles.make(
-            store.get([index]),
-            puzzle,
-            level=level,
-            seed=seed,
-            epoch=epoch,
-            attempt=attempt,
-            index=[index],
-            pool=Pool(store, numbers),
-            spec=spec,
-        )
-        pixel_values, grid = made.render_patches()
+    for _, canvases, _, address in read(tmp_path / "out", "easyr1"):
+        pixel_values, grid = remade(address, store, Pool(store, range(len(store.folder))), spec).render_patches()
         theirs = processor(images=[Image.fromarray(canvas) for canvas in canvases], return_tensors="pt")
         assert torch.equal(theirs["image_grid_thw"], grid) and torch.equal(theirs["pixel_values"], pixel_values)
 

@@ -9,7 +9,7 @@ from functools import lru_cache
 
 from sslr1.errors import UserError
 from sslr1.ops import keys
-from sslr1.puzzles.batch import LEVELS, NAMES, PRESETS, make
+from sslr1.puzzles.batch import LEVELS, NAMES, START_LEVEL, make
 
 SUBSTITUTES = 50  # images tried for one puzzle before they are taken to be unusable
 
@@ -43,7 +43,7 @@ class Drawn:
     chance: float
 
 
-def kinds(puzzle=NAMES, level=None, preset="default") -> list:
+def kinds(puzzle=NAMES, level=None) -> list:
     """[(puzzle, level)] of every puzzle (a name or several) at every level (a number, several, or None for where its training
     starts). Raises UserError for one that doesn't exist."""
     names = [puzzle] if isinstance(puzzle, str) else list(puzzle)
@@ -52,7 +52,7 @@ def kinds(puzzle=NAMES, level=None, preset="default") -> list:
         if name not in NAMES:
             raise UserError(f"puzzle {name!r} is not one of {', '.join(NAMES)}")
         for at in level if isinstance(level, (list, tuple)) else [level]:
-            at = PRESETS[preset][name] if at is None else at
+            at = START_LEVEL[name] if at is None else at
             if at not in LEVELS[name]:
                 raise UserError(f"{name} has no level {at}; it has {', '.join(map(str, LEVELS[name]))}")
             found.append((name, at))
@@ -77,9 +77,10 @@ class Series:
         name, level = self.kinds[q % len(self.kinds)]
         epoch, place = divmod(q, len(self.numbers))
         place = int(self._permutation(epoch)[place])
-        for attempt in range(SUBSTITUTES + 1):
+        for tried in range(SUBSTITUTES + 1):
+            attempt = tried and q * SUBSTITUTES + tried  # no two puzzles' substitutes have one address
             if attempt:
-                place = keys.fold("series", self.seed, q, attempt) % len(self.numbers)
+                place = keys.fold("series", self.seed, attempt) % len(self.numbers)
             address = Address(name, level, self.seed, epoch, attempt, self.numbers[place])
             image = self.get(address.index)
             if image is None:
