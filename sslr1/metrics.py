@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 
 from sslr1 import puzzles
+from sslr1.files import unwritable, write_whole
 from sslr1.model import parallel
 from sslr1.puzzles import curriculum
 
@@ -89,27 +90,30 @@ class JsonLines:
         self._file = None
 
     def write(self, record: dict) -> None:
-        self._file = self._file or self.path.open("a", encoding="utf-8")
-        self._file.write(json.dumps(record, ensure_ascii=False) + "\n")
-        self._file.flush()
+        """Append a record; the operating system has it on return. Raises UserError where it can't be written."""
+        line = memoryview((json.dumps(record, ensure_ascii=False) + "\n").encode())
+        try:
+            self._file = self._file or self.path.open("ab", buffering=0)
+            while line:
+                line = line[self._file.write(line) :]
+        except OSError as error:
+            raise unwritable(self.path, error) from None
 
     def read(self) -> list:
         if not self.path.exists():
             return []
         out = []
-        for line in self.path.read_text(encoding="utf-8").splitlines():
+        for line in self.path.read_bytes().split(b"\n"):  # at nothing else: completions hold all kinds of separators
             try:
                 out.append(json.loads(line))
-            except json.JSONDecodeError:
-                break  # a line cut short by a kill; nothing behind it is whole
+            except ValueError:
+                break  # the end, or a line cut short by a kill: nothing behind it is whole
         return out
 
     def cut(self, step: int) -> None:
         self.close()
         kept = [record for record in self.read() if record["step"] <= step]
-        partial = self.path.with_suffix(".partial")
-        partial.write_text("".join(json.dumps(r, ensure_ascii=False) + "\n" for r in kept), encoding="utf-8")
-        partial.replace(self.path)
+        write_whole(self.path, "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in kept))
 
     def close(self):
         if self._file:

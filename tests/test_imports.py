@@ -10,6 +10,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 FLOORS = [
     {"_C", "kernels", "errors"},
+    {"files"},
     {"ops"},
     {"puzzles", "model"},
     {"data", "rollout", "learner", "integrations"},

@@ -7,6 +7,7 @@ from threading import Lock
 import torch
 
 from sslr1.errors import UserError
+from sslr1.files import write_whole
 from sslr1.ops import keys
 from sslr1.puzzles.picture import Picture
 
@@ -43,7 +44,7 @@ class ImageFolder:
 
     def freeze(self, listing) -> None:
         """Write the list, one `bytes<tab>path` a line."""
-        Path(listing).write_text("".join(f"{size}\t{path}\n" for path, size in self.files), encoding="utf-8")
+        write_whole(listing, "".join(f"{size}\t{path}\n" for path, size in self.files))
 
     def __len__(self):
         return len(self.files)
