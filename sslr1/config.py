@@ -222,6 +222,10 @@ class Checkpoint(Section):
         100, ge=1, description="steps between checkpoints; a new best evaluation and the last step make one too"
     )
     keep: int = Field(2, ge=1, description="newest checkpoints kept, besides the best one")
+    background: bool = Field(
+        True,
+        description="copy the state to the host's memory and write it while training goes on; false waits for the disk",
+    )
     allow_change: bool = Field(
         False, description="go on with a run although settings that alter its result have changed since it was started"
     )
@@ -334,11 +338,12 @@ def _parse(text):
         raise yaml.YAMLError(f"{type(error).__name__}: {error}") from None
 
 
-# what may change between starts of one run: where and how fast, not what
+# what may change between starts of one run: where and how fast, so the same mathematics, rounded otherwise at most.
+# eval.path is not among them (without it, images are held out of training), nor is data.decoder (other pixels)
 IMMATERIAL = (
-    *("checkpoint", "log", "eval", "data.cache_mb", "data.decoder"),
-    *(f"rollout.{key}" for key in ("wave_rows", "wave_groups", "look_every", "cuda_graphs")),
-    *("train.threads", "train.device", "train.token_budget", "train.replicate", "train.recompute"),
+    *("checkpoint", "log", "eval.every", "eval.count", "data.cache_mb"),
+    *(f"rollout.{key}" for key in ("wave_rows", "wave_groups", "batch_invariant", "look_every", "cuda_graphs")),
+    *(f"train.{key}" for key in ("threads", "device", "token_budget", "replicate", "recompute", "compile")),
 )
 
 
@@ -362,7 +367,10 @@ def _material(tree) -> dict:
 def check_unchanged(started: Path, config: Config) -> None:
     """Compare with the configuration that a run was started with. Raises ConfigError with every difference that alters the
     result, unless checkpoint.allow_change."""
-    before, now = (_material(tree) for tree in (yaml.safe_load(started.read_text()), config.model_dump(mode="json")))
+    was = check(
+        yaml.safe_load(started.read_text(encoding="utf-8"))
+    )  # settings that are newer than the run: by their defaults
+    before, now = (_material(c.model_dump(mode="json")) for c in (was, config))
     changes = [f"{k}: {before.get(k)} → {now.get(k)}" for k in sorted({*before, *now}) if before.get(k) != now.get(k)]
     if changes and not config.checkpoint.allow_change:
         raise ConfigError(
