@@ -14,7 +14,7 @@ def check_folder(path) -> Path:
     """The folder, if it holds a model that this version trains.
 
     Raises UserError for one that is missing, of another family, without safetensors
-    weights, or that would run code of its own.
+    weights or some of them, with an index that leads elsewhere, or that would run code of its own.
     """
     folder = Path(path)
     if not (folder / "config.json").is_file():
@@ -22,7 +22,7 @@ def check_folder(path) -> Path:
         raise UserError(
             f"model.path {str(path)!r} {what}. Give a folder in Hugging Face's format, e.g. a download of Qwen/Qwen2.5-VL-3B-Instruct"
         )
-    config = json.loads((folder / "config.json").read_text())
+    config = _json(folder / "config.json")
     if config.get("model_type") not in MODEL_TYPES:
         raise UserError(
             f"model.path {str(path)!r} holds a {config.get('model_type')!r} model; supported: {', '.join(MODEL_TYPES)}"
@@ -33,7 +33,23 @@ def check_folder(path) -> Path:
         )
     if not list(folder.glob("*.safetensors")):
         raise UserError(f"model.path {str(path)!r} holds no *.safetensors weights (pickled weights are not read)")
+    index = folder / "model.safetensors.index.json"
+    for name in sorted({str(n) for n in dict(_json(index).get("weight_map", {})).values()} if index.is_file() else ()):
+        if name != Path(name).name or not name.endswith(".safetensors"):
+            raise UserError(f"{index} names {name!r}, which is not a safetensors file of that folder")
+        if not (folder / name).is_file():
+            raise UserError(f"{index} names {name!r}, which is not there: the download is not complete")
     return folder
+
+
+def _json(file) -> dict:
+    try:
+        tree = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        tree = None
+    if not isinstance(tree, dict):
+        raise UserError(f"{file} is not a JSON file of settings")
+    return tree
 
 
 def load_model(path, dtype=None):
@@ -47,6 +63,7 @@ def load_model(path, dtype=None):
         attn_implementation="sdpa",
         use_safetensors=True,
         local_files_only=True,
+        trust_remote_code=False,
     ).eval()
 
 
@@ -59,7 +76,7 @@ def skeleton(path):
 
     folder = check_folder(path)
     with _parameters_on_meta():
-        config = AutoConfig.from_pretrained(folder, local_files_only=True)
+        config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         model = AutoModelForImageTextToText.from_config(config, attn_implementation="sdpa", dtype="float32")
     if (folder / "generation_config.json").is_file():
         model.generation_config = GenerationConfig.from_pretrained(folder, local_files_only=True)
@@ -91,7 +108,6 @@ def load_weights(model, path) -> None:
     unknown or of another shape.
     """
     import torch
-    from safetensors import safe_open
     from transformers.conversion_mapping import get_model_conversion_mapping
     from transformers.core_model_loading import WeightRenaming, rename_source_key
 
@@ -104,7 +120,7 @@ def load_weights(model, path) -> None:
     shapes = {name: torch.empty(p.shape, device="meta") for name, p in parameters.items()}
     filled = set()
     for file in sorted(folder.glob("*.safetensors")):
-        with safe_open(file, "pt") as tensors:
+        with _opened(file) as tensors:
             for key in tensors.keys():
                 name, converted = rename_source_key(key, renames, converters, model.base_model_prefix, shapes)
                 piece, parameter = tensors.get_slice(key), parameters.get(name)
@@ -123,6 +139,18 @@ def load_weights(model, path) -> None:
         raise UserError(f"{str(folder)!r} lacks {len(missing)} of the model's tensors, e.g. {missing[0]!r}")
 
 
+@contextmanager
+def _opened(file):
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        tensors = safe_open(file, "pt")
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{file} is not a whole safetensors file: {error}") from None
+    with tensors:
+        yield tensors
+
+
 def freeze(model, part) -> None:
     """Train everything ("none"), or leave the vision tower as it is ("vision"): its gradients and moments are then never made."""
     model.requires_grad_(True)
@@ -139,7 +167,12 @@ def load_tokenizer(path):
         raise UserError(
             f"model.path {str(path)!r} has no tokenizer (tokenizer.json): copy the tokenizer files of the original model into it"
         )
-    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    except Exception as error:  # transformers and tokenizers raise all kinds
+        raise UserError(
+            f"model.path {str(path)!r}: its tokenizer can't be loaded: {' '.join(str(error).split())[:300]}"
+        ) from None
     if not tokenizer.chat_template:
         raise UserError(
             f"model.path {str(path)!r}: the tokenizer has no chat template (chat_template.jinja): copy it from the original model"
