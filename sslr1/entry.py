@@ -1,5 +1,6 @@
 """How entry points start and end: configuration first, one line for errors that a user can mend, processes left cleanly."""
 
+import errno
 import fcntl
 import os
 import sys
@@ -9,6 +10,8 @@ from pathlib import Path
 
 from sslr1 import config as configuration
 from sslr1.errors import UserError
+
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 
 
 @contextmanager
@@ -44,6 +47,10 @@ def built(path, overrides, run=False):
         yield build.build(config, world, folder)
     except UserError as error:
         _fail(error)
+    except OSError as error:
+        if error.errno not in FULL:
+            raise
+        _fail(f"{error.filename or 'a file of the run'} can't be written: {error.strerror}")
     finally:
         parallel.stop()
         if lock is not None:
@@ -68,14 +75,24 @@ def plan(path, overrides, ranks):
 
 def _take(folder, config):
     """Lock a run folder (the lock goes with the process) and see that it is this run's."""
-    folder.mkdir(parents=True, exist_ok=True)
-    lock = (folder / "run.lock").open("w")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = (folder / "run.lock").open("w")
+    except OSError as error:
+        raise UserError(
+            f"the run's folder {folder} can't be written to ({error.strerror}): set log.dir and log.name to where it can"
+        ) from None
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         raise UserError(f"{folder} is in use by another run: give this one a log.name of its own") from None
-    if (folder / "config.yaml").exists() and any((folder / "checkpoints").glob("step-*")):
-        configuration.check_unchanged(folder / "config.yaml", config)
+    if (folder / "config.yaml").exists():
+        try:
+            configuration.check_unchanged(folder / "config.yaml", config)
+        except UserError:
+            if any((folder / "checkpoints").glob("step-*")):
+                raise
+            (folder / "files.txt").unlink(missing_ok=True)  # it began, made nothing to go on from, and begins anew
     return lock
 
 

@@ -9,7 +9,9 @@ import torch
 
 from sslr1 import checkpoint, config, metrics, puzzles
 from sslr1.alarms import Alarms
+from sslr1.errors import UserError
 from sslr1.evaluate import Evaluator
+from sslr1.files import write_whole
 from sslr1.learner import Learner
 from sslr1.model import cost, parallel
 from sslr1.progress import Progress
@@ -18,6 +20,7 @@ from sslr1.warmup import warm_up
 
 # The step whose checkpoint holds the reference of loss.kl_coef: the same weights at every start, bit for bit
 REFERENCE = 0
+SKIPS = 10  # steps in a row without a finite gradient that end a run
 
 
 class Run:
@@ -52,6 +55,7 @@ class Run:
             top_k=c.rollout.top_k,
         )
         self.checkpoints = built.folder / "checkpoints"
+        self.writer, self.writers_group = checkpoint.Background(), parallel.another_group()
         self.metrics = metrics.JsonLines(built.folder / "metrics.jsonl")
         self.samples = metrics.JsonLines(built.folder / "samples.jsonl")
         self.progress = Progress(built.world.main)
@@ -62,6 +66,12 @@ class Run:
 
     def _on_signal(self, *_):
         self.signalled = True
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.writer.close()  # whatever ended the run: a checkpoint that is under way may still become whole
 
     def score(self, answer, sample):
         """By its text; nothing for a completion that was cut off, or nothing would ever reward stopping."""
@@ -88,7 +98,7 @@ class Run:
     def begin(self) -> int:
         """Go on from the newest checkpoint, or warm up, evaluate and write the first one. Returns the next step."""
         if self.world.main:
-            (self.built.folder / "config.yaml").write_text(config.dump(self.config), encoding="utf-8")
+            write_whole(self.built.folder / "config.yaml", config.dump(self.config))
             self.checkpoints.mkdir(parents=True, exist_ok=True)
         parallel.barrier()
         self.progress.say(self.built.summary())
@@ -101,9 +111,16 @@ class Run:
             self.best, self.best_step = state["best"], state["best_step"]
             self.curriculum.load(state["curriculum"])
             self.alarms.load(state["alarms"])
-            if self.world.main:
-                self.metrics.cut(self.step)
-                self.samples.cut(self.step)
+            before, now = state.get("made_by", {}), self._made_by()
+            changed = [f"{k} {before.get(k)} → {v}" for k, v in now.items() if before.get(k) != v]
+            if changed:
+                self.progress.say(
+                    f"warning: {found} was made by other means ({', '.join(changed)}): expect other rounding"
+                )
+        if self.world.main:  # of what is behind the checkpoint, or all there is where none was reached
+            self.metrics.cut(self.step if found else -1)
+            self.samples.cut(self.step if found else -1)
+        if found:
             self.progress.say(
                 f"going on from {found}"
                 if self.step < self.config.train.steps
@@ -113,10 +130,17 @@ class Run:
         if not found:
             if self.config.train.warmup.steps:
                 self.progress.start("format warm-up", self.config.train.warmup.steps)
-                warm_up(self.built, lambda step, learned: self.progress.show(step, {"entropy": learned["entropy"]}))
+
+                def show(step, learned):
+                    self.progress.show(step, {"entropy": learned["entropy"]})
+
+                if not warm_up(self.built, show, self.stopping):
+                    self.progress.say("stopped during the warm-up, of which nothing is kept")
+                    raise SystemExit
             self._evaluate({})
             self._checkpoint()
         if self.config.loss.kl_coef:
+            self.writer.wait()
             self.learner.set_reference(self.built.reference(self.checkpoints / f"step-{REFERENCE:06d}" / "hf"))
         self.progress.start("GRPO", self.config.train.steps)
         return self.step
@@ -151,10 +175,11 @@ class Run:
                 speed["perf/mfu"] = rate / peak
             speed["perf/max_memory_allocated_gb"] = torch.cuda.max_memory_allocated() / 2**30
         self.times = {}
+        lost = self.learner.skipped_in_a_row >= SKIPS
         if self.world.main:
             for prompt, name, answer, group, row in list(
                 zip(batch.prompts, batch.puzzles.names, batch.puzzles.answers, drawn.groups, drawn.scores)
-            )[: c.log.samples]:
+            )[: None if lost else c.log.samples]:
                 self.samples.write(
                     {
                         "step": step,
@@ -177,10 +202,12 @@ class Run:
         line = {"step": step, **totals.metrics(), **resampled, **taught, **learned, **speed}
         line |= self._watch(line)
         self.progress.show(step, {k: line[k] for k in ("reward", "entropy", "timing_s/step")})
-        if self.learner.skipped_in_a_row >= 10:
-            raise FloatingPointError(
-                "10 steps in a row had a gradient that is not finite; the last checkpoint is whole"
-            )
+        if lost:
+            if self.world.main:
+                self.metrics.write(line)
+            words = f"{SKIPS} steps in a row, to step {step}, had a gradient that is not finite and were skipped; the samples "
+            words += f"of the last are in {self.samples.path}. Checkpoints are whole: go on with other settings, e.g. a lower "
+            raise UserError(words + "optim.lr, and checkpoint.allow_change=true" if self.world.main else "")
         if step % c.eval.every == 0 or step == c.train.steps:
             self._evaluate(line)
         elif self.world.main:
@@ -204,13 +231,16 @@ class Run:
         return {f"alarm/{alarm.kind}": 1.0 for alarm in raised}
 
     def stopping(self) -> bool:
-        """Whether any rank was told to stop (SIGTERM, SIGUSR1)."""
-        flag = torch.tensor(int(self.signalled), device=self.world.device)
-        return bool(parallel.all_reduce(flag, "max"))
+        """Whether any rank was told to stop (SIGTERM, SIGUSR1). Raises what went wrong with a checkpoint in the background."""
+        flag = torch.tensor(2 if self.writer.failed() else int(self.signalled), device=self.world.device)
+        if int(parallel.all_reduce(flag, "max")) == 2:
+            self.writer.wait()
+        return bool(flag)
 
     def end(self):
         if self.saved != self.step:
             self._checkpoint()
+        self.writer.wait()
         bad = self._list_bad_images()
         if bad:
             self.progress.say(f"{bad} images were passed over; {self.built.folder / 'bad_images.txt'} says why")
@@ -246,11 +276,11 @@ class Run:
         if bad and self.world.main:
             store.get(bad)  # for the reasons of those that other ranks met
             lines = [f"{store.folder.files[n][0]}\t{store.bad.get(n, 'bad when another rank read it')}\n" for n in bad]
-            (self.built.folder / "bad_images.txt").write_text("".join(lines), encoding="utf-8")
+            write_whole(self.built.folder / "bad_images.txt", "".join(lines))
         return len(bad)
 
     def _checkpoint(self):
-        checkpoint.save(
+        write = checkpoint.snapshot(
             self.checkpoints,
             self.step,
             learner=self.learner,
@@ -268,6 +298,18 @@ class Run:
                 "best_step": self.best_step,
                 "curriculum": self.curriculum.state(),
                 "alarms": self.alarms.state(),
+                "made_by": self._made_by(),
             },
+            records=(self.metrics.path, self.samples.path),
+            group=self.writers_group,
         )
+        self.writer.put(write)
+        if not self.config.checkpoint.background:
+            self.writer.wait()
         self.saved = self.step
+
+    def _made_by(self) -> dict:
+        """What a checkpoint's numbers owe their last bits to, beside the settings."""
+        means = {"ranks": self.world.size, "threads": torch.get_num_threads(), "device": self.world.device.type}
+        means |= {"dtype": str(self.built.spec.dtype), "decoder": self.built.images.store.decoder.backend}
+        return checkpoint.versions() | means

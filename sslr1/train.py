@@ -14,12 +14,13 @@ from sslr1 import entry
 from sslr1.run import Run
 
 
-def train(built):
+def train(built, run):
     """The loop: stream, rollout with rewards, learner, sampler weights, log."""
-    run = Run(built)
     start = run.begin()
     stream = built.stream(levels=run.curriculum.level)
     for step in range(start, built.config.train.steps):
+        if run.stopping():
+            break
         with run.clock("stream"):
             batch = stream.get(step)
         drawn = roll_out(run, batch)
@@ -29,8 +30,6 @@ def train(built):
         with run.clock("weights"):
             built.weights.refresh(built.policy)
         run.record(step + 1, batch, drawn, trained, learned)
-        if run.stopping():
-            break
     stream.close()
     run.end()
 
@@ -93,8 +92,8 @@ def main():
     arguments = parser.parse_intermixed_args()
     if arguments.plan is not None:
         return entry.plan(arguments.config, arguments.overrides, arguments.plan)
-    with entry.built(arguments.config, arguments.overrides, run=True) as built:
-        train(built)
+    with entry.built(arguments.config, arguments.overrides, run=True) as built, Run(built) as run:
+        train(built, run)
 
 
 if __name__ == "__main__":

@@ -14,8 +14,9 @@ from sslr1.puzzles import random_answer_text
 THOUGHT = "Let me look."
 
 
-def warm_up(built, report=lambda step, learned: None):
-    """`train.warmup.steps` updates towards random answers; the sampler's weights follow at the end."""
+def warm_up(built, report=lambda step, learned: None, stopping=lambda: False) -> bool:
+    """`train.warmup.steps` updates towards random answers; the sampler's weights follow at the end. Returns whether it got
+    there: `stopping`, asked on all ranks before each step, ends it."""
     config = built.config
     options = config.train.warmup
     optim = config.optim.model_copy(update={"lr": options.lr, "warmup_steps": 5, "schedule": "constant"})
@@ -33,6 +34,9 @@ def warm_up(built, report=lambda step, learned: None):
     )
     stream = built.stream(options.batch)
     for step in range(options.steps):
+        if stopping():
+            stream.close()
+            return False
         batch = stream.get(step)
         groups = []
         for prompt, answer in zip(batch.prompts, batch.puzzles.answers):
@@ -51,6 +55,7 @@ def warm_up(built, report=lambda step, learned: None):
         report(step + 1, learned)
     stream.close()
     built.weights.refresh(built.policy)
+    return True
 
 
 def main():

@@ -141,10 +141,16 @@ def clip_gradients(policy, max_norm: float) -> torch.Tensor:
     return norm
 
 
-def all_reduce(tensor: torch.Tensor, op: str = "sum") -> torch.Tensor:
-    """Sum, min or max of a tensor over ranks, in place."""
-    dist.all_reduce(tensor, {"sum": dist.ReduceOp.SUM, "min": dist.ReduceOp.MIN, "max": dist.ReduceOp.MAX}[op])
+def all_reduce(tensor: torch.Tensor, op: str = "sum", group=None) -> torch.Tensor:
+    """Sum, min or max of a tensor over ranks, in place. group: all ranks by another way, see `another_group`."""
+    ops = {"sum": dist.ReduceOp.SUM, "min": dist.ReduceOp.MIN, "max": dist.ReduceOp.MAX}
+    dist.all_reduce(tensor, ops[op], group=group)
     return tensor
+
+
+def another_group():
+    """All ranks once more, for CPU tensors, on connections of their own: for another thread's collectives."""
+    return dist.new_group(backend="gloo")
 
 
 def all_gather_rows(tensor: torch.Tensor) -> list:
