@@ -1,0 +1,93 @@
+"""SIGKILL at random moments: no half checkpoint, and the same command makes the run that nothing befell."""
+
+import json
+import os
+
+import pytest
+
+from tests.faults.runs import check_whole, command, finish, kill, lines, records, same, start, wait_for
+
+
+def test_the_run_that_is_compared_with_learns(unbroken):
+    rows = records(unbroken)
+    assert [int(row["step"]) for row in rows] == list(range(7))
+    assert any(float(row["grad_norm"]) > 0 for row in rows[1:])
+
+
+def kills(folder, run_line, draw, times, longest):
+    """Start and kill so often, each time a random while after its first sign of life; returns how far each start came."""
+    run, reached = folder / "run", []
+    for _ in range(times):
+        process = start(run_line)
+        wait_for((run / "run.lock").exists, process)
+        try:
+            process.wait(draw.uniform(0, longest))
+        except Exception as error:
+            assert "timed out" in str(error)
+        kill(process)
+        found = check_whole(run)
+        reached.append((lines(run / "metrics.jsonl"), found[-1].name if found else None, process.returncode))
+    return reached
+
+
+def test_a_run_killed_early_and_late_is_the_unbroken_one(tmp_path, unbroken, warm, scenes, draw):
+    """Once before its first checkpoint is whole, whose record of step 0 must not stay, and once in its middle."""
+    line, run = command(tmp_path, warm, scenes), tmp_path / "run"
+    for reached in (
+        lambda: lines(run / "metrics.jsonl") >= 1 or any((run / "checkpoints").glob("partial-*")),
+        lambda: lines(run / "metrics.jsonl") >= 2 + draw.integers(0, 4),
+    ):
+        process = start(line)
+        wait_for(reached, process)
+        kill(process)
+        check_whole(run)
+    assert "going on from" in finish(line)[0]
+    assert same(run, unbroken)
+    assert [path.name for path in check_whole(run)] == [path.name for path in check_whole(unbroken)]
+    made = [json.loads((r / "checkpoints/step-000006/state/trainer.json").read_text()) for r in (run, unbroken)]
+    assert made[0] == made[1]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_twenty_kills_at_random_moments(tmp_path, unbroken, warm, scenes, draw):
+    """Start-up, warm-up, evaluations, steps, records and checkpoints: wherever the clock hits."""
+    left, folder, reached = 20, 0, []
+    while left:
+        folder += 1
+        place = tmp_path / str(folder)
+        line = command(place, warm, scenes)
+        some = min(left, int(draw.integers(1, 6)))
+        reached += kills(place, line, draw, some, 16.0)
+        left -= some
+        finish(line)
+        assert same(place / "run", unbroken), reached
+        check_whole(place / "run")
+    print(reached)
+    assert len(reached) == 20 and len({row[:2] for row in reached}) > 3
+
+
+def test_a_killed_run_leaves_no_lock(tmp_path, tiny, scenes):
+    """And while it lives, nobody else gets into its folder."""
+    line, run = command(tmp_path, tiny, scenes, "train.steps=1000"), tmp_path / "run"
+    process = start(line)
+    wait_for((run / "config.yaml").exists, process)
+    _, err = finish(line, code=2)
+    assert err.startswith("error: ") and "in use by another run" in err and err.count("\n") == 1
+    kill(process)
+    assert (run / "run.lock").exists()
+    finish([*line, "train.steps=0"])
+
+
+def test_another_data_set_before_the_first_checkpoint_gets_its_own_list(tmp_path, tiny, scenes):
+    """A start that came to nothing leaves no list of images to one with other settings."""
+    other = tmp_path / "other"
+    other.mkdir()
+    for number, path in enumerate(sorted(scenes.iterdir())[:100]):
+        os.link(path, other / f"{number}.jpg")
+    process = start(command(tmp_path, tiny, scenes, "train.warmup.steps=1000"))
+    wait_for((tmp_path / "run" / "config.yaml").exists, process)
+    kill(process)
+    assert "scene-00001.jpg" in (tmp_path / "run" / "files.txt").read_text()
+    finish(command(tmp_path, tiny, other, "train.steps=0", "train.warmup.steps=0"))
+    assert "scene" not in (tmp_path / "run" / "files.txt").read_text()

@@ -1,0 +1,57 @@
+"""One rank of two is killed: the others don't wait for it, and torchrun goes on from the last checkpoint if it may."""
+
+import os
+import signal
+import time
+
+import pytest
+
+from tests.faults.runs import check_whole, command, finish, lines, same, start, wait_for
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory, warm, scenes):
+    """A run on two ranks that nothing befell."""
+    folder = tmp_path_factory.mktemp("pair")
+    finish(command(folder, warm, scenes, ranks=2))
+    return folder / "run"
+
+
+def ranks(torchrun):
+    """Process ids of the ranks by number."""
+    with open(f"/proc/{torchrun.pid}/task/{torchrun.pid}/children") as file:
+        children = file.read().split()
+    found = {}
+    for child in children:
+        with open(f"/proc/{child}/environ") as file:
+            variables = dict(v.split("=", 1) for v in file.read().split("\0") if "=" in v)
+        if "LOCAL_RANK" in variables:
+            found[int(variables["RANK"])] = int(child)
+    return found
+
+
+def start_and_kill_one(line, run, draw):
+    process = start(line)
+    wanted = 2 + int(draw.integers(0, 3))
+    wait_for(lambda: lines(run / "metrics.jsonl") >= wanted, process)
+    os.kill(ranks(process)[int(draw.integers(0, 2))], signal.SIGKILL)
+    began = time.monotonic()
+    out, err = process.communicate(timeout=240)
+    return process.returncode, time.monotonic() - began, out, err
+
+
+def test_the_run_ends_within_a_minute_and_can_be_started_again(tmp_path, pair, warm, scenes, draw):
+    line, run = command(tmp_path, warm, scenes, ranks=2), tmp_path / "run"
+    code, took, _, err = start_and_kill_one(line, run, draw)
+    assert code not in (0, None) and took < 60, err
+    check_whole(run)
+    assert "going on from" in finish(line)[0]
+    assert same(run, pair)
+
+
+@pytest.mark.slow
+def test_torchrun_starts_it_again(tmp_path, pair, warm, scenes, draw):
+    line, run = command(tmp_path, warm, scenes, ranks=2, torchrun=["--max-restarts=1"]), tmp_path / "run"
+    code, _, out, err = start_and_kill_one(line, run, draw)
+    assert code == 0 and "going on from" in out, err
+    assert same(run, pair)
