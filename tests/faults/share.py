@@ -1,0 +1,32 @@
+"""What the ranks of test_world.py run: one step on this rank's share of recorded groups, from a checkpoint."""
+
+import sys
+
+import torch
+from safetensors.torch import save_file
+
+from sslr1 import checkpoint
+from sslr1.model import parallel
+from tests.test_learner import make_groups, make_learner
+
+
+def main(out, seed, folder, path):
+    from skimage import data
+
+    photographs = [torch.from_numpy(f().copy()) for f in (data.astronaut, data.coffee, data.chelsea, data.rocket)]
+    world = parallel.start("cpu")
+    torch.set_num_threads(1)
+    torch.use_deterministic_algorithms(True)
+    learner, _ = make_learner(folder, world)
+    checkpoint.load(path, learner=learner)
+    groups, rewards = make_groups(folder, photographs, int(seed))
+    mine = range(world.rank, len(groups), world.size)
+    found = learner.step([groups[n] for n in mine], rewards[list(mine)])
+    numbers = torch.tensor([found[k] for k in ("loss", "grad_norm", "entropy", "learning_rate")], dtype=torch.float64)
+    if world.main:
+        save_file({"numbers": numbers}, out)
+    parallel.stop()
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
