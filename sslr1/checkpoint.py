@@ -62,7 +62,7 @@ def _state(policy, optimizer=None) -> dict:
 
 def save(*arguments, **options) -> Path:
     """Take a checkpoint and wait until it is written. As `snapshot`."""
-    return snapshot(*arguments, **options)()
+    return snapshot(*arguments, copy=False, **options)()
 
 
 def snapshot(
@@ -79,9 +79,11 @@ def snapshot(
     also=(),
     records=(),
     group=None,
+    copy=True,
 ):
     """Copy the state of this moment to the host's memory; all ranks call it. Returns the function that writes the copy
     to `folder`/step-NNNNNN and returns that path, for all ranks to call, on any thread if `group` is used for nothing else.
+    Without `copy` it writes the state that it finds when it is called.
 
     sampler: the engine's plain model, equal to the learner's in its compute dtype, which becomes hf/. source: the model
     folder whose processor files go along. trainer: JSON-able state. records: files to be flushed before the checkpoint
@@ -95,8 +97,10 @@ def snapshot(
     counters = {name: getattr(learner, name) for name in ("step_number", "skipped", "skipped_in_a_row")}
     trainer = {**trainer, "learner": {**counters, "optimizer": bool(learner.optimizer.state)}}
     text = json.dumps(trainer, indent=2) + "\n"
-    state = DefaultStager(StagingOptions(False, False, False, False)).stage(_state(learner.policy, learner.optimizer))
-    weights, problem = _copies(sampler) if world.main else {}, None
+    state, weights, problem = _state(learner.policy, learner.optimizer), None, None
+    if copy:
+        state = DefaultStager(StagingOptions(False, False, False, False)).stage(state)
+        weights = _copies(sampler) if world.main else None
 
     def prepare():
         for left in folder.glob("partial-*"):  # by a run that was killed while it wrote
@@ -121,8 +125,10 @@ def snapshot(
         try:
             work()
         except OUTSIDE as error:
-            return f"checkpoint {final} could not be written: {_reason(error)}. Earlier ones are whole; when that is mended, "
-            "start the same command again"
+            return (
+                f"checkpoint {final} could not be written: {_reason(error)}. Earlier ones are whole; when that is mended, start "
+                "the same command again"
+            )
 
     def write():
         _agree(problem, world, group)

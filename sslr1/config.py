@@ -222,9 +222,10 @@ class Checkpoint(Section):
         100, ge=1, description="steps between checkpoints; a new best evaluation and the last step make one too"
     )
     keep: int = Field(2, ge=1, description="newest checkpoints kept, besides the best one")
-    background: bool = Field(
-        True,
-        description="copy the state to the host's memory and write it while training goes on; false waits for the disk",
+    background: bool | None = Field(
+        None,
+        description="copy the state to the host's memory and write it while training goes on; false waits until it is written; "
+        "null is true on a GPU and false on a CPU, which has no time to spare",
     )
     allow_change: bool = Field(
         False, description="go on with a run although settings that alter its result have changed since it was started"

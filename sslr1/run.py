@@ -280,6 +280,9 @@ class Run:
         return len(bad)
 
     def _checkpoint(self):
+        background = self.config.checkpoint.background
+        if background is None:
+            background = self.world.device.type == "cuda"
         write = checkpoint.snapshot(
             self.checkpoints,
             self.step,
@@ -302,9 +305,10 @@ class Run:
             },
             records=(self.metrics.path, self.samples.path),
             group=self.writers_group,
+            copy=background,
         )
         self.writer.put(write)
-        if not self.config.checkpoint.background:
+        if not background:
             self.writer.wait()
         self.saved = self.step
 

@@ -26,6 +26,7 @@ SMALL = (
     "eval.every=3",
     "checkpoint.every=2",
     "checkpoint.keep=1",
+    "checkpoint.background=true",  # tests/test_train.py does without
 )
 CLOCK = ("timing_s/", "perf/")
 

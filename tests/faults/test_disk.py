@@ -46,7 +46,12 @@ def test_a_checkpoint_that_can_not_be_written(tmp_path, unbroken, warm, scenes, 
     line, run = command(tmp_path, warm, scenes, f"checkpoint.background={background}"), tmp_path / "run"
     limited = [sys.executable, "-c", LIMITED, "5000000", *line[2:]]
     _, err = finish(limited, code=2)
-    one_line(err, "checkpoint", "step-000002 could not be written: File too large. Earlier ones are whole")
+    one_line(
+        err,
+        "checkpoint",
+        "step-000002 could not be written: File too large. Earlier ones are whole",
+        "the same command again",
+    )
     assert [path.name for path in check_whole(run)] == ["step-000000"]
     assert not list((run / "checkpoints").glob("partial-*"))
     assert "going on from" in finish(line)[0] and same(run, unbroken)
