@@ -1,6 +1,9 @@
 """The only file that knows FSDP2. One code path at every world size, one process included."""
 
+import ctypes
 import os
+import signal
+import sys
 from dataclasses import dataclass
 from functools import partial
 
@@ -13,6 +16,8 @@ from torch.distributed.tensor._utils import compute_local_shape_and_global_offse
 from torch.utils.checkpoint import checkpoint
 
 from sslr1.errors import UserError
+
+PR_SET_PDEATHSIG = 1  # of Linux's prctl
 
 
 @dataclass(frozen=True)
@@ -28,6 +33,9 @@ class World:
 
 def start(device: str = "auto") -> World:
     """Join the processes that torchrun started, or stand alone. NCCL on GPUs, gloo on CPUs."""
+    if "TORCHELASTIC_RUN_ID" in os.environ and sys.platform == "linux":
+        # torchrun that is killed outright would leave its ranks running: they get a SIGTERM then
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, int(signal.SIGTERM))
     rank, size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"

@@ -104,6 +104,7 @@ def test_a_run_that_is_older_than_a_setting(tmp_path):
         config.check_unchanged(tmp_path / "config.yaml", config.check({**GOOD, "rollout": {"resample": 2}}))
 
 
+@pytest.mark.slow
 def test_other_code_is_said(tmp_path, unbroken, warm, scenes):
     """And the same code is not."""
     shutil.copytree(unbroken, tmp_path / "run")

@@ -67,6 +67,7 @@ def test_twenty_kills_at_random_moments(tmp_path, unbroken, warm, scenes, draw):
     assert len(reached) == 20 and len({row[:2] for row in reached}) > 3
 
 
+@pytest.mark.slow
 def test_a_killed_run_leaves_no_lock(tmp_path, tiny, scenes):
     """And while it lives, nobody else gets into its folder."""
     line, run = command(tmp_path, tiny, scenes, "train.steps=1000"), tmp_path / "run"
@@ -79,6 +80,7 @@ def test_a_killed_run_leaves_no_lock(tmp_path, tiny, scenes):
     finish([*line, "train.steps=0"])
 
 
+@pytest.mark.slow
 def test_another_data_set_before_the_first_checkpoint_gets_its_own_list(tmp_path, tiny, scenes):
     """A start that came to nothing leaves no list of images to one with other settings."""
     other = tmp_path / "other"

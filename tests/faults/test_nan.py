@@ -15,6 +15,7 @@ def numbers(run):
     return [{k: eval(v, {"nan": math.nan}) for k, v in row.items()} for row in records(run)]
 
 
+@pytest.mark.slow
 def test_one_is_skipped_and_counted(tmp_path, unbroken, warm, scenes):
     out, _ = finish(
         command(tmp_path, warm, scenes, "checkpoint.keep=9", program="tests.faults.nan"), SSLR1_TEST_NAN="3 3"

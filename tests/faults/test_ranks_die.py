@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from tests.faults.runs import check_whole, command, finish, lines, same, start, wait_for
+from tests.faults.runs import check_whole, command, finish, lines, records, same, start, wait_for
 
 
 @pytest.fixture(scope="module")
@@ -40,6 +40,7 @@ def start_and_kill_one(line, run, draw):
     return process.returncode, time.monotonic() - began, out, err
 
 
+@pytest.mark.slow
 def test_the_run_ends_within_a_minute_and_can_be_started_again(tmp_path, pair, warm, scenes, draw):
     line, run = command(tmp_path, warm, scenes, ranks=2), tmp_path / "run"
     code, took, _, err = start_and_kill_one(line, run, draw)
@@ -47,6 +48,28 @@ def test_the_run_ends_within_a_minute_and_can_be_started_again(tmp_path, pair, w
     check_whole(run)
     assert "going on from" in finish(line)[0]
     assert same(run, pair)
+
+
+@pytest.mark.slow
+def test_ranks_do_not_outlive_torchrun(tmp_path, pair, warm, scenes):
+    """torchrun is killed, its ranks aren't: they save and leave, and nobody holds the folder when it is started again."""
+    line, run = command(tmp_path, warm, scenes, "train.steps=100000", "eval.every=3", ranks=2), tmp_path / "run"
+    process = start(line)
+    wait_for(lambda: lines(run / "metrics.jsonl") >= 2, process)
+    own = ranks(process)
+    assert set(own) == {0, 1}
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    try:
+        wait_for(lambda: not any(os.path.exists(f"/proc/{pid}") for pid in own.values()), seconds=60)
+    finally:
+        for pid in own.values():
+            if os.path.exists(f"/proc/{pid}"):
+                os.kill(pid, signal.SIGKILL)
+    saved = int(check_whole(run)[-1].name[5:])
+    assert saved == int(records(run)[-1]["step"])
+    finish([*line, f"train.steps={saved + 1}"])
+    assert records(run)[1:3] == records(pair)[1:3]
 
 
 @pytest.mark.slow

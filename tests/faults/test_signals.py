@@ -38,6 +38,7 @@ def test_in_the_warm_up_nothing_is_kept(tmp_path, tiny, scenes):
     assert not check_whole(run) and not lines(run / "metrics.jsonl")
 
 
+@pytest.mark.slow
 def test_in_the_first_evaluation_that_is_finished(tmp_path, warm, scenes):
     """And counts: the warm-up before it is not lost, and no step is trained any more."""
     run = tmp_path / "run"
