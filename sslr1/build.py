@@ -8,7 +8,7 @@ import torch
 
 from sslr1 import model, ops, puzzles
 from sslr1.config import Config
-from sslr1.data import Decoder, ImageFolder, ImageStore, Pool, PuzzleStream
+from sslr1.data import Decoder, ImageFolder, ImageStore, Pool, PuzzleStream, bad
 from sslr1.errors import UserError
 from sslr1.model import parallel
 from sslr1.rollout import Engine, SamplerWeights
@@ -136,6 +136,8 @@ def build(config: Config, world: parallel.World, folder: Path | None = None) -> 
             if not listing or not listing.exists():
                 found = ImageFolder.scan(data_path)
                 if listing:
+                    if found.refused:
+                        bad.write(folder / bad.NAME, dict(found.refused))
                     found.freeze(listing)
             if config.eval.path:
                 ImageFolder.scan(config.eval.path)

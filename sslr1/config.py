@@ -48,7 +48,8 @@ class Model(Section):
 
 class Data(Section):
     path: str = Field(
-        description="a folder of images, or builtin:scenes, procedural scenes drawn on first use below log.dir"
+        description="a folder of images, of tar archives of images, or of both; one .tar archive; or builtin:scenes, procedural "
+        "scenes drawn on first use below log.dir"
     )
     scenes: int = Field(2000, ge=16, description="how many images builtin:scenes has")
     decoder: Literal["auto", "dali", "pillow"] = Field("auto", description="auto is DALI where it is installed")
@@ -66,6 +67,13 @@ class Data(Section):
         description="share of the images held out for evaluation: at least 64, at most 2,000 and never more than half of them",
     )
     cache_mb: int = Field(256, ge=1, description="decoded images kept in memory, MiB a rank")
+    max_bad: float = Field(
+        0.2,
+        ge=0,
+        le=1,
+        description="the run ends when more than this share of the images that its puzzles asked for (64 at least) were bad: can't "
+        "be read or decoded, too small, or flat; 1 is off",
+    )
 
 
 class Warmup(Section):
@@ -342,7 +350,7 @@ def _parse(text):
 # what may change between starts of one run: where and how fast, so the same mathematics, rounded otherwise at most.
 # eval.path is not among them (without it, images are held out of training), nor is data.decoder (other pixels)
 IMMATERIAL = (
-    *("checkpoint", "log", "eval.every", "eval.count", "data.cache_mb"),
+    *("checkpoint", "log", "eval.every", "eval.count", "data.cache_mb", "data.max_bad"),
     *(f"rollout.{key}" for key in ("wave_rows", "wave_groups", "batch_invariant", "look_every", "cuda_graphs")),
     *(f"train.{key}" for key in ("threads", "device", "token_budget", "replicate", "recompute", "compile")),
 )

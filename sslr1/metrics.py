@@ -13,6 +13,7 @@ from sslr1.model import parallel
 from sslr1.puzzles import curriculum
 
 OVERALL = ("puzzles", "completions", "reward", "reward_std", "flat", "length", "clipped", "format", "resampled")
+IMAGES = ("images", "bad", "untold")  # that puzzles asked for, of which bad; bad ones that aren't listed yet
 PER_LEVEL = ("n", "reward", "accuracy", "exact", "gain", "margin")  # over completions; n is how many
 
 
@@ -24,14 +25,15 @@ class StepTotals:
     levels: dict
 
     @classmethod
-    def gather(cls, batch, scores, groups, mixture, rule, device, trained_rewards, resampled=0):
+    def gather(cls, batch, scores, groups, mixture, rule, device, trained_rewards, resampled=0, images=(0, 0, 0)):
         """batch: PuzzleBatch; scores: a list of `Score` for each of this rank's puzzles. All ranks must call it. What is
         reduced has a place for every level of every puzzle of the mixture, whether or not a rank has met it.
 
         trained_rewards [P, G]: of the groups that the learner was given, `resampled` of which are of other puzzles
         (rollout.resample); "flat" counts among these. All else counts the first draw of every slot: groups are drawn
-        again where every completion earned the same, so leaving those out would move the means, and the curriculum."""
-        overall = dict.fromkeys(OVERALL, 0.0)
+        again where every completion earned the same, so leaving those out would move the means, and the curriculum.
+        images: counts by the names of IMAGES."""
+        overall = dict.fromkeys(OVERALL, 0.0) | dict(zip(IMAGES, map(float, images)))
         levels = {name: {level: dict.fromkeys(PER_LEVEL, 0.0) for level in puzzles.LEVELS[name]} for name in mixture}
         overall["flat"] += int((trained_rewards.amax(1) == trained_rewards.amin(1)).sum())
         overall["resampled"] += resampled

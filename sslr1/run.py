@@ -9,6 +9,7 @@ import torch
 
 from sslr1 import checkpoint, config, metrics, puzzles
 from sslr1.alarms import Alarms
+from sslr1.data import BadImages
 from sslr1.errors import UserError
 from sslr1.evaluate import Evaluator
 from sslr1.files import write_whole
@@ -21,6 +22,7 @@ from sslr1.warmup import warm_up
 # The step whose checkpoint holds the reference of loss.kl_coef: the same weights at every start, bit for bit
 REFERENCE = 0
 SKIPS = 10  # steps in a row without a finite gradient that end a run
+ENOUGH_IMAGES = 64  # before data.max_bad is held against them
 
 
 class Run:
@@ -59,6 +61,8 @@ class Run:
         self.metrics = metrics.JsonLines(built.folder / "metrics.jsonl")
         self.samples = metrics.JsonLines(built.folder / "samples.jsonl")
         self.progress = Progress(built.world.main)
+        stores = {"": built.images.store} | ({f"{c.eval.path}/": built.evaluation.store} if c.eval.path else {})
+        self.bad_images, self.images = BadImages(built.folder, stores, built.world), [0, 0]  # asked for, of which bad
         self.step, self.saved, self.best, self.best_step = 0, None, -1.0, None
         self.times, self.signalled, self.began = {}, False, time.monotonic()
         for name in (signal.SIGTERM, signal.SIGUSR1):
@@ -72,6 +76,7 @@ class Run:
 
     def __exit__(self, *_):
         self.writer.close()  # whatever ended the run: a checkpoint that is under way may still become whole
+        self.bad_images.save()  # whatever ended the run
 
     def score(self, answer, sample):
         """By its text; nothing for a completion that was cut off, or nothing would ever reward stopping."""
@@ -111,6 +116,7 @@ class Run:
             self.best, self.best_step = state["best"], state["best_step"]
             self.curriculum.load(state["curriculum"])
             self.alarms.load(state["alarms"])
+            self.images = state["images"]
             before, now = state.get("made_by", {}), self._made_by()
             changed = [f"{k} {before.get(k)} → {v}" for k, v in now.items() if before.get(k) != v]
             if changed:
@@ -139,6 +145,7 @@ class Run:
                     raise SystemExit
             self._evaluate({})
             self._checkpoint()
+        self.bad_images.update()
         if self.config.loss.kl_coef:
             self.writer.wait()
             self.learner.set_reference(self.built.reference(self.checkpoints / f"step-{REFERENCE:06d}" / "hf"))
@@ -159,7 +166,9 @@ class Run:
             self.world.device,
             trained.rewards,
             trained.resampled,
+            (*batch.images_asked(), self.bad_images.untold()),
         )
+        self._watch_images(totals)
         taught = self._teach(batch.step, totals)
         speed = {f"timing_s/{phase}": seconds for phase, seconds in self.times.items()}
         speed["timing_s/step"] = sum(self.times.values())
@@ -241,9 +250,9 @@ class Run:
         if self.saved != self.step:
             self._checkpoint()
         self.writer.wait()
-        bad = self._list_bad_images()
-        if bad:
-            self.progress.say(f"{bad} images were passed over; {self.built.folder / 'bad_images.txt'} says why")
+        self.bad_images.update()
+        if self.bad_images.listed:
+            self.progress.say(f"{len(self.bad_images.listed)} images were passed over; {self.bad_images.path} says why")
         if self.world.main:
             self.progress.table(
                 metrics.final_table(self.metrics.read(), self.config.puzzles.mixture, self.config.puzzles.levels)
@@ -267,17 +276,17 @@ class Run:
             + ", ".join(f"{name} {found[f'eval/{name}/exact']:.1%}" for name in self.config.puzzles.mixture)
         )
 
-    def _list_bad_images(self):
-        """bad_images.txt: every file that any rank met and passed over, with the reason."""
-        store = self.built.images.store
-        met = torch.zeros(len(store.folder), dtype=torch.int32, device=self.world.device)
-        met[list(store.bad)] = 1
-        bad = parallel.all_reduce(met, "max").nonzero()[:, 0].tolist()
-        if bad and self.world.main:
-            store.get(bad)  # for the reasons of those that other ranks met
-            lines = [f"{store.folder.files[n][0]}\t{store.bad.get(n, 'bad when another rank read it')}\n" for n in bad]
-            write_whole(self.built.folder / "bad_images.txt", "".join(lines))
-        return len(bad)
+    def _watch_images(self, totals):
+        """List bad images that are new, and end the run if they are too many. Counted are the images that slots asked for,
+        which are the same ones whatever the ranks, and resuming goes on counting."""
+        if totals.overall["untold"]:
+            self.bad_images.update()
+        self.images = [so_far + int(totals.overall[key]) for so_far, key in zip(self.images, ("images", "bad"))]
+        asked, bad = self.images
+        limit = self.config.data.max_bad
+        if asked >= ENOUGH_IMAGES and bad > limit * asked:
+            words = f"{bad} of the {asked} images that puzzles asked for were bad, more than data.max_bad {limit:.0%}: "
+            raise UserError(f"{words}{self.bad_images}" if self.world.main else "")
 
     def _checkpoint(self):
         background = self.config.checkpoint.background
@@ -302,6 +311,7 @@ class Run:
                 "curriculum": self.curriculum.state(),
                 "alarms": self.alarms.state(),
                 "made_by": self._made_by(),
+                "images": self.images,
             },
             records=(self.metrics.path, self.samples.path),
             group=self.writers_group,

@@ -1,5 +1,9 @@
 """Bytes to pixels: DALI where it is installed, Pillow elsewhere. EXIF orientation honoured, RGB.
 
+Both give the same pixels of the same files (up to a level where an image is reduced), and refuse the same: DALI is given what
+`headers.plain` says it reads as Pillow does, and all else is Pillow's, which also has the last word on what DALI can't read.
+Of an animation the first frame counts; transparency is dropped; 16-bit pixels lose their lower byte.
+
 Images much larger than wanted are reduced here, antialiased. A scale near 1 is left to the renderer, whose maps resample
 anyway: a resize costs several times the decoding.
 """
@@ -12,7 +16,10 @@ from threading import local
 import numpy as np
 import torch
 
+from sslr1.data import headers
 from sslr1.ops.memory import empty
+
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")  # whatever a file's name ends in
 
 NEAR = 1.25  # times max_side: up to here an image is left as it is
 
@@ -34,7 +41,7 @@ class Decoder:
                 backend = "dali"
             except ImportError:
                 backend = "pillow"
-        self.backend = backend
+        self.backend, self.max_side = backend, max_side
         self._one = _Dali(max_side) if backend == "dali" else partial(_pillow, max_side=max_side)
         self._pool = ThreadPoolExecutor(threads, "decode") if threads > 1 else None
 
@@ -58,13 +65,13 @@ class _Dali:
         self._local = local()
 
     def __call__(self, data):
-        if not data:
-            return None
+        if not headers.plain(data):
+            return _pillow(data, self.max_side)
         try:
             image = self._run("decode", np.frombuffer(data, np.uint8)[None])
         except RuntimeError:
             self._local.decode = None
-            return None
+            return _pillow(data, self.max_side)
         if _reduced(image.shape, self.max_side):
             image = self._run("reduce", image.numpy()[None])
         return image
@@ -108,15 +115,43 @@ def _reduced(shape, max_side):
     return tuple(max(1, round(n * max_side / longer)) for n in shape[:2])
 
 
-def _pillow(data, max_side=None):
-    from PIL import Image, ImageOps, UnidentifiedImageError
+def why(data) -> str:
+    """Why a file's bytes can't be decoded, for its user."""
+    from PIL import UnidentifiedImageError
 
+    if not data:
+        return "the file is empty"
     try:
-        with Image.open(io.BytesIO(data)) as image:
-            image = ImageOps.exif_transpose(image).convert("RGB")
-            size = _reduced((image.height, image.width), max_side)
-            if size:
-                image = image.resize(size[::-1], Image.Resampling.BICUBIC)
-            return torch.from_numpy(np.array(image))
-    except (UnidentifiedImageError, OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+        _decoded(data)
+    except UnidentifiedImageError:
+        return f"not an image of a format that is read ({', '.join(FORMATS)})"
+    except Exception as error:
+        return " ".join(str(error).split()) or type(error).__name__
+    return "damaged"
+
+
+def _pillow(data, max_side=None):
+    try:
+        return torch.from_numpy(_decoded(data, max_side))
+    except Exception:  # damaged files make Pillow raise nearly anything
         return None
+
+
+def _decoded(data, max_side=None):
+    from PIL import Image, ImageOps
+
+    with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+        if image.width * image.height > headers.MAX_PIXELS:
+            raise ValueError(
+                f"{image.width}x{image.height} px, over {headers.MAX_PIXELS:,}: taken for a decompression bomb"
+            )
+        if image.mode in ("I", "F"):
+            raise ValueError("32-bit pixels, which have no fixed range")
+        image = ImageOps.exif_transpose(image)
+        if image.mode.startswith("I;16"):
+            image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+        image = image.convert("RGB")
+        size = _reduced((image.height, image.width), max_side)
+        if size:
+            image = image.resize(size[::-1], Image.Resampling.BICUBIC)
+        return np.array(image)

@@ -1,56 +1,110 @@
 """Images by number: a frozen list of files, their bytes, and a cache of decoded ones."""
 
+import os
+import re
 from collections import OrderedDict
 from pathlib import Path
+from stat import S_ISREG
 from threading import Lock
+from typing import NamedTuple
 
 import torch
 
+from sslr1.data import shards
+from sslr1.data.decode import why
 from sslr1.errors import UserError
 from sslr1.files import write_whole
 from sslr1.ops import keys
 from sslr1.puzzles.picture import Picture
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
+SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
 FEWEST = 16  # images below which there is nothing to hold out
+LARGEST = 1 << 30  # bytes of a file; no image that is decoded needs more
+
+
+class File(NamedTuple):
+    """Path relative to the folder, `archive.tar/member` for what is in an archive; bytes; the offset in the archive."""
+
+    path: str
+    size: int
+    offset: int | None = None
 
 
 class ImageFolder:
-    """The image files below a folder, in sorted order. `files` is a list of (path relative to the folder, bytes)."""
+    """The image files below a folder and in the tar archives there, in sorted order. `files` is a list of File, or of tuples
+    for it; `refused` one of (path as it can be printed, why it is none of them), which only `scan` fills."""
 
-    def __init__(self, root, files):
-        self.root, self.files = Path(root), files
+    def __init__(self, root, files, refused=()):
+        self.root, self.files, self.refused = Path(root), [File(*file) for file in files], list(refused)
 
     @classmethod
-    def scan(cls, root) -> "ImageFolder":
-        """Every image file below `root`. Raises UserError if there are none or too few."""
-        root = Path(root)
-        if not root.is_dir():
-            raise UserError(f"data.path {str(root)!r} is not a folder")
-        paths = sorted(p for p in root.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
-        if not paths:
-            raise UserError(f"data.path {str(root)!r} holds no images ({', '.join(SUFFIXES)})")
-        if len(paths) < FEWEST:
+    def scan(cls, path) -> "ImageFolder":
+        """Every image below the folder `path`, or in the one archive that it is. Raises UserError if there are none or too
+        few."""
+        root, named = _root(path), f"data.path {str(path)!r}"
+        if not root.is_dir() or not os.path.exists(path):
+            raise UserError(f"{named} is not a folder or a .tar archive")
+        files, refused = [], []
+        for name, size in _walk(root, refused) if root == Path(path) else [(Path(path).name, 0)]:
+            suffix = Path(name).suffix.lower()
+            if suffix == ".tar":
+                members, bad = shards.index(root / name)
+                refused += [(f"{name}/{member}" if member else name, reason) for member, reason in bad]
+                files += [File(f"{name}/{m.name}", m.size, m.offset) for m in members if _is_image(m.name)]
+            elif suffix in SUFFIXES:
+                files.append(File(name, size))
+        refused += [(file.path, reason) for file in files if (reason := _unlistable(file.path))]
+        refused = [(_printable(name), reason) for name, reason in refused]
+        files = sorted((f for f in files if not _unlistable(f.path)), key=lambda file: file.path.split("/"))
+        also = f"; {len(refused)} files were refused, e.g. {refused[0][0]}: {refused[0][1]}" if refused else ""
+        if not files:
+            raise UserError(f"{named} holds no images ({', '.join(SUFFIXES)}, or .tar archives of them){also}")
+        if len(files) < FEWEST:
             raise UserError(
-                f"data.path {str(root)!r} holds {len(paths)} images; at least {FEWEST} are needed, some to train on and some to hold out"
+                f"{named} holds {len(files)} images; at least {FEWEST} are needed, some to train on and some to hold out{also}"
             )
-        return cls(root, [(p.relative_to(root).as_posix(), p.stat().st_size) for p in paths])
+        return cls(root, files, refused)
 
     @classmethod
-    def thaw(cls, root, listing) -> "ImageFolder":
-        """The folder as it was listed by `freeze`."""
-        rows = [line.split("\t", 1) for line in Path(listing).read_text(encoding="utf-8").splitlines()]
-        return cls(root, [(path, int(size)) for size, path in rows])
+    def thaw(cls, path, listing) -> "ImageFolder":
+        """The folder as it was listed by `freeze`. Raises UserError if the list is damaged."""
+        files = []
+        for number, line in enumerate(Path(listing).read_bytes().decode("utf-8", "replace").split("\n")[:-1], 1):
+            found = re.fullmatch(r"(\d+)(?:@(\d+))?\t(.+)", line)
+            if not found:
+                raise UserError(
+                    f"{listing}, line {number}, is not `bytes<tab>path`: remove the file to list images anew"
+                )
+            size, offset, name = found.groups()
+            files.append(File(name, int(size), offset and int(offset)))
+        return cls(_root(path), files)
 
     def freeze(self, listing) -> None:
-        """Write the list, one `bytes<tab>path` a line."""
-        write_whole(listing, "".join(f"{size}\t{path}\n" for path, size in self.files))
+        """Write the list, one `bytes<tab>path` a line, `bytes@offset<tab>archive.tar/member` for what is in an archive."""
+        lines = [f"{size}{'' if offset is None else f'@{offset}'}\t{path}\n" for path, size, offset in self.files]
+        write_whole(listing, "".join(lines))
 
     def __len__(self):
         return len(self.files)
 
     def read(self, number: int) -> bytes:
-        return (self.root / self.files[number][0]).read_bytes()
+        """An image's bytes, undecoded. Raises OSError if they can't be read or aren't as many as were listed: what has been
+        replaced since is another image, which this run has not counted on."""
+        path, size, offset = self.files[number]
+        if size > LARGEST:
+            raise OSError(f"{size:,} bytes, more than {LARGEST:,}")
+        if offset is not None:
+            return shards.read(self._archive(path), size, offset)
+        with shards.open_file(self.root / path) as file:
+            data = file.read(size + 1)
+        if len(data) != size:
+            raise OSError(f"its size has changed: it had {size:,} bytes when the run began")
+        return data
+
+    def _archive(self, path):
+        """The archive that a member's path goes through: the first part of it that is a file."""
+        parts = [path[: found.end()] for found in re.finditer(r"\.tar(?=/)", path, re.IGNORECASE)]
+        return next((self.root / part for part in parts if os.path.isfile(self.root / part)), self.root / parts[0])
 
     def hold_out(self, share: float) -> tuple[list, list]:
         """(numbers to train on, numbers held out). Held out are the files whose path has the lowest hashes: `share` of them,
@@ -88,8 +142,8 @@ class ImageStore:
                 data.append(b"")
                 self.bad[n] = f"can't be read: {error.strerror or error}"
         fresh = dict(zip(missing, self.decoder.decode(data)))
-        for n, image in fresh.items():
-            reason = self._reason(image)
+        for (n, image), content in zip(fresh.items(), data):
+            reason = self._reason(image, content)
             if reason:
                 self.bad.setdefault(n, reason)
         found = {n: fresh[n] if n in fresh else self._cache[n] for n in set(numbers) if n not in self.bad}
@@ -110,11 +164,12 @@ class ImageStore:
         first = min(self.bad)
         return f"; {len(self.bad)} bad so far, e.g. {self.folder.files[first][0]}: {self.bad[first]}"
 
-    def _reason(self, image):
+    def _reason(self, image, content):
         if image is None:
-            return "can't be decoded"
+            return f"can't be decoded: {why(content)}"
         if min(image.shape[:2]) < self.min_side:
-            return f"{image.shape[1]}x{image.shape[0]} px: the shorter side is under data.min_side {self.min_side}"
+            reduced = ", as reduced to data.max_side" if max(image.shape[:2]) == self.decoder.max_side else ""
+            return f"{image.shape[1]}x{image.shape[0]} px{reduced}: the shorter side is under data.min_side {self.min_side}"
         if Picture(image).flat:
             return "flat: almost no texture"
         return None
@@ -137,3 +192,48 @@ class Pool:
         raise UserError(
             f"none of the {len(self)} images of the pool is usable; the first: {self.store.bad[self.numbers[0]]}"
         )
+
+
+def _root(path):
+    """The folder of what `path` names: itself, or the one that the archive is in."""
+    path = Path(path)
+    return path.parent if path.suffix.lower() == ".tar" and not path.is_dir() else path
+
+
+def _walk(root, refused):
+    """(path relative to `root`, bytes) of every image file and archive below it. Links to files are followed, to folders
+    not. What can't be looked at is added to `refused`."""
+
+    def unreadable(error):
+        refused.append((Path(error.filename).relative_to(root).as_posix(), f"can't be read: {error.strerror}"))
+
+    for folder, _, names in os.walk(root, onerror=unreadable):
+        for path in (Path(folder) / name for name in names if _is_image(name) or name.lower().endswith(".tar")):
+            try:
+                status = path.stat()
+            except OSError as error:
+                unreadable(error)
+                continue
+            if S_ISREG(status.st_mode):
+                yield path.relative_to(root).as_posix(), status.st_size
+            else:
+                refused.append((path.relative_to(root).as_posix(), "not a regular file"))
+
+
+def _is_image(name):
+    return name.lower().endswith(SUFFIXES)
+
+
+def _unlistable(name):
+    """Why a name can't stand in a line of a text file, or None."""
+    if "\n" in name:
+        return "its name holds a line break"
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return "its name is not UTF-8"
+    return None
+
+
+def _printable(name):
+    return name.encode("utf-8", "backslashreplace").decode().replace("\n", "\\n")

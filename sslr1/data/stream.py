@@ -30,6 +30,10 @@ class StreamBatch:
     images: list
     slots: list
 
+    def images_asked(self) -> tuple[int, int]:
+        """(images that its slots have asked for so far, of which bad), again() included."""
+        return sum(slot.attempt + 1 for slot in self.slots), sum(slot.bad for slot in self.slots)
+
 
 class PuzzleStream:
     """store: ImageStore; numbers: images to train on; mixture: {puzzle: share}; levels: (step, slot, puzzle) -> level, asked
@@ -119,6 +123,7 @@ class PuzzleStream:
                 for slot in undecided:
                     slot.other_puzzle()
             for slot in bad:
+                slot.bad += 1
                 slot.other_image()
         prompts = model.prompts(made, self.tokenizer)
         for prompt, slot in zip(prompts, slots):
@@ -129,6 +134,7 @@ class PuzzleStream:
 class _Slot:
     def __init__(self, stream, step, j, name):
         self.stream, self.j, self.q, self.attempt = stream, j, step * stream.batch + j, 0
+        self.bad = 0  # of its attempt + 1 images so far
         self.last_attempt = SUBSTITUTES
         self.epoch, place = divmod(self.q, len(stream.numbers))
         self.number = stream.numbers[stream._permutation(self.epoch)[place]]

@@ -119,7 +119,7 @@ def broken_folder(tmp_path, scenes):
     return folder
 
 
-BAD = {3: "decoded", 10: "decoded", 20: "flat", 30: "min_side", 40: "read", 50: "decoded"}
+BAD = {3: "decoded", 10: "decoded", 20: "flat", 30: "min_side", 40: "read", 50: "size has changed"}
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

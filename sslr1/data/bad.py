@@ -1,0 +1,72 @@
+"""bad_images.txt: which files a run has passed over, and why; found by any rank, in this start of the run or an earlier one."""
+
+import os
+from pathlib import Path
+
+import torch
+
+from sslr1.model import parallel
+
+NAME = "bad_images.txt"
+
+
+class BadImages:
+    """The list in a run's folder. stores: {what to put before its files' names: ImageStore}. All ranks make one.
+
+    `update` is for all ranks together, `save` for any rank alone; only the main one writes.
+    """
+
+    def __init__(self, folder, stores, world):
+        self.path, self.stores, self.world = Path(folder) / NAME, stores, world
+        self.listed = read(self.path) if world.main else {}
+        self._told = 0
+
+    def untold(self) -> int:
+        """How many bad images this rank has met since the last update."""
+        return sum(len(store.bad) for store in self.stores.values()) - self._told
+
+    def update(self) -> None:
+        """List what all ranks have met."""
+        self._told += self.untold()
+        lines = _lines(self._met()).encode() or b"\n"
+        for row in parallel.all_gather_rows(torch.frombuffer(bytearray(lines), dtype=torch.uint8)[:, None]):
+            self.listed |= _parse(row.numpy().tobytes())
+        self.save()
+
+    def save(self) -> None:
+        """List what this rank has met: all that can be done where the others may be gone."""
+        self.listed |= self._met()
+        if self.world.main and self.listed:
+            write(self.path, self.listed)
+
+    def __str__(self):
+        examples = "; ".join(f"{name}: {reason}" for name, reason in list(self.listed.items())[:3])
+        return f"{self.path} lists {len(self.listed)} files with their reasons, e.g. {examples}"
+
+    def _met(self):
+        met = {}
+        for before, store in self.stores.items():
+            met |= {before + store.folder.files[n].path: reason for n, reason in list(store.bad.items())}
+            met |= {before + name: reason for name, reason in store.folder.refused}
+        return met
+
+
+def read(path) -> dict:
+    """{file: reason} of a list; {} if there is none."""
+    return _parse(Path(path).read_bytes()) if Path(path).exists() else {}
+
+
+def write(path, listed) -> None:
+    """Write {file: reason}, one `file<tab>reason` a line, sorted. The list is there whole or not at all."""
+    partial = Path(f"{path}.partial")
+    partial.write_bytes(_lines(dict(sorted(listed.items()))).encode())
+    os.replace(partial, path)
+
+
+def _lines(listed):
+    return "".join(f"{name}\t{reason}\n" for name, reason in listed.items())
+
+
+def _parse(content):
+    rows = [line.rpartition("\t") for line in content.decode("utf-8", "replace").split("\n") if line]
+    return {name: reason for name, _, reason in rows}
