@@ -34,6 +34,7 @@ def built(path, overrides, run=False):
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     warnings.filterwarnings("ignore", module="torch.distributed")
+    warnings.filterwarnings("ignore", module="PIL")  # what it says of odd files stands in bad_images.txt if it matters
     world = parallel.start(config.train.device)
     lock = problem = None
     try:

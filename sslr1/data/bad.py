@@ -40,7 +40,7 @@ class BadImages:
             write(self.path, self.listed)
 
     def __str__(self):
-        examples = "; ".join(f"{name}: {reason}" for name, reason in list(self.listed.items())[:3])
+        examples = "; ".join(f"{name}: {reason}" for name, reason in sorted(self.listed.items())[:3])
         return f"{self.path} lists {len(self.listed)} files with their reasons, e.g. {examples}"
 
     def _met(self):

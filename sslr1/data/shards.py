@@ -48,13 +48,14 @@ def index(path) -> tuple[list, list]:
 
 def _headers(file, length, refused):
     """Every header of an archive in turn; says in `refused` where they end before they should."""
-    archive, end = None, 0
+    archive, end, cut = None, 0, False
     try:
         headers = _Headers(file)
         archive = tarfile.TarFile(fileobj=headers, mode="r", encoding="utf-8", errors="surrogateescape")
         while (info := archive.next()) is not None and archive.offset >= end + BLOCK:  # or it goes round in circles
             yield info
             end = archive.offset
+            cut = end > length and info.offset_data + info.size > length
             headers.left = HEADERS
             archive.members.clear()  # tarfile keeps them all
             archive.pax_headers.clear()  # what one says of all files behind it is of no use here
@@ -64,7 +65,7 @@ def _headers(file, length, refused):
         if archive is None:
             refused.append(("", f"not a tar archive, or a compressed one, which is not read ({error})"))
             return
-    if end > length:
+    if cut:
         return  # within a member, which is refused itself
     file.seek(end)
     block = file.read(BLOCK)

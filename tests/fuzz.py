@@ -1,0 +1,144 @@
+"""Property-based fuzzing, for as long as is asked.
+
+python -m tests.fuzz TARGET [--minutes 10] [--seed N]
+
+A target is a check of one argument and the strategy that generates it, in TARGETS; the ordinary tests run each for a second or
+so through `run`.
+"""
+
+import argparse
+import os
+import random
+import resource
+import tarfile
+import tempfile
+import time
+from pathlib import Path
+
+import hypothesis
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
+
+from sslr1.data import ImageFolder, shards
+from sslr1.errors import UserError
+
+# ---------------------------------------------------------------------------------------------------------------- tar
+
+TYPES = [bytes([code]) for code in b"01234567gxLKSXVMN\0"]
+NAMES = st.one_of(
+    st.sampled_from(["a.jpg", "x/b.png", "../c.jpg", "/etc/d.jpg", "e" * 150 + ".jpg", "f.txt", ""]),
+    st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=120),
+)
+SIZES = st.one_of(st.integers(0, 2000), st.sampled_from([-1, -512, -(1 << 40), 1 << 33, 1 << 62, 8**11 - 1]))
+RECORDS = st.dictionaries(
+    st.sampled_from(
+        ["path", "size", "linkpath", "hdrcharset", "GNU.sparse.map", "GNU.sparse.size", "GNU.sparse.major", "x"]
+    ),
+    st.one_of(NAMES, SIZES.map(str), st.sampled_from(["1", "BINARY", "0,0,1,2", "9" * 5000])),
+    max_size=4,
+)
+
+
+@st.composite
+def blocks(draw):
+    """A member: a header that claims what it likes, with the right checksum, and some content."""
+    kind = draw(st.sampled_from([b"0"] * 6 + TYPES))
+    content = draw(st.one_of(st.binary(max_size=700), st.sampled_from([b"1\n" * 400, b"2 " * 400 + b"=", b"9" * 600])))
+    if kind in b"xgX" and draw(st.booleans()):
+        content = b"".join(
+            b"%d %s=%s\n" % (draw(st.sampled_from([len(k) + len(v) + 5, 0, 1, 99999])), k.encode(), v.encode())
+            for k, v in draw(RECORDS).items()
+        )
+    info = tarfile.TarInfo(draw(NAMES))
+    info.type = kind
+    size = draw(st.one_of(st.just(len(content)), SIZES))
+    try:
+        info.size = size
+        header = bytearray(info.tobuf(tarfile.GNU_FORMAT))
+    except ValueError:
+        info.size = len(content)
+        header = bytearray(info.tobuf(tarfile.GNU_FORMAT))
+    return bytes(header[-512:]) + content + bytes(-len(content) % 512 if draw(st.integers(0, 9)) else 0)
+
+
+@st.composite
+def archives(draw):
+    """Whole archives and damaged ones, with members stacked, repeated, overwritten and cut."""
+    data = b"".join(draw(st.lists(blocks(), max_size=8))) * draw(st.sampled_from([1, 1, 1, 2, 60]))
+    data = bytearray(data + bytes(draw(st.sampled_from([1024, 512, 0]))))
+    for place, value in draw(st.lists(st.tuples(st.integers(0, 1 << 16), st.integers(0, 255)), max_size=6)):
+        if data:
+            data[place % len(data)] = value
+    return bytes(data[: draw(st.one_of(st.just(len(data)), st.integers(0, len(data))))])
+
+
+def tar(data):
+    """Indexing ends soon, says what it refuses, and names only members that lie in the archive and can be read; a folder with
+    such an archive is an ImageFolder or a UserError."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "a.tar"
+        path.write_bytes(data)
+        start, memory = time.process_time(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        members, refused = shards.index(path)
+        assert time.process_time() - start < 2 + len(data) / 1e5
+        assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - memory < 300 << 10
+        for name, size, offset in members:
+            assert 0 <= size and 512 <= offset and offset + size <= len(data)
+            assert not name.startswith("/") and ".." not in name.split("/")
+            try:
+                assert shards.read(path, size, offset) == data[offset : offset + size]
+            except OSError:
+                pass  # a pax header gave another size than the member's own
+        assert all(isinstance(name, str) and reason for name, reason in refused)
+        for number in range(15):
+            (Path(folder) / f"{number}.jpg").write_bytes(b"")
+        try:
+            found = ImageFolder.scan(folder)
+        except UserError:
+            return
+        found.freeze(Path(folder) / "files.txt")
+        assert ImageFolder.thaw(folder, Path(folder) / "files.txt").files == found.files
+        assert sorted(os.listdir(folder)) == sorted([*(f"{n}.jpg" for n in range(15)), "a.tar", "files.txt"])
+
+
+TARGETS = {  # name: (what is generated, what is to hold of it)
+    "tar": (st.one_of(archives(), st.binary(max_size=3000)), tar),
+}
+
+
+def run(target, seconds, seed) -> int:
+    """Try a target on generated inputs for so long, at least. Returns how many were tried; raises what went wrong, with the
+    smallest input that makes it go wrong."""
+    inputs, check = TARGETS[target]
+    tried, end = 0, time.monotonic() + seconds
+
+    def one(data):
+        nonlocal tried
+        tried += 1
+        check(data)
+
+    once = settings(
+        max_examples=20 if seconds < 10 else 500,
+        deadline=None,
+        database=None,
+        suppress_health_check=list(HealthCheck),
+        phases=[Phase.generate, Phase.shrink],
+    )
+    while time.monotonic() < end:
+        hypothesis.seed(seed + tried)(once(given(inputs)(one)))()
+    return tried
+
+
+def main():
+    parser = argparse.ArgumentParser(prog="python -m tests.fuzz", description="Fuzz one target.")
+    parser.add_argument("target", choices=TARGETS)
+    parser.add_argument("--minutes", type=float, default=10)
+    parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(2**31))
+    arguments = parser.parse_args()
+    print(f"{arguments.target}, seed {arguments.seed}", flush=True)
+    tried = run(arguments.target, 60 * arguments.minutes, arguments.seed)
+    print(f"{tried:,} inputs in {arguments.minutes:g} minutes, nothing wrong")
+
+
+if __name__ == "__main__":
+    main()
