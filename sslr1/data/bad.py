@@ -1,10 +1,10 @@
 """bad_images.txt: which files a run has passed over, and why; found by any rank, in this start of the run or an earlier one."""
 
-import os
 from pathlib import Path
 
 import torch
 
+from sslr1.files import write_whole
 from sslr1.model import parallel
 
 NAME = "bad_images.txt"
@@ -57,10 +57,8 @@ def read(path) -> dict:
 
 
 def write(path, listed) -> None:
-    """Write {file: reason}, one `file<tab>reason` a line, sorted. The list is there whole or not at all."""
-    partial = Path(f"{path}.partial")
-    partial.write_bytes(_lines(dict(sorted(listed.items()))).encode())
-    os.replace(partial, path)
+    """Write {file: reason}, one `file<tab>reason` a line, sorted. Raises UserError where that can't be."""
+    write_whole(path, _lines(dict(sorted(listed.items()))))
 
 
 def _lines(listed):
