@@ -18,7 +18,7 @@ A STENCIL tile takes the first channel of what it samples as coverage (times alp
 second as the grey value that the colour map turns into ink: see `sslr1.ops.atlas`.
 
 `render` and `render_patches` are also torch.ops.sslr1.render and .render_patches, which take the tables themselves. Three
-backends fill one flat buffer: this file's reference, csrc/render.cpp, kernels/triton/render.py.
+backends fill one flat buffer: this file's reference, csrc/render.cpp, kernels/triton/render.py. `unpatchify` reads patches back.
 """
 
 import json
@@ -143,6 +143,20 @@ def render_patches(images, plan, spec, backend="auto"):
     return torch.ops.sslr1.render_patches(
         _checked(images), *tables, values, pixels, spec.patch, spec.merge, spec.temporal, backend
     )
+
+
+def unpatchify(pixel_values, image_grid_thw, spec):
+    """The canvases that patches were made from: a list of uint8 [H, W, 3] on the CPU, one a row of image_grid_thw.
+    Exact for float32 pixel values; bfloat16 ones lie within 2 of the bytes they came from."""
+    p, m = spec.patch, spec.merge
+    rows = pixel_values.detach().float().cpu().split(image_grid_thw.prod(1).tolist())
+    mean, std = torch.tensor(spec.mean), torch.tensor(spec.std)
+    out = []
+    for values, (_, high, wide) in zip(rows, image_grid_thw.tolist()):
+        first = values.view(high // m, wide // m, m, m, 3, spec.temporal, p, p)[:, :, :, :, :, 0]
+        canvas = first.permute(0, 2, 5, 1, 3, 6, 4).reshape(high * p, wide * p, 3)
+        out.append(((canvas * std + mean) * 255).round().clamp(0, 255).to(torch.uint8))
+    return out
 
 
 def _checked(images):

@@ -152,6 +152,18 @@ def test_patches_equal_hugging_face(draw, photographs, backend, spec):
         assert torch.equal(half, expected["pixel_values"].bfloat16())
 
 
+@pytest.mark.parametrize("dtype, bound", [(torch.float32, 0), (torch.bfloat16, 2)], ids=["float32", "bfloat16"])
+def test_patches_are_read_back(draw, dtype, bound):
+    """Every byte, and canvases of several sizes."""
+    for spec in (ops.PatchSpec(dtype=dtype), ops.PatchSpec(patch=16, mean=(0.5,) * 3, std=(0.5,) * 3, dtype=dtype)):
+        images = random_images(draw, [(200, 260), (300, 180)])
+        batch = puzzles.make(images, ["ordering", "inpainting"], level=2, spec=spec)
+        canvases = [canvas for row in batch.render() for canvas in row]
+        got = ops.unpatchify(*batch.render_patches(), spec)
+        assert [c.shape for c in got] == [c.shape for c in canvases] and all(c.dtype == torch.uint8 for c in got)
+        assert max(int((a.int() - b.int()).abs().max()) for a, b in zip(got, canvases)) <= bound
+
+
 @pytest.mark.parametrize("patch", [14, 16])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_many_patches_are_moved_as_few_are(draw, patch, dtype):
