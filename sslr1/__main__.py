@@ -3,7 +3,7 @@
 import runpy
 import sys
 
-COMMANDS = ("train", "warmup", "evaluate", "preview", "export")
+COMMANDS = ("train", "warmup", "evaluate", "preview", "report", "export")
 
 
 def main():

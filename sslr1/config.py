@@ -247,7 +247,19 @@ class Log(Section):
         description="the run's own folder below log.dir; unless given, the configuration's name and a hash of every setting "
         "that alters the result, so that the same command goes on where it stopped and another begins anew",
     )
-    samples: int = Field(4, ge=0, description="puzzles a step whose completions go to samples.jsonl")
+    samples: int = Field(
+        4, ge=0, description="puzzles a step whose pictures, questions and completions go to samples.jsonl and samples/"
+    )
+    report_every: int = Field(
+        25, ge=0, description="steps between updates of report.html; 0 is at evaluations and at the end only"
+    )
+    tensorboard: bool = Field(True, description="write every metric to tensorboard/ in the run folder")
+    wandb: str | None = Field(
+        None,
+        min_length=1,
+        description="a project of Weights & Biases to send every metric to; its own WANDB_* environment variables (WANDB_MODE=offline) "
+        "hold, and the package must be installed",
+    )
 
 
 class Eval(Section):

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from sslr1 import config as configuration
+from sslr1 import trackers
 from sslr1.errors import UserError
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
@@ -75,7 +76,8 @@ def plan(path, overrides, ranks):
 
 
 def _take(folder, config):
-    """Lock a run folder (the lock goes with the process) and see that it is this run's."""
+    """Lock a run folder (the lock goes with the process) and see that it is this run's, and that its trackers are there."""
+    trackers.find_wandb(config.log.wandb)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock = (folder / "run.lock").open("w")

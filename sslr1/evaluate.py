@@ -63,7 +63,7 @@ def main():
     from rich.table import Table
 
     from sslr1 import entry
-    from sslr1.metrics import standard_error
+    from sslr1.records import standard_error
 
     parser = argparse.ArgumentParser(prog="python -m sslr1.evaluate", description="Accuracy on held-out puzzles.")
     parser.add_argument("config", nargs="?", help="a YAML file, e.g. configs/tiny.yaml")

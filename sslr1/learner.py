@@ -89,7 +89,7 @@ class Learner:
         Returns metrics of the whole step, equal on all ranks: means over its updates, but for the ratio's extremes, and for
         the difference to the sampler, which is the first one's. `tokens` counts completion tokens, `computed` all tokens that
         went through the policy, `repeated` what would have gone through it had each completion had its own copy of the
-        prompt; `flops` are those of `model.cost`.
+        prompt; `flops` are those of `model.cost`; `step_reward_std` is that of all rewards.
         """
         device, G = self.world.device, rewards.shape[1]
         tokens = sum(len(s.tokens) for g in groups for s in g.samples)
@@ -141,7 +141,7 @@ class Learner:
         self.skipped += not whole
         self.skipped_in_a_row = 0 if whole else self.skipped_in_a_row + 1
         computed, flops = parallel.all_reduce(computed).tolist()
-        numbers = {"learning_rate": lr, "skipped_steps": self.skipped}
+        numbers = {"learning_rate": lr, "skipped_steps": self.skipped, "step_reward_std": max(0.0, variance) ** 0.5}
         work = {"tokens": tokens, "computed": computed, "repeated": repeated * len(passes), "flops": flops}
         return _over_updates(passes) | numbers | work
 

@@ -1,20 +1,16 @@
-"""What a run records: one JSON line a step, some samples, and the tables that are made from them."""
+"""What a step's metrics are made of."""
 
-import json
-import math
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 
 from sslr1 import puzzles
-from sslr1.files import unwritable, write_whole
 from sslr1.model import parallel
 from sslr1.puzzles import curriculum
 
 OVERALL = ("puzzles", "completions", "reward", "reward_std", "flat", "length", "clipped", "format", "resampled")
 IMAGES = ("images", "bad", "untold")  # that puzzles asked for, of which bad; bad ones that aren't listed yet
-PER_LEVEL = ("n", "reward", "accuracy", "exact", "gain", "margin")  # over completions; n is how many
+PER_LEVEL = ("n", "reward", "accuracy", "exact", "chance", "gain", "margin")  # over completions; n is how many
 
 
 @dataclass
@@ -52,6 +48,7 @@ class StepTotals:
             found["reward"] += rewards.sum().item()
             found["accuracy"] += sum(s.accuracy for s in group_scores)
             found["exact"] += sum(s.exact for s in group_scores)
+            found["chance"] += chance * len(rewards)
             found["gain"] += sum(curriculum.gain(answer, s, chance) for s in group_scores)
             found["margin"] += sum(curriculum.margin(answer, s, rule) for s in group_scores)
         parts = [overall, *(found for own in levels.values() for found in own.values())]
@@ -81,75 +78,5 @@ class StepTotals:
             for level, found in met.items():
                 out[f"accuracy/{name}/level{level}"] = found["accuracy"] / found["n"]
                 out[f"exact/{name}/level{level}"] = found["exact"] / found["n"]
+                out[f"chance/{name}/level{level}"] = found["chance"] / found["n"]  # of being exact
         return out
-
-
-class JsonLines:
-    """An append-only file of records that all have `step`; `cut(step)` drops those beyond a step, for resuming."""
-
-    def __init__(self, path):
-        self.path = Path(path)
-        self._file = None
-
-    def write(self, record: dict) -> None:
-        """Append a record; the operating system has it on return. Raises UserError where it can't be written."""
-        line = memoryview((json.dumps(record, ensure_ascii=False) + "\n").encode())
-        try:
-            self._file = self._file or self.path.open("ab", buffering=0)
-            while line:
-                line = line[self._file.write(line) :]
-        except OSError as error:
-            raise unwritable(self.path, error) from None
-
-    def read(self) -> list:
-        if not self.path.exists():
-            return []
-        out = []
-        for line in self.path.read_bytes().split(b"\n"):  # at nothing else: completions hold all kinds of separators
-            try:
-                out.append(json.loads(line))
-            except ValueError:
-                break  # the end, or a line cut short by a kill: nothing behind it is whole
-        return out
-
-    def cut(self, step: int) -> None:
-        self.close()
-        kept = [record for record in self.read() if record["step"] <= step]
-        write_whole(self.path, "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in kept))
-
-    def close(self):
-        if self._file:
-            self._file.close()
-            self._file = None
-
-
-def standard_error(p: float, n: int) -> float:
-    """Of a share p among n independent draws."""
-    return math.sqrt(p * (1 - p) / n)
-
-
-def final_table(records, mixture, levels):
-    """A rich table from a run's records: held-out accuracy of each puzzle, chance, before and after, and the change with its
-    standard error."""
-    from rich.table import Table
-
-    held_out = [r for r in records if any(k.startswith("eval/") for k in r)]
-    first, last = held_out[0], held_out[-1]
-    table = Table(title=f"Held-out accuracy (exact, greedy), step {first['step']} to {last['step']}")
-    for column in ("puzzle", "level", "chance", "before", "after", "change", "s.e. of change", "puzzles"):
-        table.add_column(column, justify="left" if column == "puzzle" else "right")
-    for name in mixture:
-        key = f"eval/{name}"
-        before, after, n = first[f"{key}/exact"], last[f"{key}/exact"], last[f"{key}/n"]
-        error = math.hypot(standard_error(before, first[f"{key}/n"]), standard_error(after, n))
-        table.add_row(
-            name,
-            str(levels[name]),
-            f"{last[f'{key}/chance']:.1%}",
-            f"{before:.1%}",
-            f"{after:.1%}",
-            f"{100 * (after - before):+.1f}",
-            f"{100 * error:.1f}",
-            str(n),
-        )
-    return table

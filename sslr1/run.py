@@ -1,5 +1,6 @@
 """A run: what stands around the training loop. Where it begins, what it records, when it evaluates and checkpoints, how it ends."""
 
+import resource
 import signal
 import time
 from contextlib import contextmanager
@@ -7,7 +8,7 @@ from dataclasses import replace
 
 import torch
 
-from sslr1 import checkpoint, config, metrics, puzzles
+from sslr1 import checkpoint, config, metrics, ops, puzzles, records, report
 from sslr1.alarms import Alarms
 from sslr1.data import BadImages
 from sslr1.errors import UserError
@@ -17,6 +18,8 @@ from sslr1.learner import Learner
 from sslr1.model import cost, parallel
 from sslr1.progress import Progress
 from sslr1.puzzles.curriculum import Curriculum
+from sslr1.samples import Samples
+from sslr1.trackers import Trackers
 from sslr1.warmup import warm_up
 
 # The step whose checkpoint holds the reference of loss.kl_coef: the same weights at every start, bit for bit
@@ -58,12 +61,13 @@ class Run:
         )
         self.checkpoints = built.folder / "checkpoints"
         self.writer, self.writers_group = checkpoint.Background(), parallel.another_group()
-        self.metrics = metrics.JsonLines(built.folder / "metrics.jsonl")
-        self.samples = metrics.JsonLines(built.folder / "samples.jsonl")
+        self.metrics = records.JsonLines(built.folder / "metrics.jsonl")
+        self.samples = Samples(built.folder)
+        self.trackers = None  # on rank 0, from `begin` on
         self.progress = Progress(built.world.main)
         stores = {"": built.images.store} | ({f"{c.eval.path}/": built.evaluation.store} if c.eval.path else {})
         self.bad_images, self.images = BadImages(built.folder, stores, built.world), [0, 0]  # asked for, of which bad
-        self.step, self.saved, self.best, self.best_step = 0, None, -1.0, None
+        self.step, self.saved, self.reported, self.best, self.best_step = 0, None, None, -1.0, None
         self.times, self.signalled, self.began = {}, False, time.monotonic()
         for name in (signal.SIGTERM, signal.SIGUSR1):
             signal.signal(name, self._on_signal)
@@ -123,15 +127,16 @@ class Run:
                 self.progress.say(
                     f"warning: {found} was made by other means ({', '.join(changed)}): expect other rounding"
                 )
-        if self.world.main:  # of what is behind the checkpoint, or all there is where none was reached
-            self.metrics.cut(self.step if found else -1)
-            self.samples.cut(self.step if found else -1)
-        if found:
             self.progress.say(
                 f"going on from {found}"
                 if self.step < self.config.train.steps
                 else f"{self.built.folder} has already made its {self.step} steps; raise train.steps to go on, or choose another log.name"
             )
+        if self.world.main:
+            done = self.step if found else None
+            self.metrics.cut(-1 if done is None else done)
+            self.samples.cut(-1 if done is None else done)
+            self.trackers = Trackers(self.built.folder, done, self.config.model_dump(mode="json"))
         self.evaluator = Evaluator(self.built)
         if not found:
             if self.config.train.warmup.steps:
@@ -145,11 +150,12 @@ class Run:
                     raise SystemExit
             self._evaluate({})
             self._checkpoint()
+            self._report()
         self.bad_images.update()
         if self.config.loss.kl_coef:
             self.writer.wait()
             self.learner.set_reference(self.built.reference(self.checkpoints / f"step-{REFERENCE:06d}" / "hf"))
-        self.progress.start("GRPO", self.config.train.steps)
+        self.progress.start("GRPO", self.config.train.steps, self.step)
         return self.step
 
     def record(self, step, batch, drawn, trained, learned):
@@ -183,30 +189,13 @@ class Run:
             if peak:
                 speed["perf/mfu"] = rate / peak
             speed["perf/max_memory_allocated_gb"] = torch.cuda.max_memory_allocated() / 2**30
+        speed["perf/max_host_memory_gb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
         self.times = {}
         lost = self.learner.skipped_in_a_row >= SKIPS
-        if self.world.main:
-            for prompt, name, answer, group, row in list(
-                zip(batch.prompts, batch.puzzles.names, batch.puzzles.answers, drawn.groups, drawn.scores)
-            )[: None if lost else c.log.samples]:
-                self.samples.write(
-                    {
-                        "step": step,
-                        "puzzle": name,
-                        "slot": prompt.id,
-                        "answer": answer.to_dict(),
-                        "completions": [
-                            {
-                                "text": s.text,
-                                "reward": r.reward,
-                                "exact": r.exact,
-                                "finish": s.finish,
-                                "tokens": len(s.tokens),
-                            }
-                            for s, r in zip(group.samples, row)
-                        ],
-                    }
-                )
+        advantages = ops.advantages(drawn.rewards, c.loss.advantage, learned.pop("step_reward_std"))
+        shown = batch.prompts[: None if lost else c.log.samples]
+        if self.world.main and shown:
+            self.samples.write(step, batch.puzzles, shown, drawn.groups, drawn.scores, advantages)
         resampled = {"rollout/resampled": totals.overall["resampled"]} if c.rollout.resample else {}
         line = {"step": step, **totals.metrics(), **resampled, **taught, **learned, **speed}
         line |= self._watch(line)
@@ -215,14 +204,22 @@ class Run:
             if self.world.main:
                 self.metrics.write(line)
             words = f"{SKIPS} steps in a row, to step {step}, had a gradient that is not finite and were skipped; the samples "
-            words += f"of the last are in {self.samples.path}. Checkpoints are whole: go on with other settings, e.g. a lower "
+            words += f"of the last are in {self.samples.lines.path}. Checkpoints are whole: go on with other settings, e.g. a lower "
             raise UserError(words + "optim.lr, and checkpoint.allow_change=true" if self.world.main else "")
-        if step % c.eval.every == 0 or step == c.train.steps:
+        evaluated = step % c.eval.every == 0 or step == c.train.steps
+        if evaluated:
             self._evaluate(line)
-        elif self.world.main:
-            self.metrics.write(line)
+        else:
+            self._log(line)
         if step % c.checkpoint.every == 0 or step == self.best_step:
             self._checkpoint()
+        if evaluated or (c.log.report_every and step % c.log.report_every == 0):
+            self._report()
+
+    def _log(self, line):
+        if self.world.main:
+            self.metrics.write(line)
+            self.trackers.write(line)
 
     def _teach(self, step, totals) -> dict:
         """Update the curriculum; say what moved. Returns its metrics, with a mark in the step of an alarm."""
@@ -250,12 +247,15 @@ class Run:
         if self.saved != self.step:
             self._checkpoint()
         self.writer.wait()
+        if self.reported != self.step:
+            self._report()
         self.bad_images.update()
         if self.bad_images.listed:
             self.progress.say(f"{len(self.bad_images.listed)} images were passed over; {self.bad_images.path} says why")
         if self.world.main:
+            self.trackers.close()
             self.progress.table(
-                metrics.final_table(self.metrics.read(), self.config.puzzles.mixture, self.config.puzzles.levels)
+                records.final_table(self.metrics.read(), self.config.puzzles.mixture, self.config.puzzles.levels)
             )
             self.progress.say(
                 f"{self.step} of {self.config.train.steps} steps in {self.built.folder}, "
@@ -269,8 +269,7 @@ class Run:
         )
         if mean > self.best:
             self.best, self.best_step = mean, self.step
-        if self.world.main:
-            self.metrics.write({"step": self.step, **line, **found})
+        self._log({"step": self.step, **line, **found})
         self.progress.say(
             f"step {self.step} held out: "
             + ", ".join(f"{name} {found[f'eval/{name}/exact']:.1%}" for name in self.config.puzzles.mixture)
@@ -287,6 +286,15 @@ class Run:
         if asked >= ENOUGH_IMAGES and bad > limit * asked:
             words = f"{bad} of the {asked} images that puzzles asked for were bad, more than data.max_bad {limit:.0%}: "
             raise UserError(f"{words}{self.bad_images}" if self.world.main else "")
+
+    def _report(self):
+        """A report that can't be written is said, and ends no run."""
+        self.reported = self.step
+        if self.world.main:
+            try:
+                report.write(self.built.folder)
+            except Exception as error:
+                self.progress.say(f"step {self.step}: report.html is not up to date ({type(error).__name__}: {error})")
 
     def _checkpoint(self):
         background = self.config.checkpoint.background
@@ -313,7 +321,7 @@ class Run:
                 "made_by": self._made_by(),
                 "images": self.images,
             },
-            records=(self.metrics.path, self.samples.path),
+            records=(self.metrics.path, self.samples.lines.path),
             group=self.writers_group,
             copy=background,
         )

@@ -14,8 +14,8 @@ FLOORS = [
     {"ops"},
     {"puzzles", "model"},
     {"data", "rollout", "learner", "integrations"},
-    {"checkpoint", "metrics", "glossary", "progress", "budget", "alarms"},
-    {"probes"},
+    {"checkpoint", "metrics", "glossary", "progress", "budget", "alarms", "charts", "records", "trackers"},
+    {"probes", "samples", "report"},
     {"build", "entry", "run", "train", "warmup", "evaluate", "preview", "export", "__main__"},
 ]
 FLOOR = {name: i for i, names in enumerate(FLOORS) for name in names}
@@ -53,5 +53,12 @@ def test_lower_floors_do_without_optional_packages():
         "assert sslr1.data.Decoder().backend == 'pillow'\n"
         "print('fine')"
     )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert done.stdout == "fine\n", done.stderr
+
+
+def test_a_report_is_written_without_torch():
+    """Of a run folder that was copied to a machine that can't train."""
+    code = "import sys; sys.modules['torch'] = sys.modules['PIL'] = None; import sslr1.report; print('fine')"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
     assert done.stdout == "fine\n", done.stderr

@@ -35,12 +35,12 @@ def test_every_level_that_was_seen_has_its_own_numbers(one_process):
         "completions/clipped_ratio",
         "rewards/rotation/mean",
         "rewards/ordering/mean",
-        *(f"{what}/rotation/level{level}" for what in ("accuracy", "exact") for level in (1, 2)),
-        "accuracy/ordering/level2",
-        "exact/ordering/level2",
+        *(f"{what}/rotation/level{level}" for what in ("accuracy", "exact", "chance") for level in (1, 2)),
+        *(f"{what}/ordering/level2" for what in ("accuracy", "exact", "chance")),
     }
     assert found["exact/rotation/level1"] == 1.0 and found["exact/rotation/level2"] == 0.25
     assert (found["accuracy/ordering/level2"], found["exact/ordering/level2"]) == (0.75, 0.5)
+    assert (found["chance/rotation/level2"], found["chance/ordering/level2"]) == (0.25, pytest.approx(1 / 24))
     assert found["rewards/rotation/mean"] == pytest.approx((3 * 1.0 + 3 * 0.1) / 6)
     assert (found["frac_reward_zero_std"], found["format"]) == (0.5, 1.0)
     assert (found["completions/mean_length"], found["completions/clipped_ratio"]) == (4.0, 0.5)
