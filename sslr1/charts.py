@@ -15,6 +15,7 @@ def sections(records, mixture) -> list:
     rows = [r for r in records if "reward" in r]
     per = max(1, math.ceil(len(rows) / POINTS))
     stretches = [rows[i : i + per] for i in range(0, len(rows), per)]
+    happened = events(rows)
     keys = list(dict.fromkeys(key for row in rows for key in row))
     seen = {*UNDRAWN}
 
@@ -40,7 +41,7 @@ def sections(records, mixture) -> list:
             {"name": f"chance, {level}", "colour": i, "value": mean(r.get(key) for r in rows)}
             for i, (level, key) in enumerate(chance.items())
         ]
-        options = {"percent": True, "range": [0, 1], "marks": [e for e in events(rows) if e[1].startswith(f"{name} ")]}
+        options = {"percent": True, "range": [0, 1], "marks": [e for e in happened if e[1].startswith(f"{name} ")]}
         points = _held_out(records, name, "exact")
         learnt += chart(f"{name}: exact answers", exact, points=points, lines=lines, **options)
         places = chart(f"{name}: places right", accuracy, points=_held_out(records, name, "accuracy"), **options)
@@ -94,12 +95,12 @@ def events(records) -> list:
     """[step, words] of what a reader should know of: alarms, levels that moved, updates that were skipped."""
     out, before = [], {}
     for record in records:
-        for key, value in record.items():
-            kind, _, name = key.partition("/")
+        for key in (k for k in record if k.startswith("curriculum/") or k == "skipped_steps"):
+            value, (_, _, name) = record[key], key.partition("/")
             name, _, what = name.rpartition("/")
-            if kind == "curriculum" and what == "plateau":
+            if what == "plateau":
                 out.append([record["step"], f"{name} earns what guessing earns"])
-            elif kind == "curriculum" and what == "level" and before.get(key, value) != value:
+            elif what == "level" and before.get(key, value) != value:
                 out.append([record["step"], f"{name} moves from level {before[key]} to level {value}"])
             elif key == "skipped_steps" and value > before.get(key, 0):
                 out.append([record["step"], "update skipped: its gradient was not finite"])

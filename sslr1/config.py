@@ -250,8 +250,10 @@ class Log(Section):
     samples: int = Field(
         4, ge=0, description="puzzles a step whose pictures, questions and completions go to samples.jsonl and samples/"
     )
-    report_every: int = Field(
-        25, ge=0, description="steps between updates of report.html; 0 is at evaluations and at the end only"
+    report_every_s: float = Field(
+        60,
+        ge=0,
+        description="seconds between updates of report.html at least, besides those behind evaluations and at the end",
     )
     tensorboard: bool = Field(True, description="write every metric to tensorboard/ in the run folder")
     wandb: str | None = Field(

@@ -13,6 +13,7 @@ import hashlib
 import json
 import re
 from datetime import UTC, datetime
+from functools import lru_cache
 from pathlib import Path
 
 import yaml
@@ -38,8 +39,6 @@ def write(folder, out=None) -> Path:
 
 def page(folder) -> str:
     """The report as HTML. Raises UserError if `folder` is no run's."""
-    import jinja2
-
     folder = Path(folder)
     try:
         settings = (folder / "config.yaml").read_text(encoding="utf-8")
@@ -49,10 +48,7 @@ def page(folder) -> str:
     records = JsonLines(folder / "metrics.jsonl").read()
     mixture = [name for name, part in config["puzzles"]["mixture"].items() if part > 0]
     script = (PAGE / "report.js").read_text(encoding="utf-8")
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(PAGE), autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True
-    )
-    return environment.get_template("report.html").render(
+    return _template().render(
         config=config,
         settings=settings,
         summary=summary(records, config),
@@ -64,6 +60,14 @@ def page(folder) -> str:
         script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
         data={"sections": charts.sections(records, mixture), "samples": samples(folder)},
     )
+
+
+@lru_cache
+def _template():
+    import jinja2
+
+    options = {"autoescape": True, "undefined": jinja2.StrictUndefined, "trim_blocks": True}
+    return jinja2.Environment(loader=jinja2.FileSystemLoader(PAGE), **options).get_template("report.html")
 
 
 def summary(records, config) -> list:

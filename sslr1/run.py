@@ -68,7 +68,8 @@ class Run:
         stores = {"": built.images.store} | ({f"{c.eval.path}/": built.evaluation.store} if c.eval.path else {})
         self.bad_images, self.images = BadImages(built.folder, stores, built.world), [0, 0]  # asked for, of which bad
         self.step, self.saved, self.reported, self.best, self.best_step = 0, None, None, -1.0, None
-        self.times, self.signalled, self.began = {}, False, time.monotonic()
+        self.times, self.signalled = {}, False
+        self.began = self.report_time = time.monotonic()
         for name in (signal.SIGTERM, signal.SIGUSR1):
             signal.signal(name, self._on_signal)
 
@@ -213,7 +214,7 @@ class Run:
             self._log(line)
         if step % c.checkpoint.every == 0 or step == self.best_step:
             self._checkpoint()
-        if evaluated or (c.log.report_every and step % c.log.report_every == 0):
+        if evaluated or time.monotonic() - self.report_time > c.log.report_every_s:
             self._report()
 
     def _log(self, line):
@@ -289,7 +290,7 @@ class Run:
 
     def _report(self):
         """A report that can't be written is said, and ends no run."""
-        self.reported = self.step
+        self.reported, self.report_time = self.step, time.monotonic()
         if self.world.main:
             try:
                 report.write(self.built.folder)

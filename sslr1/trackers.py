@@ -36,14 +36,11 @@ class Trackers:
             named = folder / "wandb-id.txt"
             if not named.exists():
                 named.write_text(secrets.token_hex(8))
-            self._run = wandb.init(
-                project=log["wandb"],
-                name=folder.name,
-                id=named.read_text(),
-                resume="allow",
-                dir=str(folder),
-                config=config,
-            )
+            named_run = {"project": log["wandb"], "name": folder.name, "id": named.read_text(), "resume": "allow"}
+            try:
+                self._run = wandb.init(**named_run, dir=str(folder), config=config)
+            except wandb.Error as error:  # no key, no network
+                raise UserError(f"log.wandb is {log['wandb']!r}: {error}") from None
             self._run.define_metric("step")
             self._run.define_metric("*", step_metric="step")
 

@@ -15,9 +15,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from sslr1 import glossary
+from sslr1 import glossary, ops
 from sslr1.data import Decoder, ImageFolder
 from tests.conftest import ROOT, launch
+from tests.test_trackers import scalars
 
 SMALL = (
     "data.min_side=112",
@@ -64,6 +65,11 @@ def records(folder):
     return [{k: v for k, v in row.items() if not k.startswith(("timing_s/", "perf/"))} for row in rows]
 
 
+def pictures(folder):
+    """All files of samples/."""
+    return {path.name: path.read_bytes() for path in (folder / "samples").iterdir()}
+
+
 def state(checkpoint):
     """All tensors of a checkpoint."""
     return {k: v for p in (checkpoint / "state").glob("*.safetensors") for k, v in load_file(p).items()}
@@ -78,7 +84,7 @@ def unbroken(tmp_path_factory, warm, scenes):
 
 def test_a_run_leaves_what_is_promised(unbroken):
     folder, shown = unbroken
-    for name in ("config.yaml", "files.txt", "metrics.jsonl", "samples.jsonl"):
+    for name in ("config.yaml", "files.txt", "metrics.jsonl", "samples.jsonl", "report.html"):
         assert (folder / name).stat().st_size
     rows = records(folder)
     assert [r["step"] for r in rows] == list(range(7))
@@ -109,6 +115,12 @@ def test_a_run_leaves_what_is_promised(unbroken):
     assert all(r["eval/ordering/n"] == 20 for r in rows if "eval/ordering/n" in r)
     samples = [json.loads(line) for line in (folder / "samples.jsonl").read_text().splitlines()]
     assert {s["step"] for s in samples} == set(range(1, 7)) and all(len(s["completions"]) == 4 for s in samples)
+    for s in samples:
+        assert s["question"].count("<image>") == len(s["sizes"]) and (folder / s["picture"]).stat().st_size
+        rewards = torch.tensor([[c["reward"] for c in s["completions"]]])
+        assert [c["advantage"] for c in s["completions"]] == ops.advantages(rewards)[0].tolist()
+    assert any(c["advantage"] for s in samples for c in s["completions"])
+    assert "6 of 6" in (folder / "report.html").read_text()
     chosen = f"86 images to train on, 64 held out, decoded by {Decoder().backend}, rendered by cpp; 1 cpu rank(s), 1 thread(s)"
     assert chosen in shown
     assert "Held-out accuracy" in shown and "rotation" in shown and "before" in shown
@@ -152,12 +164,18 @@ def test_the_sampler_learns_from_where_it_stopped(unbroken, tmp_path, warm, scen
     for late in ("step-000006",):
         shutil.rmtree(tmp_path / "unbroken" / "checkpoints" / late)
     (tmp_path / "unbroken" / "checkpoints" / "partial-000006").mkdir()  # what a kill while writing leaves
+    late = tmp_path / "unbroken" / "samples" / "step-000009-slot-0.webp"
+    late.write_bytes(b"of a step that was not kept")
     with (tmp_path / "unbroken" / "metrics.jsonl").open("a") as f:
         f.write('{"step": 7, "rew')
     done = train(tmp_path, warm, scenes, "unbroken")
     assert "going on from" in done.stdout and "step-000004" in done.stdout
     assert records(tmp_path / "unbroken") == records(whole)
     assert (tmp_path / "unbroken" / "samples.jsonl").read_text() == (whole / "samples.jsonl").read_text()
+    assert pictures(tmp_path / "unbroken") == pictures(whole) and len(pictures(whole)) == 6 * 4
+    board = scalars(tmp_path / "unbroken" / "tensorboard")
+    assert [step for step, _ in board["reward"]] == list(range(1, 7))
+    assert [step for step, _ in board["eval/rotation/exact"]] == [0, 3, 6]
     a, b = (state(f / "checkpoints" / "step-000006") for f in (whole, tmp_path / "unbroken"))
     assert a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
 

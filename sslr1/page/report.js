@@ -83,7 +83,7 @@ function draw(svg, chart, steps) {
     add("text", { x: x(v), y: height - 4, "text-anchor": x(v) > right - 12 ? "end" : "middle" }, (v || 0).toLocaleString("en"));
   for (const [step, words] of chart.marks ?? []) {
     add("line", { x1: x(step), x2: x(step), y1: top, y2: bottom, stroke: "var(--muted)", "stroke-dasharray": "1 3" });
-    add("text", { x: x(step), y: top + 4, "text-anchor": "middle" }, words.includes("guessing") ? "⚠" : "↕");
+    if (words.includes("guessing")) add("text", { x: x(step), y: top + 4, "text-anchor": "middle" }, "⚠");
   }
   for (const line of chart.lines ?? [])
     add("line", { x1: left, x2: right, y1: y(line.value), y2: y(line.value), stroke: colour(line.colour), "stroke-dasharray": "5 4" });
@@ -115,7 +115,7 @@ function legend(chart) {
     return element("span", {}, key, name);
   };
   const out = chart.series.map((s) => entry("", colour(s.colour), s.name));
-  for (const line of chart.lines ?? []) out.push(entry("dashed", colour(line.colour), `${line.name} ${worded(line.value, chart.percent)}`));
+  for (const line of chart.lines ?? []) out.push(entry("dashed", colour(line.colour), `${line.name}: ${worded(line.value, chart.percent)}`));
   if (chart.points?.steps.length) out.push(entry("dot", "var(--ink)", chart.points.name));
   return element("div", { class: "legend" }, ...out);
 }
@@ -172,7 +172,7 @@ for (const section of data.sections) {
 
 // ---- samples ---------------------------------------------------------------------------------------------------------
 
-const SHOWN = 6;
+const SHOWN = 6, TALLEST = 260;  // samples at a time; px of a picture, half of that where there are many
 const SIGNS = { exact: "✓", partly: "◐", wrong: "✗", "no format": "∅", "cut off": "✂" };
 const GROUPS = {
   "all": () => true,
@@ -183,19 +183,18 @@ const GROUPS = {
 
 function question(sample) {
   const out = element("div", { class: "question" }), width = sample.sizes.reduce((sum, [, w]) => sum + w, 0);
-  const height = Math.max(...sample.sizes.map(([h]) => h));
+  const height = Math.max(...sample.sizes.map(([h]) => h)), tallest = sample.sizes.length > 3 ? TALLEST / 2 : TALLEST;
   let k = 0, left = 0;
   for (const line of sample.question.split("\n")) {
     const pieces = line.split("<image>"), shown = element("div", { class: pieces.length > 1 ? "pictures" : "words" });
     pieces.forEach((piece, i) => {
-      if (i) {
-        const [h, w] = sample.sizes[k++];
-        const crop = element("svg", { viewBox: `${left} 0 ${w} ${h}`, width: w, height: h, role: "img", "aria-label": `picture ${k}` });
-        if (sample.picture) crop.append(element("image", { href: sample.picture, width, height }));
-        left += w;
-        shown.append(crop);
-      }
-      if (piece.trim()) shown.append(piece);
+      const words = piece.trim() ? [piece] : [];
+      if (i === pieces.length - 1) return shown.append(...words);
+      const [h, w] = sample.sizes[k++], size = Math.min(w, w * tallest / h);
+      const crop = element("svg", { viewBox: `${left} 0 ${w} ${h}`, width: size, role: "img", "aria-label": `picture ${k}` });
+      if (sample.picture) crop.append(element("image", { href: sample.picture, width, height }));
+      left += w;
+      shown.append(element("span", {}, ...words, crop));  // a label stays with its picture
     });
     const row = out.lastElementChild;
     if (pieces.length > 1 && row?.className === "pictures") row.append(...shown.childNodes);  // labelled pictures stand in one row
