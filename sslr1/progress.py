@@ -46,7 +46,7 @@ class Progress:
         elif step in (self._done + 1, self._total) or now - self._last >= PLAIN_EVERY_S:
             self._last = now
             left = (now - self._began) / max(1, step - self._done) * (self._total - step)
-            self.console.print(f"{self._what} {step}/{self._total}  ETA {clock(left)}  {note}", markup=False)
+            self.console.print(f"{self._what} {step}/{self._total}  ETA {clock(left)}  {note}")
 
     def say(self, text: str):
         self.console.print(text, markup=False)
