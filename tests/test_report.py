@@ -226,6 +226,10 @@ def test_in_a_browser(run, tmp_path, width, dark):
         assert not page.run(
             "[...document.querySelectorAll('svg *')].some(e => [...e.attributes].some(a => /NaN|Infinity/.test(a.value)))"
         )
+        page.run("document.querySelector('#everything-else details').open = true")
+        page.settle()
+        drawn = page.run("[...document.querySelectorAll('figure svg')].map(e => e.querySelectorAll('path').length)")
+        assert len(drawn) == len(titles) and all(drawn)  # those that were folded away too
         texts = page.run("[...document.querySelector('article').querySelectorAll('pre')].map(e => e.textContent)")
         assert texts[:3] == NASTY[:3] and page.run("document.title") == f"{run.name} · SSL-R1"
         page.run("document.querySelector('figure svg').scrollIntoView()")

@@ -17,8 +17,8 @@ function worded(value, percent) {
   if (value === null) return "–";
   if (percent) return `${+(100 * value).toPrecision(3)}%`;
   const size = Math.abs(value);
-  if (size >= 1e6) return `${(value / 1e6).toPrecision(3)}M`;
-  if (size >= 1e4) return `${(value / 1e3).toPrecision(3)}k`;
+  if (size >= 1e6) return `${+(value / 1e6).toPrecision(3)}M`;
+  if (size >= 1e4) return `${+(value / 1e3).toPrecision(3)}k`;
   if (size && size < 1e-3) return value.toExponential(1);
   return String(+value.toPrecision(3));
 }
