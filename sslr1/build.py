@@ -35,8 +35,8 @@ class Built:
     model_path: Path
     tokenizer: object
     spec: ops.PatchSpec
-    images: Images
-    evaluation: Images
+    images: Images | None
+    evaluation: Images | None
     policy: object
     weights: SamplerWeights
     engine: Engine
@@ -90,8 +90,9 @@ class Built:
         )
 
 
-def builtin(config: Config) -> tuple[Path, Path]:
-    """Paths of the model and the images; what is built in is made below log.dir if it isn't there yet."""
+def builtin(config: Config, data=True) -> tuple[Path, Path]:
+    """Paths of the model and the images; what is built in is made below log.dir if it isn't there yet (without `data`, the
+    model alone)."""
     model_path, data_path = config.model.path, config.data.path
     home = Path(config.log.dir)
     if model_path == BUILTIN_MODEL:
@@ -100,7 +101,7 @@ def builtin(config: Config) -> tuple[Path, Path]:
         model_path = home / "builtin" / "tiny"
         if not (model_path / "preprocessor_config.json").exists():
             build_tiny(model_path)
-    if data_path == BUILTIN_IMAGES:
+    if data and data_path == BUILTIN_IMAGES:
         from sslr1.data.scenes import write_scenes
 
         data_path = home / "builtin" / f"scenes-{config.data.scenes}"
@@ -108,13 +109,14 @@ def builtin(config: Config) -> tuple[Path, Path]:
     return Path(model_path), Path(data_path)
 
 
-def build(config: Config, world: parallel.World, folder: Path | None = None) -> Built:
+def build(config: Config, world: parallel.World, folder: Path | None = None, data=True) -> Built:
     """Build everything. Rank 0 makes what is missing on disk first. Errors that a user can mend are raised before the model
-    is loaded wherever possible. With a run folder, its frozen list of images is used, or made."""
+    is loaded wherever possible. With a run folder, its frozen list of images is used, or made. Without `data` there are
+    no images, and the configuration's are not looked at."""
     torch.set_num_threads(config.train.threads or max(1, (os.cpu_count() or 1) // _local_ranks()))
     if world.device.type == "cpu":
         torch.use_deterministic_algorithms(True)
-    if config.rollout.prompts % world.size:
+    if data and config.rollout.prompts % world.size:
         raise UserError(f"rollout.prompts is {config.rollout.prompts}, not divisible by the {world.size} ranks")
     if world.size % config.train.replicate:
         raise UserError(f"train.replicate is {config.train.replicate}, which does not divide the {world.size} ranks")
@@ -131,33 +133,25 @@ def build(config: Config, world: parallel.World, folder: Path | None = None) -> 
     problem = None
     if world.main:
         try:
-            model_path, data_path = builtin(config)
+            model_path, data_path = builtin(config, data)
             model.opening(model.load_tokenizer(model_path), config.puzzles.thinking)
-            if not listing or not listing.exists():
+            if data and (not listing or not listing.exists()):
                 found = ImageFolder.scan(data_path)
                 if listing:
                     if found.refused:
                         bad.write(folder / bad.NAME, dict(found.refused))
                     found.freeze(listing)
-            if config.eval.path:
+            if data and config.eval.path:
                 ImageFolder.scan(config.eval.path)
         except (OSError, UserError) as error:
             problem = error
     agree(problem, world)
-    model_path, data_path = builtin(config)
+    model_path, data_path = builtin(config, data)
 
     tokenizer = model.load_tokenizer(model_path)
     limits = {k: v for k in ("min_pixels", "max_pixels") if (v := getattr(config.puzzles, k))}
     spec = ops.PatchSpec.from_pretrained(model_path, dtype=dtype, **limits)
-    decoder = Decoder(config.data.decoder, torch.get_num_threads(), config.data.max_side)
-    room = config.data.cache_mb << 20
-    files = ImageFolder.thaw(data_path, listing) if listing else ImageFolder.scan(data_path)
-    store = ImageStore(files, decoder, config.data.min_side, room)
-    images = evaluation = Images(store, *store.folder.hold_out(config.data.holdout))
-    if config.eval.path:
-        other = ImageStore(ImageFolder.scan(config.eval.path), decoder, config.data.min_side, room)
-        evaluation = Images(other, [], list(range(len(other.folder))))
-        images = replace(images, train=list(range(len(store.folder))), held_out=[])
+    images, evaluation = _images(config, data_path, listing) if data else (None, None)
 
     problem = None
     if folder and world.main:
@@ -202,6 +196,20 @@ def check_token_budget(config, images, tokenizer, spec) -> None:
                     f"a completion of rollout.max_tokens={config.rollout.max_tokens} don't fit; set it to {needed} or more, or "
                     "lower puzzles.max_pixels"
                 )
+
+
+def _images(config, data_path, listing) -> tuple[Images, Images]:
+    """Images to train on, and those to evaluate on."""
+    decoder = Decoder(config.data.decoder, torch.get_num_threads(), config.data.max_side)
+    room = config.data.cache_mb << 20
+    files = ImageFolder.thaw(data_path, listing) if listing else ImageFolder.scan(data_path)
+    store = ImageStore(files, decoder, config.data.min_side, room)
+    images = Images(store, *store.folder.hold_out(config.data.holdout))
+    if not config.eval.path:
+        return images, images
+    other = ImageStore(ImageFolder.scan(config.eval.path), decoder, config.data.min_side, room)
+    everything = list(range(len(store.folder)))
+    return replace(images, train=everything, held_out=[]), Images(other, [], list(range(len(other.folder))))
 
 
 def _local_ranks() -> int:

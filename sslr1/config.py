@@ -318,9 +318,10 @@ def _nearest(name, known):
 
 
 def load(path, overrides=()) -> Config:
-    """Read a YAML file, apply `section.key=value` overrides, check everything. Raises ConfigError, one line."""
+    """Read a YAML file (None: begin with nothing), apply `section.key=value` overrides, check everything. Raises ConfigError,
+    one line."""
     try:
-        text = Path(path).read_text(encoding="utf-8")
+        text = Path(path).read_text(encoding="utf-8") if path else ""
     except (OSError, ValueError) as error:  # ValueError: bytes that are not UTF-8, and names with a NUL in them
         why = error.strerror if isinstance(error, OSError) else error
         raise ConfigError(f"configuration {str(path)!r} can't be read: {why}") from None
@@ -348,7 +349,7 @@ def load(path, overrides=()) -> Config:
     config = check(tree)
     if config.log.name is None:
         material = json.dumps(_material(config.model_dump(mode="json")), sort_keys=True)
-        name = f"{Path(path).stem}-{hashlib.blake2b(material.encode(), digest_size=3).hexdigest()}"
+        name = f"{Path(path or 'run').stem}-{hashlib.blake2b(material.encode(), digest_size=3).hexdigest()}"
         config = config.model_copy(update={"log": config.log.model_copy(update={"name": name})})
     return config
 

@@ -16,16 +16,25 @@ FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 
 
 @contextmanager
-def built(path, overrides, run=False):
+def one_line(alike=True):
+    """A UserError in the body ends the program with its line on stderr and exit code 2. alike: every rank meets the same
+    error, so that one prints it."""
+    try:
+        yield
+    except UserError as error:
+        _fail("" if alike and os.environ.get("RANK", "0") != "0" else error)
+
+
+@contextmanager
+def built(path, overrides, run=False, folder=None, data=True):
     """Everything that the configuration names, built; processes are joined before and left after.
 
-    run: in the run's own folder, locked, and refused if it was started with other settings. A UserError, here or in the
-    body, ends the program with its line on stderr and exit code 2.
+    run: in the run's own folder, locked, and refused if it was started with other settings. folder: a run folder, whose frozen
+    list of images is used. data: images too. A UserError, here or in the body, ends the program with its line on stderr and
+    exit code 2.
     """
-    try:
+    with one_line():
         config = configuration.load(path, overrides)
-    except UserError as error:
-        _fail(error if os.environ.get("RANK", "0") == "0" else "")  # every rank reads the same file
 
     from transformers.utils import logging as transformers_logging
 
@@ -39,14 +48,14 @@ def built(path, overrides, run=False):
     world = parallel.start(config.train.device)
     lock = problem = None
     try:
-        folder = Path(config.log.dir) / config.log.name if run else None
+        folder = Path(config.log.dir) / config.log.name if run else folder
         if run and world.main:
             try:
                 lock = _take(folder, config)
             except (UserError, OSError) as error:
                 problem = error
         build.agree(problem, world)
-        yield build.build(config, world, folder)
+        yield build.build(config, world, folder, data)
     except UserError as error:
         _fail(error)
     except OSError as error:

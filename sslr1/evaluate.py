@@ -1,14 +1,29 @@
-"""Held-out puzzles, answered greedily.
+"""Held-out puzzles and benchmarks, answered greedily, with confidence intervals.
 
-torchrun … -m sslr1.evaluate CONFIG [model.path=FOLDER …]      a table of accuracies with standard errors
-python -m sslr1.evaluate --probes [FOLDER] [--count N]         what blind solvers score on the puzzles themselves
+[torchrun …] -m sslr1.evaluate WHAT [section.key=value …]                 held-out puzzles at the configuration's levels
+[torchrun …] -m sslr1.evaluate WHAT --levels all --form both              every puzzle at every level, thinking and direct
+[torchrun …] -m sslr1.evaluate WHAT --benchmark FILE.tsv [--circular]     a benchmark in VLMEvalKit's form
+python -m sslr1.evaluate --probes [FOLDER] [--count N]                    what blind solvers score on the puzzles themselves
+
+WHAT: a YAML file, a run folder (its newest checkpoint, its configuration), one of its checkpoints/step-…, or any Hugging Face
+folder. Answers are bit-equal on any number of ranks, unless rollout.batch_invariant=false is given, which is faster.
 """
+
+import json
+from pathlib import Path
 
 import torch
 
-from sslr1 import model, puzzles
-from sslr1.data import held_out
+from sslr1 import benchmarks, model, puzzles, scoring
+from sslr1.data import choose_held_out, held_out, make_held_out
+from sslr1.errors import UserError
 from sslr1.model import parallel
+
+FORMS = {"direct": ("direct",), "thinking": ("thinking",), "both": ("direct", "thinking")}
+CHUNK, CHUNK_PATCHES = (
+    64,
+    1 << 18,
+)  # prompts that are answered at once: so many, and so many patches if all were the largest
 
 
 class Evaluator:
@@ -16,24 +31,13 @@ class Evaluator:
 
     def __init__(self, built):
         self.built = built
-        config = built.config
-        options = {
-            "seed": config.train.seed,
-            "spec": built.spec,
-            "thinking": config.puzzles.thinking,
-            "wordings": config.puzzles.wordings,
-            "composed": config.puzzles.composed,
-            "rank": built.world.rank,
-            "world_size": built.world.size,
-        }
+        config, share = built.config, {"rank": built.world.rank, "world_size": built.world.size}
         self.batches = {
             name: held_out(
-                built.evaluation.store,
-                built.evaluation.held_out,
-                name,
-                config.puzzles.levels[name],
+                *(built.evaluation.store, built.evaluation.held_out, name, config.puzzles.levels[name]),
                 config.eval.count,
-                **options,
+                **_options(built, config.puzzles.thinking),
+                **share,
             )
             for name in config.puzzles.mixture
         }
@@ -44,10 +48,7 @@ class Evaluator:
         for name, batches in self.batches.items():
             sums = torch.zeros(5, dtype=torch.float64, device=self.built.world.device)
             for batch in batches:
-                prompts = model.prompts(batch, self.built.tokenizer)
-                groups = self.built.engine.generate(prompts, group_size=1, temperature=0)
-                for answer, chance, group in zip(batch.answers, batch.chance, groups):
-                    score = self.built.score(answer, group.samples[0].text)
+                for chance, (score, _) in zip(batch.chance, _answered(self.built, batch)):
                     sums += sums.new_tensor([score.exact, score.accuracy, score.format_ok, chance, 1])
             *means, n = parallel.all_reduce(sums).tolist()
             for key, total in zip(("exact", "accuracy", "format", "chance"), means):
@@ -56,18 +57,273 @@ class Evaluator:
         return out
 
 
+def _options(built, thinking) -> dict:
+    c = built.config
+    wording = {"thinking": thinking, "wordings": c.puzzles.wordings, "composed": c.puzzles.composed}
+    return {"seed": c.train.seed, "spec": built.spec, **wording}
+
+
+def _answered(built, batch) -> list:
+    """(Score, Sample) of each puzzle's greedy answer."""
+    opening = model.opening(built.tokenizer, batch.thinking)
+    groups = built.engine.generate(model.prompts(batch, built.tokenizer), group_size=1, temperature=0)
+    samples = [group.samples[0] for group in groups]
+    rule = built.config.puzzles.rule
+    return [
+        (puzzles.score(answer, opening + sample.text, rule, batch.thinking), sample)
+        for answer, sample in zip(batch.answers, samples)
+    ]
+
+
+def ask_puzzles(built, name, level, form) -> list:
+    """A line of the log for every held-out puzzle of one kind and level, over all ranks. In both forms they are the same ones."""
+    images, world = built.evaluation, built.world
+    place, options = (images.store, images.held_out, name, level), _options(built, form == "thinking")
+    chosen = choose_held_out(*place, built.config.eval.count, **options)[world.rank :: world.size]
+    addresses, records = iter(chosen), []
+    for batch in make_held_out(*place, chosen, chunk=CHUNK, **options):
+        puzzle = zip(batch.questions, batch.answers, batch.chance, _answered(built, batch))
+        for question, answer, chance, (score, sample) in puzzle:
+            number, epoch, attempt = next(addresses)
+            records.append(
+                {
+                    "puzzle": name,
+                    "level": level,
+                    "form": form,
+                    "image": images.store.folder.files[number][0],
+                    "epoch": epoch,
+                    "attempt": attempt,
+                    "question": question,
+                    "answer": answer.text,
+                    "completion": sample.text,
+                    "finish": sample.finish,
+                    "score": score.exact,
+                    "accuracy": score.accuracy,
+                    "format": score.format_ok,
+                    "chance": chance,
+                }
+            )
+    return gather(records, world)
+
+
+def ask_benchmark(built, asked, form, max_pixels, max_tokens, report) -> list:
+    """A line of the log for each of `asked` rows, over all ranks. report(done): how many of this rank's are answered."""
+    world, spec = built.world, built.spec
+    process = benchmarks.image_processor(spec, max_pixels)
+    opening = model.opening(built.tokenizer, form == "thinking")
+    rows, prompts, records = [], [], []
+
+    def answer():
+        groups = built.engine.generate(prompts, group_size=1, temperature=0, max_tokens=max_tokens)
+        records.extend(benchmarks.record(row, form, group.samples[0], opening) for row, group in zip(rows, groups))
+        rows.clear()
+        prompts.clear()
+        report(len(records))
+
+    for row in asked[world.rank :: world.size]:
+        prompt = benchmarks.prompt(row, built.tokenizer, spec.merge, process, form == "thinking")
+        largest = max(len(p.pixel_values) for p in [*prompts, prompt])
+        if len(rows) == CHUNK or (rows and largest * (len(rows) + 1) > CHUNK_PATCHES):
+            answer()
+        rows.append(row)
+        prompts.append(prompt)
+    if rows:
+        answer()
+    return gather(records, world)
+
+
+def gather(records, world) -> list:
+    """All ranks' records, where each has every world.size-th. All ranks must call it."""
+    data = torch.frombuffer(bytearray(json.dumps(records).encode()), dtype=torch.uint8)
+    ranks = [json.loads(part.numpy().tobytes()) for part in parallel.all_gather_rows(data[:, None])]
+    return [ranks[i % world.size][i // world.size] for i in range(sum(map(len, ranks)))]
+
+
+def puzzle_report(records, baseline) -> list:
+    """A summary of every (puzzle, level, form) among the records."""
+    cells, out = {}, []
+    for r in records:
+        cells.setdefault((r["puzzle"], r["level"], r["form"]), []).append(r)
+    theirs = {}
+    for r in baseline or []:
+        theirs.setdefault((r["puzzle"], r["level"], r["form"]), {})[_unit(r)] = r["score"]
+    for (name, level, form), own in cells.items():
+        scores, chances = ({_unit(r): r[field] for r in own} for field in ("score", "chance"))
+        same = theirs.get((name, level, form))
+        same = same if same and same.keys() == scores.keys() else None  # of other puzzles: nothing to compare
+        found = scoring.summary(scores, chances, same, name, level, form)
+        means = {field: sum(r[field] for r in own) / len(own) for field in ("accuracy", "format")}
+        found |= {"places": means["accuracy"], "format": means["format"]}
+        out.append({"puzzle": name, "level": level, "form": form, **found})
+    return out
+
+
+def _unit(r):
+    return f"{r['image']} {r['epoch']} {r['attempt']} {r['answer']}"
+
+
+def read_log(path, keys) -> list:
+    """Records of a per-sample log that an earlier evaluation wrote, each with these keys. Raises UserError."""
+    try:
+        records = [json.loads(line) for line in Path(path).read_text(encoding="utf-8").splitlines()]
+    except (OSError, ValueError) as error:
+        raise UserError(f"--baseline {path} can't be read as JSON lines: {error}") from None
+    for number, r in enumerate(records, 1):
+        for key in keys:
+            if not isinstance(r, dict) or key not in r:
+                raise UserError(f"--baseline {path}, line {number}: no {key!r}; it must be a log that --out wrote")
+    return records
+
+
+def baseline_of(path, asked, forms) -> list:
+    """Records of another model's log of the same questions. Raises UserError where they are others."""
+    records = read_log(path, ("index", "rotation", "form", "answer", "score", "chance"))
+    for form in forms:
+        theirs = {(r["index"], r["rotation"]): r["answer"] for r in records if r["form"] == form}
+        for row in asked:
+            answer = theirs.pop((row.index, row.rotation), None)
+            if answer != row.answer:
+                what = f"the answer {answer!r}" if answer else "nothing"
+                raise UserError(
+                    f"--baseline {path} has {what} in the {form} form for index {row.index!r}, rotation {row.rotation}, "
+                    f"where {row.answer!r} is right: it must be a log of the same questions"
+                )
+        if theirs:
+            raise UserError(
+                f"--baseline {path} has {len(theirs)} questions more in the {form} form: it must have the same"
+            )
+    return records
+
+
+def locate(what) -> tuple:
+    """(configuration file or None, overrides that name the model, run folder or None) of what is to be evaluated. Raises UserError."""
+    from sslr1 import checkpoint
+
+    path = Path(what)
+    if not path.is_dir():
+        return path, [], None
+    step = path.parent if path.name == "hf" and path.parent.name.startswith("step-") else path
+    if (path / "checkpoints").is_dir():
+        step = checkpoint.newest(path / "checkpoints")
+        if step is None:
+            raise UserError(f"{what} has no checkpoint yet (checkpoints/step-…)")
+    if (step / "hf").is_dir():
+        run = step.resolve().parent.parent
+        given = [f"model.path={json.dumps(str(step / 'hf'))}"]
+        return (run / "config.yaml", given, run) if (run / "config.yaml").is_file() else (None, given, None)
+    if (path / "config.json").is_file():
+        return None, [f"model.path={json.dumps(what)}"], None
+    raise UserError(
+        f"{what} is no run folder (checkpoints/step-…), no checkpoint (hf/) and no model folder (config.json)"
+    )
+
+
+def write(out, numbers, records) -> None:
+    """`out` as JSON, and the log beside it as JSON lines."""
+    out = Path(out)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.with_suffix(".jsonl").write_text("".join(json.dumps(r, ensure_ascii=False) + "\n" for r in records), "utf-8")
+    out.write_text(json.dumps(numbers, indent=2, ensure_ascii=False) + "\n", "utf-8")
+
+
+def evaluate_puzzles(arguments, console):
+    """Answer held-out puzzles and print their table."""
+    from sslr1 import entry, tables
+
+    with entry.one_line():
+        source, given, folder = locate(arguments.what)
+        keys = ("puzzle", "level", "form", "image", "epoch", "attempt", "answer", "score")
+        baseline = read_log(arguments.baseline, keys) if arguments.baseline else None
+    moved = any(override.startswith("data.path=") for override in arguments.overrides)
+    if folder and (moved or not (folder / "files.txt").is_file()):
+        folder = None  # without the list of the images that it was started with
+    overrides = ["rollout.batch_invariant=true", *given, *arguments.overrides]
+    with entry.built(source, overrides, folder=folder) as built:
+        c = built.config.puzzles
+        names = arguments.puzzle or (puzzles.NAMES if arguments.levels else list(c.mixture))
+        forms = FORMS[arguments.form] if arguments.form else (("thinking",) if c.thinking else ("direct",))
+        records = []
+        for name in names:
+            for level in _levels(arguments.levels, name) or [c.levels[name]]:
+                for form in forms:
+                    records += ask_puzzles(built, name, level, form)
+        cells = puzzle_report(records, baseline)
+        numbers = {"model": str(built.model_path), "images": str(built.evaluation.store.folder.root), "cells": cells}
+        if built.world.main:
+            if arguments.out:
+                write(arguments.out, numbers, records)
+            trained = {(name, c.levels[name]) for name in c.mixture} if source else set()
+            console.print(tables.puzzle_table(cells, trained, built.model_path))
+
+
+def _levels(asked, name):
+    return [level for level in puzzles.LEVELS[name] if asked == ["all"] or str(level) in asked]
+
+
+def evaluate_benchmark(arguments, console):
+    """Answer a benchmark and print its tables."""
+    import os
+
+    from sslr1 import entry, tables
+    from sslr1.progress import Progress
+
+    name = arguments.name or Path(arguments.benchmark).stem
+    forms = FORMS[arguments.form or "direct"]
+    with entry.one_line():
+        source, given, _ = locate(arguments.what)
+        rows = benchmarks.read(arguments.benchmark)
+        if scoring.paper_name(name) == "MMVP":
+            scoring.check_pairs(rows, arguments.benchmark)
+        asked = benchmarks.asked(rows, arguments.circular)
+        baseline = baseline_of(arguments.baseline, asked, forms) if arguments.baseline else []
+    with entry.one_line(alike=False):
+        rank, size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+        benchmarks.check_images(rows[rank::size], arguments.benchmark, os.cpu_count() or 1)
+    overrides = ["rollout.batch_invariant=true", "data.path=none", *given, *arguments.overrides]
+    with entry.built(source, overrides, data=False) as built:
+        limits, records, progress = (arguments.max_pixels, arguments.max_tokens), [], Progress(built.world.main)
+        numbers = {"benchmark": name, "file": arguments.benchmark, "model": str(built.model_path)}
+        numbers |= {"max_pixels": limits[0], "max_tokens": limits[1], "forms": {}}
+        for form in forms:
+            progress.start(f"{name}, {form}", len(asked[built.world.rank :: built.world.size]))
+            own = ask_benchmark(built, asked, form, *limits, lambda done: progress.show(done, {}))
+            theirs = [r for r in baseline if r["form"] == form]
+            numbers["forms"][form] = scoring.summarise(own, name, theirs)
+            records += own
+        progress.stop()
+        if built.world.main:
+            if arguments.out:
+                write(arguments.out, numbers, records)
+            for table in tables.benchmark_tables(numbers):
+                console.print(table)
+
+
 def main():
     import argparse
 
     from rich.console import Console
-    from rich.table import Table
 
-    from sslr1 import entry
-    from sslr1.records import standard_error
-
-    parser = argparse.ArgumentParser(prog="python -m sslr1.evaluate", description="Accuracy on held-out puzzles.")
-    parser.add_argument("config", nargs="?", help="a YAML file, e.g. configs/tiny.yaml")
+    parser = argparse.ArgumentParser(
+        prog="python -m sslr1.evaluate", description="Accuracy on held-out puzzles and on benchmarks."
+    )
+    parser.add_argument(
+        "what", nargs="?", help="a YAML file, a run folder, a checkpoint of one, or a Hugging Face folder"
+    )
     parser.add_argument("overrides", nargs="*", metavar="section.key=value")
+    parser.add_argument("--levels", nargs="+", choices=("all", "1", "2", "3", "4"), help="of all puzzles")
+    parser.add_argument("--puzzle", nargs="+", choices=puzzles.NAMES, help="of these")
+    parser.add_argument("--form", choices=FORMS, help="the configuration's, and direct for a benchmark, unless given")
+    parser.add_argument("--benchmark", metavar="FILE.tsv", help="a benchmark in VLMEvalKit's form")
+    parser.add_argument("--name", help="the benchmark's; the file's unless given")
+    parser.add_argument("--circular", action="store_true", help="also with the options rotated: right if all are")
+    parser.add_argument(
+        "--max-pixels", type=int, default=benchmarks.MAX_PIXELS, help="of a benchmark's question, all pictures together"
+    )
+    parser.add_argument("--max-tokens", type=int, default=benchmarks.MAX_TOKENS, help="of an answer to a benchmark")
+    parser.add_argument(
+        "--out", metavar="FILE.json", help="write the numbers there, and a log of every sample to FILE.jsonl"
+    )
+    parser.add_argument("--baseline", metavar="FILE.jsonl", help="such a log, to compare with question by question")
     parser.add_argument(
         "--probes",
         nargs="?",
@@ -77,34 +333,26 @@ def main():
         "exit status 1 if a bound does not hold",
     )
     parser.add_argument("--count", type=int, default=2000, help="puzzles a probe and level")
-    parser.add_argument("--puzzle", nargs="+", choices=puzzles.NAMES, default=puzzles.NAMES, help="of these (--probes)")
-    arguments = parser.parse_args()
+    arguments = parser.parse_intermixed_args()
     if arguments.probes is not None:
         from sslr1 import probes
 
-        raise SystemExit(probes.report(arguments.probes or None, arguments.count, arguments.puzzle))
-    if (arguments.count, arguments.puzzle) != (2000, puzzles.NAMES):
-        parser.error("--count and --puzzle go with --probes; for held-out puzzles set eval.count and puzzles.mixture")
-    if arguments.config is None:
-        parser.error("a configuration is needed, or --probes")
-    with entry.built(arguments.config, arguments.overrides) as built:
-        result = Evaluator(built).run()
-        if built.world.main:
-            table = Table(title=f"Held-out accuracy (exact, greedy) of {built.model_path}")
-            for column in ("puzzle", "level", "chance", "accuracy", "s.e.", "format", "puzzles"):
-                table.add_column(column, justify="left" if column == "puzzle" else "right")
-            for name in built.config.puzzles.mixture:
-                exact, chance, form, n = (result[f"eval/{name}/{k}"] for k in ("exact", "chance", "format", "n"))
-                table.add_row(
-                    name,
-                    str(built.config.puzzles.levels[name]),
-                    f"{chance:.1%}",
-                    f"{exact:.1%}",
-                    f"{100 * standard_error(exact, n):.1f}",
-                    f"{form:.1%}",
-                    str(n),
-                )
-            Console().print(table)
+        raise SystemExit(probes.report(arguments.probes or None, arguments.count, arguments.puzzle or puzzles.NAMES))
+    if arguments.count != 2000:
+        parser.error("--count goes with --probes; for held-out puzzles set eval.count")
+    if arguments.what is None:
+        parser.error("a configuration or a folder is needed, or --probes")
+    if arguments.out and not arguments.out.endswith(".json"):
+        parser.error(f"--out {arguments.out} must end in .json; the log goes beside it, with .jsonl")
+    if min(arguments.max_pixels, arguments.max_tokens) < 1:
+        parser.error("--max-pixels and --max-tokens are 1 or more")
+    console = Console(highlight=False, markup=False)
+    if not console.is_terminal:
+        console.width = 140
+    if arguments.benchmark:
+        evaluate_benchmark(arguments, console)
+    else:
+        evaluate_puzzles(arguments, console)
 
 
 if __name__ == "__main__":

@@ -14,8 +14,9 @@ FLOORS = [
     {"ops"},
     {"puzzles", "model"},
     {"data", "rollout", "learner", "integrations"},
-    {"checkpoint", "metrics", "glossary", "progress", "budget", "alarms", "charts", "records", "trackers"},
-    {"probes", "samples", "report"},
+    {"checkpoint", "metrics", "glossary", "progress", "budget", "alarms", "charts", "records", "trackers", "intervals"},
+    {"probes", "samples", "report", "scoring"},
+    {"benchmarks", "tables"},
     {"build", "entry", "run", "train", "warmup", "evaluate", "preview", "export", "__main__"},
 ]
 FLOOR = {name: i for i, names in enumerate(FLOORS) for name in names}

@@ -165,30 +165,22 @@ class _Slot:
         self.name, self.tried = self.first, {self.first}
 
 
-def held_out(
-    store,
-    numbers,
-    name,
-    level,
-    count,
-    *,
-    seed,
-    spec,
-    thinking,
-    wordings,
-    composed=False,
-    rank=0,
-    world_size=1,
-    chunk=64,
-) -> list:
-    """This rank's share of `count` puzzles of one kind from held-out images, as PuzzleBatches of at most `chunk`.
+def held_out(store, numbers, name, level, count, *, rank=0, world_size=1, chunk=64, **options) -> list:
+    """This rank's share of `count` puzzles of one kind from held-out images, as PuzzleBatches of at most `chunk`: those that
+    `choose_held_out` chooses, which see. options: seed, spec, thinking, wordings, composed."""
+    chosen = choose_held_out(store, numbers, name, level, count, **options)
+    return make_held_out(store, numbers, name, level, chosen[rank::world_size], chunk=chunk, **options)
+
+
+def choose_held_out(store, numbers, name, level, count, **options) -> list:
+    """The addresses (image number, epoch, attempt) of `count` puzzles.
 
     They are the same ones whenever asked: images are gone through in turn, in epoch after epoch; bad images and undecidable
     puzzles are passed over. Single answers come in turn too (a puzzle is drawn again, by key, until its answer is the one
-    whose turn it is), so that a constant answer scores chance and no more. Raises UserError if too few can be made.
+    whose turn it is), so that a constant answer scores chance and no more. Thinking or not, they are the same. Raises
+    UserError if too few can be made.
     """
-    options = {"spec": spec, "thinking": thinking, "wordings": wordings, "composed": composed, "level": level}
-    options |= {"pool": Pool(store, numbers), "seed": keys.fold("evaluation", seed)}
+    options = _held_out_options(store, numbers, level, **options)
     chosen = []
     for i in range(20 * count):
         number, epoch = numbers[i % len(numbers)], i // len(numbers)
@@ -197,17 +189,25 @@ def held_out(
         if attempt is not None:
             chosen.append((number, epoch, attempt))
         if len(chosen) == count:
-            break
-    else:
-        raise UserError(
-            f"only {len(chosen)} of {count} {name} puzzles could be made from {len(numbers)} held-out images{store.complaint()}"
-        )
-    chosen = chosen[rank::world_size]
+            return chosen
+    raise UserError(
+        f"only {len(chosen)} of {count} {name} puzzles could be made from {len(numbers)} held-out images{store.complaint()}"
+    )
+
+
+def make_held_out(store, numbers, name, level, chosen, *, chunk=64, **options) -> list:
+    """The puzzles at these addresses, as PuzzleBatches of at most `chunk`."""
+    options = _held_out_options(store, numbers, level, **options)
     batches = []
     for start in range(0, len(chosen), chunk):
         index, epochs, attempts = zip(*chosen[start : start + chunk])
         batches.append(puzzles.make(store.get(index), name, index=index, epoch=epochs, attempt=attempts, **options))
     return batches
+
+
+def _held_out_options(store, numbers, level, *, seed, spec, thinking, wordings, composed=False):
+    options = {"spec": spec, "thinking": thinking, "wordings": wordings, "composed": composed, "level": level}
+    return options | {"pool": Pool(store, numbers), "seed": keys.fold("evaluation", seed)}
 
 
 def _wanted(image, name, number, epoch, turn, options):

@@ -70,27 +70,34 @@ class Packed:
 
 
 def prompts(batch, tokenizer, first_id=0) -> list:
-    """Prompts of a `puzzles.make` batch: chat template applied, each `<image>` replaced by its visual tokens, rendered."""
+    """Prompts of a `puzzles.make` batch: each question with its canvases, rendered."""
     pixel_values, grid_thw = batch.render_patches()
-    spec, pad = batch.spec, tokenizer.convert_tokens_to_ids(IMAGE_PAD)
-    patches = grid_thw.prod(1)
     out, canvas, row = [], 0, 0
     for b, (question, count) in enumerate(zip(batch.questions, batch.canvas_counts)):
-        pieces = question.split("<image>")
-        content = [{"type": "text", "text": pieces[0]}] if pieces[0] else []
-        for piece in pieces[1:]:
-            content.append({"type": "image"})
-            if piece:
-                content.append({"type": "text", "text": piece})
-        text = _chat(tokenizer, content, batch.thinking)
-        ids = np.asarray(tokenizer(text, add_special_tokens=False)["input_ids"])
-        repeats = np.ones(len(ids), np.int64)
-        repeats[ids == pad] = (patches[canvas : canvas + count] // spec.merge**2).numpy()
-        ids = torch.from_numpy(np.repeat(ids, repeats))
-        rows = int(patches[canvas : canvas + count].sum())
-        out.append(Prompt(ids, pixel_values[row : row + rows], grid_thw[canvas : canvas + count], first_id + b))
+        grids = grid_thw[canvas : canvas + count]
+        rows = int(grids.prod(1).sum())
+        pixels = pixel_values[row : row + rows]
+        out.append(prompt(question, pixels, grids, tokenizer, batch.spec.merge, batch.thinking, first_id + b))
         canvas, row = canvas + count, row + rows
     return out
+
+
+def prompt(question, pixel_values, image_grid_thw, tokenizer, merge, thinking=True, id=0) -> Prompt:
+    """One prompt: chat template applied, each `<image>` of the question replaced by its image's visual tokens. ValueError where
+    marks and images are not equally many."""
+    pieces = question.split("<image>")
+    content = [{"type": "text", "text": pieces[0]}] if pieces[0] else []
+    for piece in pieces[1:]:
+        content.append({"type": "image"})
+        if piece:
+            content.append({"type": "text", "text": piece})
+    ids = np.asarray(tokenizer(_chat(tokenizer, content, thinking), add_special_tokens=False)["input_ids"])
+    is_image = ids == tokenizer.convert_tokens_to_ids(IMAGE_PAD)
+    if is_image.sum() != len(image_grid_thw):
+        raise ValueError(f"a question with places for {is_image.sum()} images was given {len(image_grid_thw)}")
+    repeats = np.ones(len(ids), np.int64)
+    repeats[is_image] = (image_grid_thw.prod(1) // merge**2).numpy()
+    return Prompt(torch.from_numpy(np.repeat(ids, repeats)), pixel_values, image_grid_thw, id)
 
 
 def _chat(tokenizer, content, thinking) -> str:

@@ -79,7 +79,7 @@ def score(answer, completion, rule="default", thinking=True) -> Score:
     format_ok = True
     if thinking:
         format_ok, body = _after_thinking(body)
-    boxes = _boxes(body)
+    boxes = boxes_of(body)
     format_ok = format_ok and len(boxes) == 1 and boxes[0] is not None and body.count(_BOX) == 1
     parsed = _parse(answer, boxes[-1]) if boxes and boxes[-1] is not None else None
     accuracy = 0.0
@@ -117,7 +117,7 @@ def _after_thinking(text):
     return ok and _BOX not in stripped[:end], stripped[end + len("</think>") :]
 
 
-def _boxes(text):
+def boxes_of(text) -> list:
     """Contents of each outermost \\boxed{…} in order; None for one that is never closed."""
     found, start = [], text.find(_BOX)
     while start >= 0:
