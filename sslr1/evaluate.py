@@ -75,35 +75,40 @@ def _answered(built, batch) -> list:
     ]
 
 
-def ask_puzzles(built, name, level, form) -> list:
-    """A line of the log for every held-out puzzle of one kind and level, over all ranks. In both forms they are the same ones."""
+def ask_puzzles(built, name, level, forms, report) -> list:
+    """A line of the log for every held-out puzzle of one kind and level in each form, over all ranks. In both forms the puzzles are
+    the same ones. report(form, done): how many of this rank's are answered."""
     images, world = built.evaluation, built.world
-    place, options = (images.store, images.held_out, name, level), _options(built, form == "thinking")
-    chosen = choose_held_out(*place, built.config.eval.count, **options)[world.rank :: world.size]
-    addresses, records = iter(chosen), []
-    for batch in make_held_out(*place, chosen, chunk=CHUNK, **options):
-        puzzle = zip(batch.questions, batch.answers, batch.chance, _answered(built, batch))
-        for question, answer, chance, (score, sample) in puzzle:
-            number, epoch, attempt = next(addresses)
-            records.append(
-                {
-                    "puzzle": name,
-                    "level": level,
-                    "form": form,
-                    "image": images.store.folder.files[number][0],
-                    "epoch": epoch,
-                    "attempt": attempt,
-                    "question": question,
-                    "answer": answer.text,
-                    "completion": sample.text,
-                    "finish": sample.finish,
-                    "score": score.exact,
-                    "accuracy": score.accuracy,
-                    "format": score.format_ok,
-                    "chance": chance,
-                }
-            )
-    return gather(records, world)
+    place = images.store, images.held_out, name, level
+    chosen = choose_held_out(*place, built.config.eval.count, **_options(built, False))[world.rank :: world.size]
+    out = []
+    for form in forms:
+        addresses, records = iter(chosen), []
+        for batch in make_held_out(*place, chosen, chunk=CHUNK, **_options(built, form == "thinking")):
+            puzzle = zip(batch.questions, batch.answers, batch.chance, _answered(built, batch))
+            for question, answer, chance, (score, sample) in puzzle:
+                number, epoch, attempt = next(addresses)
+                records.append(
+                    {
+                        "puzzle": name,
+                        "level": level,
+                        "form": form,
+                        "image": images.store.folder.files[number][0],
+                        "epoch": epoch,
+                        "attempt": attempt,
+                        "question": question,
+                        "answer": answer.text,
+                        "completion": sample.text,
+                        "finish": sample.finish,
+                        "score": score.exact,
+                        "accuracy": score.accuracy,
+                        "format": score.format_ok,
+                        "chance": chance,
+                    }
+                )
+            report(form, len(records))
+        out += gather(records, world)
+    return out
 
 
 def ask_benchmark(built, asked, form, max_pixels, max_tokens, report) -> list:
@@ -145,7 +150,7 @@ def puzzle_report(records, baseline) -> list:
     for r in records:
         cells.setdefault((r["puzzle"], r["level"], r["form"]), []).append(r)
     theirs = {}
-    for r in baseline or []:
+    for r in baseline:
         theirs.setdefault((r["puzzle"], r["level"], r["form"]), {})[_unit(r)] = r["score"]
     for (name, level, form), own in cells.items():
         scores, chances = ({_unit(r): r[field] for r in own} for field in ("score", "chance"))
@@ -229,31 +234,43 @@ def write(out, numbers, records) -> None:
 def evaluate_puzzles(arguments, console):
     """Answer held-out puzzles and print their table."""
     from sslr1 import entry, tables
+    from sslr1.progress import Progress
 
+    own_images = any(override.startswith("data.path=") for override in arguments.overrides)
     with entry.one_line():
         source, given, folder = locate(arguments.what)
+        if source is None and not own_images:
+            raise UserError(f"{arguments.what} is a model: say which images to cut puzzles out of, data.path=FOLDER")
         keys = ("puzzle", "level", "form", "image", "epoch", "attempt", "answer", "score")
-        baseline = read_log(arguments.baseline, keys) if arguments.baseline else None
-    moved = any(override.startswith("data.path=") for override in arguments.overrides)
-    if folder and (moved or not (folder / "files.txt").is_file()):
-        folder = None  # without the list of the images that it was started with
+        baseline = read_log(arguments.baseline, keys) if arguments.baseline else []
+    if folder and (own_images or not (folder / "files.txt").is_file()):
+        folder = None  # there is no list of the images that it was started with
     overrides = ["rollout.batch_invariant=true", *given, *arguments.overrides]
     with entry.built(source, overrides, folder=folder) as built:
-        c = built.config.puzzles
+        c, progress, records = built.config.puzzles, Progress(built.world.main), []
         names = arguments.puzzle or (puzzles.NAMES if arguments.levels else list(c.mixture))
         forms = FORMS[arguments.form] if arguments.form else (("thinking",) if c.thinking else ("direct",))
-        records = []
         for name in names:
             for level in _levels(arguments.levels, name) or [c.levels[name]]:
-                for form in forms:
-                    records += ask_puzzles(built, name, level, form)
+                count = len(range(built.world.rank, built.config.eval.count, built.world.size))
+                progress.start(f"{name}, level {level}", count * len(forms))
+                before = {form: k * count for k, form in enumerate(forms)}
+                records += ask_puzzles(
+                    *(built, name, level, forms), lambda form, done: progress.show(before[form] + done, {})
+                )
+        progress.stop()
         cells = puzzle_report(records, baseline)
         numbers = {"model": str(built.model_path), "images": str(built.evaluation.store.folder.root), "cells": cells}
         if built.world.main:
             if arguments.out:
                 write(arguments.out, numbers, records)
             trained = {(name, c.levels[name]) for name in c.mixture} if source else set()
-            console.print(tables.puzzle_table(cells, trained, built.model_path))
+            console.print(f"{built.model_path} on held-out images of {numbers['images']}, greedy", soft_wrap=True)
+            console.print(tables.puzzle_table(cells, trained))
+            for cell in cells:
+                if baseline and "difference" not in cell:
+                    where = f"{cell['puzzle']}, level {cell['level']}, {cell['form']} form"
+                    console.print(f"not compared: {where}: {arguments.baseline} has other puzzles there, or none")
 
 
 def _levels(asked, name):
@@ -294,6 +311,7 @@ def evaluate_benchmark(arguments, console):
         if built.world.main:
             if arguments.out:
                 write(arguments.out, numbers, records)
+            console.print(f"{built.model_path} on {arguments.benchmark}, greedy", soft_wrap=True)
             for table in tables.benchmark_tables(numbers):
                 console.print(table)
 

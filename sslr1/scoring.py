@@ -49,6 +49,7 @@ PAPER = {
     "LISA": (59.59, 61.58, 71.89, 74.54, 74.07),
     "MME-RealWorld": (42.68, 43.67, 43.41, 45.96, 49.87),
 }
+MMVP_CORRECTED = (None, None, 50.00, 57.33, None)  # the same models' answers, or repeated ones, by the right pairs
 PAPER_MEASURES = {
     "HR-Bench": "its 8K images",
     "MMBench": "its English dev split",
@@ -60,6 +61,7 @@ PAPER_MEASURES = {
     "LISA": "boxes with an IoU above 0.5",
     "MME-RealWorld": "its lite set",
 }
+OTHERWISE = ("SugarCrepe++", "Winoground", "OVD-Eval", "LISA")  # not by right answers alone: nothing here compares
 ALIASES = {  # VLMEvalKit's names of their files
     "V*": ("vstar", "vstarbench"),
     "HR-Bench": ("hrbench8k",),

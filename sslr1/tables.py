@@ -5,12 +5,12 @@ from rich.table import Table
 from sslr1 import puzzles, scoring
 
 
-def puzzle_table(cells, trained, model_path) -> Table:
+def puzzle_table(cells, trained) -> Table:
     """Puzzle by level; cells: `puzzle_report`'s; trained: the (puzzle, level) that the configuration trains on."""
     levels = sorted({cell["level"] for cell in cells})
     compared = any("difference" in cell for cell in cells)
     table = Table(
-        title=f"Held-out puzzles, greedy: {model_path}",
+        title="Held-out puzzles",
         caption="Exact answers with their 95 % interval (Wilson)"
         + (", and the difference to the baseline with its own (paired bootstrap)" if compared else "")
         + "; chance; answers in the right form; puzzles"
@@ -51,7 +51,7 @@ def benchmark_tables(numbers) -> list:
     """Measures, categories, and the paper's figures where it has the benchmark; numbers: what goes to the JSON file."""
     name, out = numbers["benchmark"], []
     for form, found in numbers["forms"].items():
-        table = _table(f"{name}, {form} form, greedy: {numbers['model']}", "measure", found["measures"].values())
+        table = _table(f"{name}, {form} form", "measure", found["measures"].values())
         table.caption = f"{found['unreadable']} answers could not be read, {found['cut_off']} were cut off"
         for measure, cell in found["measures"].items():
             _add(table, measure, cell)
@@ -61,19 +61,28 @@ def benchmark_tables(numbers) -> list:
             for value, cell in groups.items():
                 _add(table, value or "(none)", cell)
             out.append(table)
+    return [*out, *_paper(name, numbers["forms"].get("direct"))]
+
+
+def _paper(name, direct) -> list:
+    """The paper's figures for this benchmark, if it has it, beside ours in the direct form, if that was asked."""
     known = scoring.paper_name(name)
-    if known:
-        measure = scoring.PAPER_MEASURES.get(known)
-        table = Table(
-            title=f"{known} in the paper (arXiv 2604.20705)",
-            caption="Read off its figure: the last digit may be off by one. Direct answers"
-            + (f"; measured: {measure}." if measure else "."),
-        )
-        for model in scoring.PAPER_MODELS:
-            table.add_column(model, justify="right")
-        table.add_row(*(f"{value:.2f}" for value in scoring.PAPER[known]))
-        out.append(table)
-    return out
+    if not known:
+        return []
+    measure = scoring.PAPER_MEASURES.get(known, "plain accuracy")
+    table = Table(
+        title=f"{known} in the paper (arXiv 2604.20705), %",
+        caption="Read off its figure: the last digit may be off by one. Direct answers, greedy",
+    )
+    for column in ("measured", *scoring.PAPER_MODELS, "this model"):
+        table.add_column(column, justify="left" if column == "measured" else "right")
+    rows = {"plain": (measure, scoring.PAPER[known])}
+    if known == "MMVP":
+        rows = {"pairs, legacy": (measure, scoring.PAPER[known]), "pairs": ("pairs, corrected", scoring.MMVP_CORRECTED)}
+    for key, (what, values) in rows.items():
+        ours = f"{100 * direct['measures'][key]['accuracy']:.2f}" if direct and known not in scoring.OTHERWISE else ""
+        table.add_row(what, *("" if value is None else f"{value:.2f}" for value in values), ours)
+    return [table]
 
 
 def _table(title, first, cells) -> Table:
