@@ -251,7 +251,7 @@ def evaluate_puzzles(arguments, console):
         names = arguments.puzzle or (puzzles.NAMES if arguments.levels else list(c.mixture))
         forms = FORMS[arguments.form] if arguments.form else (("thinking",) if c.thinking else ("direct",))
         for name in names:
-            for level in _levels(arguments.levels, name) or [c.levels[name]]:
+            for level in _levels(arguments.levels, name, c.levels[name]):
                 count = len(range(built.world.rank, built.config.eval.count, built.world.size))
                 progress.start(f"{name}, level {level}", count * len(forms))
                 before = {form: k * count for k, form in enumerate(forms)}
@@ -273,8 +273,11 @@ def evaluate_puzzles(arguments, console):
                     console.print(f"not compared: {where}: {arguments.baseline} has other puzzles there, or none")
 
 
-def _levels(asked, name):
-    return [level for level in puzzles.LEVELS[name] if asked == ["all"] or str(level) in asked]
+def _levels(asked, name, own):
+    """The levels of a puzzle among those asked for; its own one in the configuration where none is."""
+    if asked is None:
+        return [own]
+    return [level for level in puzzles.LEVELS[name] if "all" in asked or str(level) in asked]
 
 
 def evaluate_benchmark(arguments, console):

@@ -108,6 +108,14 @@ def test_a_benchmark_on_one_rank_and_two(tiny, tmp_path, draw):
     assert "made, direct form" in one.stdout and "circular" in one.stdout and "by category" in one.stdout
 
 
+def test_levels():
+    assert evaluate._levels(None, "rotation", 3) == [3]
+    assert evaluate._levels(["all"], "rotation", 3) == [1, 2, 3, 4] and evaluate._levels(["4", "2"], "ordering", 3) == [
+        2,
+        4,
+    ]
+
+
 def ended(monkeypatch, capsys, *arguments):
     """What is told by a command that ends before anything is built."""
     monkeypatch.setattr("sys.argv", ["evaluate", *map(str, arguments)])

@@ -62,6 +62,11 @@ def test_letters_are_read(completion, expected):
     assert scoring.read_answer(completion, OPTIONS) == expected
 
 
+def test_options_of_the_same_words_are_told_by_their_letters():
+    same = ("red", "Red ", "blue")
+    assert [scoring.read_answer(text, same) for text in ("red", "B. red", "blue", "b")] == [None, "B", "C", "B"]
+
+
 @pytest.mark.parametrize(
     "completion, expected",
     [
