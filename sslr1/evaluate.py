@@ -77,11 +77,11 @@ def _answered(built, batch) -> list:
 
 def ask_puzzles(built, name, level, forms, report) -> list:
     """A line of the log for every held-out puzzle of one kind and level in each form, over all ranks. In both forms the puzzles are
-    the same ones. report(form, done): how many of this rank's are answered."""
+    the same ones. report(done): how many of this rank's are answered."""
     images, world = built.evaluation, built.world
     place = images.store, images.held_out, name, level
     chosen = choose_held_out(*place, built.config.eval.count, **_options(built, False))[world.rank :: world.size]
-    out = []
+    out, done = [], 0
     for form in forms:
         addresses, records = iter(chosen), []
         for batch in make_held_out(*place, chosen, chunk=CHUNK, **_options(built, form == "thinking")):
@@ -106,7 +106,8 @@ def ask_puzzles(built, name, level, forms, report) -> list:
                         "chance": chance,
                     }
                 )
-            report(form, len(records))
+            done += len(batch)
+            report(done)
         out += gather(records, world)
     return out
 
@@ -226,7 +227,6 @@ def locate(what) -> tuple:
 def write(out, numbers, records) -> None:
     """`out` as JSON, and the log beside it as JSON lines."""
     out = Path(out)
-    out.parent.mkdir(parents=True, exist_ok=True)
     out.with_suffix(".jsonl").write_text("".join(json.dumps(r, ensure_ascii=False) + "\n" for r in records), "utf-8")
     out.write_text(json.dumps(numbers, indent=2, ensure_ascii=False) + "\n", "utf-8")
 
@@ -252,12 +252,9 @@ def evaluate_puzzles(arguments, console):
         forms = FORMS[arguments.form] if arguments.form else (("thinking",) if c.thinking else ("direct",))
         for name in names:
             for level in _levels(arguments.levels, name, c.levels[name]):
-                count = len(range(built.world.rank, built.config.eval.count, built.world.size))
-                progress.start(f"{name}, level {level}", count * len(forms))
-                before = {form: k * count for k, form in enumerate(forms)}
-                records += ask_puzzles(
-                    *(built, name, level, forms), lambda form, done: progress.show(before[form] + done, {})
-                )
+                mine = len(range(built.world.rank, built.config.eval.count, built.world.size))
+                progress.start(f"{name}, level {level}", mine * len(forms))
+                records += ask_puzzles(built, name, level, forms, lambda done: progress.show(done, {}))
         progress.stop()
         cells = puzzle_report(records, baseline)
         numbers = {"model": str(built.model_path), "images": str(built.evaluation.store.folder.root), "cells": cells}
@@ -365,6 +362,12 @@ def main():
         parser.error("a configuration or a folder is needed, or --probes")
     if arguments.out and not arguments.out.endswith(".json"):
         parser.error(f"--out {arguments.out} must end in .json; the log goes beside it, with .jsonl")
+    if arguments.out:
+        try:  # now, not when all is answered
+            Path(arguments.out).parent.mkdir(parents=True, exist_ok=True)
+            Path(arguments.out).open("a").close()
+        except OSError as error:
+            parser.error(f"--out {arguments.out} can't be written: {error.strerror}")
     if min(arguments.max_pixels, arguments.max_tokens) < 1:
         parser.error("--max-pixels and --max-tokens are 1 or more")
     console = Console(highlight=False, markup=False)

@@ -154,6 +154,7 @@ def test_baselines_of_other_questions_are_refused(tiny, tmp_path, draw, monkeypa
 def test_wrong_options_are_refused(tiny, tmp_path, draw, monkeypatch, capsys):
     path = write(tmp_path / "made.tsv", [a_row(1, png(draw))])
     assert "must end in .json" in ended(monkeypatch, capsys, tiny, "--out", "x.txt")
+    assert "can't be written: " in ended(monkeypatch, capsys, tiny, "--out", path / "x.json")
     assert "--count goes with --probes" in ended(monkeypatch, capsys, tiny, "--count", 3)
     assert "--max-pixels" in ended(monkeypatch, capsys, tiny, "--benchmark", path, "--max-pixels", 0)
     assert "a configuration or a folder is needed" in ended(monkeypatch, capsys)
