@@ -153,6 +153,7 @@ BROKEN = {
     "a gap": (dict(D="four"), "row 2, column C: empty, though there is an option D"),
     "one option": (dict(B=""), "row 2, column B: empty, though there is an option A"),
     "no base64": (dict(image="!" * 100), "row with index '2', column image: can't be decoded"),
+    "a stray mark": (dict(image="stray"), "row with index '2', column image: can't be decoded: Only base64 data is allowed"),
     "no image": (dict(image=base64.b64encode(b"x" * 100).decode()), "row with index '2', column image: can't be decoded: cannot"),
     "cut off": (dict(image="cut"), "row with index '2', column image: can't be decoded"),
     "too long": (dict(image="long"), "row with index '2', column image: can't be decoded: 402x2 px is longer"),
@@ -172,7 +173,7 @@ def test_broken_files_end_in_one_line_before_a_model_is_loaded(
     tmp_path, tiny, draw, monkeypatch, capsys, change, words
 ):
     whole, drop = png(draw), change.pop("drop", None) if "drop" in change else None
-    special = {"cut": whole[: len(whole) // 2 // 4 * 4], "long": png(draw, 2, 402)}
+    special = {"cut": whole[: len(whole) // 8 * 4], "long": png(draw, 2, 402), "stray": f"{whole[:40]}!{whole[40:]}"}
     change = {**change, "image": special.get(change["image"], change["image"])} if "image" in change else change
     rows = [a_row(1, whole), a_row(2, whole) | change, a_row(3, "1")]
     columns = [column for column in COLUMNS if column != drop]
@@ -264,6 +265,7 @@ def test_prompts_are_those_of_transformers_own_processor(any_tiny, tmp_path, dra
         assert (ours.image_grid_thw.prod(1) * spec.patch**2 <= most / len(places)).all()
         sizes |= {tuple(grid) for grid in ours.image_grid_thw.tolist()}
     assert len(sizes) > 4
+    assert {benchmarks.decode(picture).mode for picture in pictures} == {"RGB"}
     bf16 = benchmarks.image_processor(ops.PatchSpec.from_pretrained(any_tiny, dtype=torch.bfloat16), most)
     assert bf16([benchmarks.decode(pictures[0])])[0].dtype == torch.bfloat16
 

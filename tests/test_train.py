@@ -341,8 +341,8 @@ def test_two_runs_in_one_folder_are_refused(tmp_path, tiny, scenes):
 
 def test_evaluate_command(warm, tmp_path, scenes):
     done = launch("sslr1.evaluate", "configs/tiny.yaml", f"model.path={warm}", f"data.path={scenes}", *SMALL)
-    assert "rotation" in done.stdout and "chance" in done.stdout
-    assert "100.0%" in done.stdout.split("rotation")[1]  # forty steps of warm-up teach the format
+    assert "rotation" in done.stdout and "chance 25.0%" in done.stdout
+    assert "form 100.0%, n 20" in done.stdout  # forty steps of warm-up teach the format
 
 
 def test_a_completion_cut_off_earns_nothing_unless_asked():
