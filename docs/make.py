@@ -12,7 +12,7 @@ import tempfile
 from functools import lru_cache
 from pathlib import Path
 from types import UnionType
-from typing import Literal, Union, get_args, get_origin
+from typing import Annotated, Literal, Union, get_args, get_origin
 
 from sslr1 import config, glossary, preview, probes, puzzles
 from sslr1.data import images, stream
@@ -43,6 +43,8 @@ def kind(annotation) -> str:
     if annotation in names:
         return names[annotation]
     inner = get_args(annotation)
+    if get_origin(annotation) is Annotated:
+        return kind(inner[0])
     if get_origin(annotation) is dict:
         return f"{{puzzle: {kind(inner[1])}}}"
     if get_origin(annotation) in (tuple, list):

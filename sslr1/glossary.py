@@ -57,6 +57,13 @@ GLOSSARY = {
             "no guide to progress: its mean says little on-policy",
         ),
         "policy_loss": Metric("any sign", "the loss without the entropy bonus", "ops.grpo_loss", "as `loss`"),
+        "kl": Metric(
+            "nats, 0 …",
+            "mean distance to the reference per completion token, e^r - r - 1 with r = log-prob under the reference minus log-prob; "
+            "absent where loss.kl_coef is 0",
+            "ops.grpo_loss",
+            "rises slowly. A jump: lower optim.lr, or raise loss.kl_coef",
+        ),
         "entropy": Metric(
             "nats, 0 to log V",
             "mean entropy of the next-token distribution over completion tokens, at rollout.temperature",
@@ -76,17 +83,35 @@ GLOSSARY = {
             "learner.Learner._update",
             "0. Ten in a row end the run",
         ),
+        "alarm/entropy": Metric(
+            "1, or absent",
+            "the step of an alarm: entropy has been far under what it was at first, and the puzzles are not solved",
+            "alarms.Alarms",
+            "absent; raised once a run. See troubleshooting.md",
+        ),
+        "alarm/format": Metric(
+            "1, or absent",
+            "the step of an alarm: few completions keep the format, step after step",
+            "alarms.Alarms",
+            "absent; raised once a run",
+        ),
+        "alarm/reward": Metric(
+            "1, or absent",
+            "the step of an alarm: completions earn what the right format earns, and nothing for their answers",
+            "alarms.Alarms",
+            "absent; raised once a run",
+        ),
         "clip_ratio/low_mean": Metric(
             "0 to 1",
             "share of completion tokens whose ratio is below 1 - loss.clip_low at a negative advantage",
             "ops.grpo_loss",
-            "0 by construction with one on-policy update a batch",
+            "0 by construction with loss.updates=1",
         ),
         "clip_ratio/high_mean": Metric(
             "0 to 1",
             "share of completion tokens whose ratio is above 1 + loss.clip_high at a positive advantage (cispo: at any)",
             "ops.grpo_loss",
-            "0 by construction with one on-policy update a batch",
+            "0 by construction with loss.updates=1",
         ),
         "ratio/mean": Metric(
             "0 …", "mean ratio of new to old probability of completion tokens", "ops.grpo_loss", "1 on-policy"
@@ -109,6 +134,11 @@ GLOSSARY = {
             "share of completions whose whole answer is right",
             "metrics.StepTotals",
             "compare with chance: 1 / choices, and 1 / K! for an ordering of K tiles",
+        ),
+        "chance/<puzzle>/level<k>": Metric(
+            "0 to 1",
+            "mean probability that a random valid answer to these puzzles is exact",
+            "metrics.StepTotals",
         ),
         "curriculum/<puzzle>/level": Metric(
             "a level",
@@ -197,6 +227,9 @@ GLOSSARY = {
         ),
         "perf/max_memory_allocated_gb": Metric(
             "GiB", "most GPU memory that tensors have taken so far, rank 0; only on GPUs", "run.Run.record"
+        ),
+        "perf/max_host_memory_gb": Metric(
+            "GiB", "most memory that rank 0's process has taken so far", "run.Run.record"
         ),
     },
     "Held out": {
