@@ -25,6 +25,7 @@ def test_a_run_that_goes_well_raises_none():
     watch = Alarms("default")
     assert not raised(steps(watch, 200))
     assert not raised(steps(watch, 200, entropy=0.031))  # more certain with time
+    assert not raised(steps(watch, 200, format=0.5, reward=0.09))  # 0.04 of it for answers
     assert not raised(steps(watch, 200, entropy=1e-4, reward=0.95))  # solved: there is nothing left to be uncertain of
 
 
