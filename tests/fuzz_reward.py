@@ -101,6 +101,28 @@ def check_written(answer, other, before, spaces, thinking):
         assert (found.reward == LARGEST[rule][1]) == bool(found.exact)
 
 
+def check_list(answer, values):
+    """A list that is no permutation is no answer, however much of it stands in the right place."""
+    valid = sorted(values) == sorted(answer.value)
+    for rule in RULES:
+        found = score(answer, f"\\boxed{{{', '.join(map(str, values))}}}", rule, thinking=False)
+        assert found.parsed == (tuple(values) if valid else None)
+        assert valid or (found.accuracy, found.reward) == (0.0, LARGEST[rule][0])
+
+
+def lists():
+    """A sequence and a list near it: one place may hold any number, one may be missing or twice there."""
+    places = st.integers(0, 8)
+    sequences = ANSWERS.filter(lambda answer: answer.kind == "sequence")
+
+    def near(answer, change, number, place):
+        values, place = list(answer.value), place % len(answer.value)
+        values[place : place + 1] = {"one": [number], "gone": [], "twice": [values[place]] * 2}[change]
+        return answer, values
+
+    return st.builds(near, sequences, st.sampled_from(["one", "gone", "twice"]), st.integers(0, 10), places)
+
+
 def target():
     """run(examples=200, minutes=None): that many examples of each kind, or as many as fit."""
 
@@ -117,6 +139,7 @@ def target():
         while True:
             seed(number)(options(given(ANSWERS, TEXTS, st.booleans())(check_any)))()
             seed(number)(options(given(ANSWERS, ANSWERS, st.text(max_size=9), spaces, st.booleans())(check_written)))()
+            seed(number)(options(given(lists())(lambda pair: check_list(*pair))))()
             number += 1
             if time.monotonic() >= end:
                 return
