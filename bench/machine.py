@@ -6,7 +6,7 @@ import re
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-PACKAGES = ("torch", "triton", "transformers", "nvidia-dali-cuda130", "numpy", "pillow")
+PACKAGES = ("torch", "triton", "transformers", "nvidia-dali-cuda130", "numpy", "pillow", "simplejpeg")
 RESULTS = Path(__file__).parent / "results"
 
 

@@ -52,7 +52,9 @@ class Data(Section):
         "scenes drawn on first use below log.dir"
     )
     scenes: int = Field(2000, ge=16, description="how many images builtin:scenes has")
-    decoder: Literal["auto", "dali", "pillow"] = Field("auto", description="auto is DALI where it is installed")
+    decoder: Literal["auto", "dali", "pillow"] = Field(
+        "auto", description="of all but plain JPEG files; auto is DALI where it is installed"
+    )
     min_side: int = Field(252, ge=28, description="images whose shorter side is under this many px are passed over")
     max_side: int | None = Field(
         768,

@@ -1,7 +1,8 @@
-"""Bytes to pixels: DALI where it is installed, Pillow elsewhere. EXIF orientation honoured, RGB.
+"""Bytes to pixels: upright JPEG files by libjpeg-turbo itself, on which both of the others are built and whose calls cost more than
+its own; what is left by DALI where it is installed, and by Pillow. EXIF orientation honoured, RGB.
 
-Both give the same pixels of the same files (up to a level where an image is reduced), and refuse the same: DALI is given what
-`headers.plain` says it reads as Pillow does, and all else is Pillow's, which also has the last word on what DALI can't read.
+All give the same pixels of the same files (up to a level where an image is reduced), and refuse the same: turbo and DALI are given
+what `headers.read` says they read as Pillow does, and Pillow has the last word on what they can't read.
 Of an animation the first frame counts; transparency is dropped; 16-bit pixels lose their lower byte.
 
 Images much larger than wanted are reduced here, antialiased. A scale near 1 is left to the renderer, whose maps resample
@@ -10,11 +11,11 @@ anyway: a resize costs several times the decoding.
 
 import io
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from threading import local
 
 import numpy as np
 import torch
+from simplejpeg import decode_jpeg
 
 from sslr1.data import headers
 from sslr1.ops.memory import empty
@@ -22,13 +23,15 @@ from sslr1.ops.memory import empty
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")  # whatever a file's name ends in
 
 NEAR = 1.25  # times max_side: up to here an image is left as it is
+MOST_PIXELS = 512  # a byte of a whole JPEG file: 64 a block, of which each takes a bit
 
 
 class Decoder:
     """decode(list of bytes) -> list of uint8 [H, W, 3] CPU tensors, None where a file can't be decoded.
 
-    backend: "dali", "pillow" or "auto" (DALI if it imports); the attribute tells which one runs. threads: files decoded at
-    once. max_side: the longer side, in px, to which images with one above 1.25 times it are reduced; None leaves all.
+    backend: "dali", "pillow" or "auto" (DALI if it imports), for all but upright JPEG files; the attribute tells which one runs.
+    threads: files decoded at once. max_side: the longer side, in px, to which images with one above 1.25 times it are reduced;
+    None leaves all.
     """
 
     def __init__(self, backend="auto", threads=1, max_side=None):
@@ -42,44 +45,62 @@ class Decoder:
             except ImportError:
                 backend = "pillow"
         self.backend, self.max_side = backend, max_side
-        self._one = _Dali(max_side) if backend == "dali" else partial(_pillow, max_side=max_side)
+        self._ways = [_turbo, *([_Dali()] if backend == "dali" else []), _pillow]
         self._pool = ThreadPoolExecutor(threads, "decode") if threads > 1 else None
 
     def decode(self, files) -> list:
         return list((self._pool.map if self._pool else map)(self._one, files))
 
+    def _one(self, data):
+        header = headers.read(data)
+        images = (way(data, header, self.max_side) for way in self._ways)
+        return next((image for image in images if image is not None), None)
+
+
+def _turbo(data, header, max_side):
+    """An upright JPEG file's pixels. None for what isn't, what has to be reduced, and what libjpeg-turbo has to say anything about."""
+    if header is None or not header.jpeg or header.turned:
+        return None
+    size = header.height, header.width
+    if _reduced(size, max_side) or header.height * header.width > MOST_PIXELS * len(data):
+        return None
+    try:
+        image = empty(*size, 3, dtype=torch.uint8)
+        decode_jpeg(data, buffer=image.numpy())
+    except (ValueError, MemoryError):
+        return None
+    return image
+
 
 class _Dali:
-    """A DALI pipeline of one sample for each thread that calls.
+    """A DALI pipeline of one sample for each thread that calls. None for what Pillow has to look at.
 
     One sample a run, because a file whose header can't be parsed makes DALI 2.4 leave `run` while its threads still decode
-    the batch's other samples, which crashes the process. A pipeline that met a bad
-    file is unusable and is made anew.
+    the batch's other samples, which crashes the process. A pipeline that met a bad file is unusable and is made anew.
     """
 
-    def __init__(self, max_side):
+    def __init__(self):
         from nvidia.dali.tensors import TensorListCPU
 
         self._batch = TensorListCPU
-        self.max_side = max_side
         self._local = local()
 
-    def __call__(self, data):
-        if not headers.plain(data):
-            return _pillow(data, self.max_side)
+    def __call__(self, data, header, max_side):
+        if header is None or not headers.whole(data, header):
+            return None
         try:
             image = self._run("decode", np.frombuffer(data, np.uint8)[None])
         except RuntimeError:
             self._local.decode = None
-            return _pillow(data, self.max_side)
-        if _reduced(image.shape, self.max_side):
-            image = self._run("reduce", image.numpy()[None])
+            return None
+        if _reduced(image.shape, max_side):
+            image = self._run("reduce", image.numpy()[None], max_side)
         return image
 
-    def _run(self, kind, data):
+    def _run(self, kind, data, max_side=None):
         pipeline = getattr(self._local, kind, None)
         if pipeline is None:
-            pipeline = _pipeline(kind, self.max_side)
+            pipeline = _pipeline(kind, max_side)
             setattr(self._local, kind, pipeline)
         pipeline.feed_input("data", self._batch(data))  # not copied: it outlives the run
         (out,) = pipeline.run()
@@ -130,7 +151,7 @@ def why(data) -> str:
     return "damaged"
 
 
-def _pillow(data, max_side=None):
+def _pillow(data, header=None, max_side=None):
     try:
         return torch.from_numpy(_decoded(data, max_side))
     except Exception:  # damaged files make Pillow raise nearly anything

@@ -5,11 +5,13 @@ import shutil
 
 import numpy as np
 import pytest
+import simplejpeg
 import torch
 from PIL import Image
 
 from sslr1 import model, ops, puzzles
-from sslr1.data import Decoder, ImageFolder, ImageStore, Pool, PuzzleStream, held_out
+from sslr1.data import Decoder, ImageFolder, ImageStore, Pool, PuzzleStream, headers, held_out
+from sslr1.data.decode import _turbo
 from sslr1.data.scenes import scene
 from sslr1.errors import UserError
 from sslr1.puzzles.curriculum import HORIZON, LAG, Curriculum
@@ -61,6 +63,60 @@ def test_mutated_files_neither_crash_nor_touch_their_neighbours(draw, backend):
             given[i] = bytes(data)
         for i, image in enumerate(decoder.decode(given)):
             assert torch.equal(image, whole[i]) if i not in spoilt else image is None or image.dtype == torch.uint8
+
+
+def jpeg(draw, size):
+    """A JPEG file of any kind, of which nothing has to be turned or converted."""
+    height, width = size
+    array = draw.integers(0, 256, (height // 8 + 1, width // 8 + 1, 3), dtype=np.uint8).repeat(8, 0).repeat(8, 1)
+    array = np.ascontiguousarray(
+        array[:height, :width] // 2 + draw.integers(0, 128, (height, width, 3), dtype=np.uint8)
+    )
+    quality = int(draw.integers(5, 101))
+    kind = str(draw.choice(["4:4:4", "4:2:2", "4:2:0", "440", "411", "grey", "rgb"]))
+    if kind in ("440", "411"):
+        return simplejpeg.encode_jpeg(array, quality, colorsubsampling=kind)
+    options = {"keep_rgb": True} if kind == "rgb" else {} if kind == "grey" else {"subsampling": kind}
+    options |= {"progressive": bool(draw.random() < 0.3), "restart_marker_blocks": int(draw.integers(0, 5))}
+    return encoded(array[:, :, 0] if kind == "grey" else array, quality=quality, **options)
+
+
+def turbo(data, max_side=None):
+    return _turbo(data, headers.read(data), max_side)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_upright_jpegs_come_out_as_from_the_backend(draw, backend):
+    other = Decoder(backend)._ways[1]
+    for _ in range(60):
+        data = jpeg(draw, draw.integers(1, 70, 2))
+        image = turbo(data)
+        assert image is not None and torch.equal(image, other(data, headers.read(data), None))
+
+
+def test_other_files_are_left_to_the_backend(draw, monkeypatch):
+    array, exif = draw.integers(0, 256, (100, 120, 3), dtype=np.uint8), Image.Exif()
+    exif[0x0112] = 6
+    plain = encoded(array)
+    size = plain.index(b"\xff\xc0") + 5
+    others = {
+        "exif": encoded(array, exif=exif),
+        "xmp": encoded(array, xmp=b'<x tiff:Orientation="6">'),
+        "png": encoded(array, "PNG"),
+        "not a picture": b"hello",
+        "nothing": b"",
+        "a few bytes": plain[: draw.integers(1, 40)],
+        "truncated": plain[: draw.integers(40, len(plain) - 2)],
+        "bytes between segments": plain[:2] + b"\0\0" + plain[2:],
+    }
+    cmyk = io.BytesIO()
+    Image.fromarray(array).convert("CMYK").save(cmyk, "JPEG")
+    others["cmyk"] = cmyk.getvalue()
+    assert turbo(plain) is not None and turbo(plain, 96) is not None
+    assert turbo(plain, 95) is None  # has to be reduced
+    assert [name for name, data in others.items() if turbo(data) is not None] == []
+    monkeypatch.setattr("sslr1.data.decode.empty", lambda *size, dtype: pytest.fail(f"memory taken for {size}"))
+    assert turbo(plain[:size] + b"\x20\x00\x20\x00" + plain[size + 4 :]) is None  # claims 67 megapixels
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

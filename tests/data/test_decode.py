@@ -89,9 +89,9 @@ def test_ordinary_files_are_dalis(array):
         "PNG, palette",
         *[f"JPEG to be turned, {o}" for o in range(1, 9)],
     ]
-    assert all(headers.plain(sources[name][0]) for name in ordinary)
+    assert all(headers.read(sources[name][0]) for name in ordinary)
     special = ["JPEG, CMYK", "PNG, 16-bit grey", "PNG to be turned, 6", "WebP", "GIF"]
-    assert not any(headers.plain(sources[name][0]) for name in special)
+    assert not any(headers.read(sources[name][0]) for name in special)
 
 
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
