@@ -26,11 +26,11 @@ PYBIND11_MODULE(_C, m) {
         py::arg("element_size"), py::arg("patch"), py::arg("merge"), py::arg("temporal"), py::arg("fill"),
         py::arg("threads"), py::call_guard<py::gil_scoped_release>());
   m.def("sample", &sslr1::sample, py::arg("pixels"), py::arg("height"), py::arg("width"), py::arg("samples"),
-        py::arg("out"));
+        py::arg("out"), py::call_guard<py::gil_scoped_release>());
   m.def("contrast", &sslr1::contrast, py::arg("sample"), py::arg("samples"), py::arg("y"), py::arg("x"),
         py::arg("colour"));
   m.def("sample_sums", &sslr1::sample_sums, py::arg("pixels"), py::arg("height"), py::arg("width"), py::arg("samples"),
-        py::arg("sums"));
+        py::arg("sums"), py::call_guard<py::gil_scoped_release>());
   m.def("cell_means", &sslr1::cell_means, py::arg("sums"), py::arg("samples"), py::arg("height"), py::arg("width"),
         py::arg("top"), py::arg("left"), py::arg("extent_y"), py::arg("extent_x"), py::arg("rows"), py::arg("columns"),
         py::arg("means"));
