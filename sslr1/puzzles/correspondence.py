@@ -169,16 +169,16 @@ def _mark(draw, plan, canvas, places, names, rgb):
     ring, label = max(12.0, RING * side), max(12.0, LABEL * side)
     points = (places * side).tolist()
     far = 0.38 * ring + 0.5 * label
-    taken = list(points)
+    sides = [(far * math.sin(i * math.pi / 4), far * math.cos(i * math.pi / 4)) for i in range(8)]
+    taken = [tuple(point) for point in points]
     for (y, x), name in zip(points, names):
         plan.stamp(canvas, "ring", y, x, ring, rgb)
+        others = [place for place in taken if place != (y, x)]
         best, room = None, -math.inf
         for eighth in draw.permutation(8).tolist():
-            ly, lx = y + far * math.sin(eighth * math.pi / 4), x + far * math.cos(eighth * math.pi / 4)
-            free = min(
-                *(min(v, side - v) - label / 2 for v in (ly, lx)),
-                *(math.hypot(ly - ty, lx - tx) - label for ty, tx in taken if (ty, tx) != (y, x)),
-            )
+            ly, lx = y + sides[eighth][0], x + sides[eighth][1]
+            nearest = min([math.hypot(ly - ty, lx - tx) for ty, tx in others], default=math.inf)
+            free = min(min(ly, side - ly, lx, side - lx) - label / 2, nearest - label)
             if free > room:
                 best, room = (ly, lx), free
             if room >= 0.0:
