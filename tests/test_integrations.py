@@ -237,7 +237,9 @@ def test_the_slurm_example_stops_and_goes_on(tiny, scenes, tmp_path):
         while not metrics.exists() or f'"step": {after}' not in metrics.read_text():
             assert time.monotonic() < deadline and job.poll() is None, job.communicate()[0].decode()[-3000:]
             time.sleep(0.2)
-        os.kill(int((tmp_path / "task").read_text()), signal.SIGUSR1)
+        task = (tmp_path / "task").read_text().strip()
+        subprocess.run(["pkill", "-USR1", "-P", task], check=True)  # some of Slurm's settings signal torchrun too
+        os.kill(int(task), signal.SIGUSR1)
         shown = job.communicate(timeout=240)[0].decode()
         assert job.returncode == 0, shown[-3000:]
         return shown, max(tmp_path.glob("run/checkpoints/step-*")).name
