@@ -260,7 +260,7 @@ class Run:
             )
             self.progress.say(
                 f"{self.step} of {self.config.train.steps} steps in {self.built.folder}, "
-                f"{time.monotonic() - self.began:.0f} s in this process"
+                f"{time.monotonic() - self.began:.0f} s in this process; report.html there shows what it learnt"
             )
 
     def _evaluate(self, line):
