@@ -3,6 +3,8 @@ at the end, so that a new one is seen without a line here."""
 
 import math
 
+from sslr1.alarms import ADVICE
+
 POINTS = 300  # of a series; a longer run's are means over stretches of as many steps as it takes
 UNDRAWN = ("step", "skipped_steps", "timing_s/step", "timing_s/elapsed")
 
@@ -11,13 +13,17 @@ def sections(records, mixture) -> list:
     """Charts by section, from metrics.jsonl's records: dicts of "title", "steps" (the last of each stretch), "per" (steps a
     stretch), "folded" and "charts". A chart has "title", "series" (name, colour as a number, values with None where there are none) and
     options; a colour of -1 is the text's. Options: percent, range, zero (the axis begins there), stack, raw (not smoothed), points (held-out: name, steps, values, errors), lines
-    (chance: name, colour, value), marks ([step, words])."""
+    (chance: name, colour, value), marks (`events`)."""
     rows = [r for r in records if "reward" in r]
     per = max(1, math.ceil(len(rows) / POINTS))
     stretches = [rows[i : i + per] for i in range(0, len(rows), per)]
     happened = events(rows)
     keys = list(dict.fromkeys(key for row in rows for key in row))
-    seen = {*UNDRAWN}
+    seen = {
+        *UNDRAWN,
+        *(key for key in keys if key.startswith("alarm/") or key.endswith("/plateau")),
+    }  # alarms are marks
+    marks = {about: [e for e in happened if e["about"] == about] for about in (*mixture, *ADVICE, "gradient")}
 
     def chart(title, named, **options):
         """named: {name: metric}; those that the run doesn't have are left out, and so is a chart without any."""
@@ -33,7 +39,8 @@ def sections(records, mixture) -> list:
         ]
         return [{"title": title, "series": series, **options}] if series else []
 
-    learnt = chart("Reward", {"all": "reward", **{name: f"rewards/{name}/mean" for name in mixture}}, range=[0, 1])
+    rewards = {"all": "reward", **{name: f"rewards/{name}/mean" for name in mixture}}
+    learnt = chart("Reward", rewards, range=[0, 1], marks=marks["reward"])
     for name in mixture:
         exact, accuracy, chance = (_levels(keys, what, name) for what in ("exact", "accuracy", "chance"))
         seen.update(chance.values())
@@ -41,7 +48,7 @@ def sections(records, mixture) -> list:
             {"name": f"chance, {level}", "colour": i, "value": mean(r.get(key) for r in rows)}
             for i, (level, key) in enumerate(chance.items())
         ]
-        options = {"percent": True, "range": [0, 1], "marks": [e for e in happened if e[1].startswith(f"{name} ")]}
+        options = {"percent": True, "range": [0, 1], "marks": marks[name]}
         points = _held_out(records, name, "exact")
         learnt += chart(f"{name}: exact answers", exact, points=points, lines=lines, **options)
         places = chart(f"{name}: places right", accuracy, points=_held_out(records, name, "accuracy"), **options)
@@ -51,20 +58,24 @@ def sections(records, mixture) -> list:
     level = chart("Level of the curriculum", moving, raw=True, zero=True)
     learnt += level if any(r[key] != rows[0][key] for key in moving.values() for r in rows if key in r) else []
     learnt += chart("The curriculum's gain over chance", {name: f"curriculum/{name}/mean" for name in mixture})
-    seen.update(key for key in keys if key.endswith("/plateau"))  # marks in the charts, and lines above them
 
     share = {"percent": True, "range": [0, 1]}
     policy = [
-        *chart("Entropy, nats a token", {"entropy": "entropy"}, zero=True),
+        *chart("Entropy, nats a token", {"entropy": "entropy"}, zero=True, marks=marks["entropy"]),
         *chart("Tokens a completion", {"mean": "completions/mean_length"}, zero=True),
-        *chart("Completions", {"right format": "format", "cut off": "completions/clipped_ratio"}, **share),
+        *chart(
+            "Completions",
+            {"right format": "format", "cut off": "completions/clipped_ratio"},
+            marks=marks["format"],
+            **share,
+        ),
         *chart("Groups with equal rewards, which teach nothing", {"share": "frac_reward_zero_std"}, **share),
         *chart("Standard deviation of a group's rewards", {"mean": "reward_std"}, zero=True),
         *chart(
             "Clipped tokens", {"low": "clip_ratio/low_mean", "high": "clip_ratio/high_mean"}, percent=True, zero=True
         ),
         *chart("KL to the reference, nats a token", {"kl": "kl"}, zero=True),
-        *chart("Gradient norm, before clipping", {"norm": "grad_norm"}, zero=True),
+        *chart("Gradient norm, before clipping", {"norm": "grad_norm"}, zero=True, marks=marks["gradient"]),
         *chart("Learning rate", {"learning rate": "learning_rate"}, raw=True, zero=True),
     ]
     phases = {key.removeprefix("timing_s/"): key for key in keys if key.startswith("timing_s/") and key not in UNDRAWN}
@@ -92,18 +103,24 @@ def sections(records, mixture) -> list:
 
 
 def events(records) -> list:
-    """[step, words] of what a reader should know of: alarms, levels that moved, updates that were skipped."""
+    """What a reader should know of, in order: dicts of "step", "words", "about" (a puzzle, or a kind of alarm of the whole run) and
+    "alarm"; alarms, levels that moved, updates that were skipped."""
     out, before = [], {}
+
+    def note(words, about, alarm=True):
+        out.append({"step": record["step"], "words": words, "about": about, "alarm": alarm})
+
     for record in records:
-        for key in (k for k in record if k.startswith("curriculum/") or k == "skipped_steps"):
-            value, (_, _, name) = record[key], key.partition("/")
-            name, _, what = name.rpartition("/")
-            if what == "plateau":
-                out.append([record["step"], f"{name} earns what guessing earns"])
-            elif what == "level" and before.get(key, value) != value:
-                out.append([record["step"], f"{name} moves from level {before[key]} to level {value}"])
+        for key in (k for k in record if k.startswith(("curriculum/", "alarm/")) or k == "skipped_steps"):
+            value, (kind, *name) = record[key], key.split("/")
+            if kind == "alarm":
+                note(ADVICE[name[0]], name[0])
+            elif name[1:] == ["plateau"]:
+                note(f"{name[0]} earns what guessing earns", name[0])
+            elif name[1:] == ["level"] and before.get(key, value) != value:
+                note(f"{name[0]} moves from level {before[key]} to level {value}", name[0], alarm=False)
             elif key == "skipped_steps" and value > before.get(key, 0):
-                out.append([record["step"], "update skipped: its gradient was not finite"])
+                note("update skipped: its gradient was not finite", "gradient")
         before |= record
     return out
 

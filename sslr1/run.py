@@ -202,8 +202,8 @@ class Run:
         line |= self._watch(line)
         self.progress.show(step, {k: line[k] for k in ("reward", "entropy", "timing_s/step")})
         if lost:
-            if self.world.main:
-                self.metrics.write(line)
+            self._log(line)
+            self._report()
             words = f"{SKIPS} steps in a row, to step {step}, had a gradient that is not finite and were skipped; the samples "
             words += f"of the last are in {self.samples.lines.path}. Checkpoints are whole: go on with other settings, e.g. a lower "
             raise UserError(words + "optim.lr, and checkpoint.allow_change=true" if self.world.main else "")

@@ -30,6 +30,7 @@ def step(k, level):
     out = {"step": k, "reward": k / 100, "frac_reward_zero_std": 0.5, "entropy": float("nan") if k == 5 else 1 / k}
     out |= {"kl": 0.01 * k, "loss": -0.1, "skipped_steps": int(k >= 5), "curriculum/rotation/level": level}
     out |= {"curriculum/rotation/plateau": 1.0} if k == 7 else {}
+    out |= {"alarm/entropy": 1.0} if k == 9 else {}
     out |= {f"{what}/rotation/level{level}": v for what, v in (("exact", 0.5), ("accuracy", 0.5), ("chance", 0.25))}
     out |= {"exact/ordering/level1": 0.25, "accuracy/ordering/level1": 0.625, "chance/ordering/level1": 0.125}
     out |= {"rewards/rotation/mean": 0.5, "rewards/ordering/mean": 0.25, "perf/tokens_per_second": 10.0}
@@ -133,9 +134,10 @@ def test_the_table_and_the_charts_hold_the_metrics(run):
     words = " ".join(Parts(source).text.split())
     assert "rotation level 2 25.0% 25.0 ± 4.3 50.0 ± 5.0 +25.0 ± 6.6 100" in words
     for event in (
-        "step 5 update skipped",
-        "step 7 rotation earns what guessing earns",
+        "step 5 ⚠ update skipped",
+        "step 7 ⚠ rotation earns what guessing earns",
         "step 7 rotation moves from level 2 to level 1",
+        "step 9 ⚠ entropy has been under",
     ):
         assert event in words
     sections = data_of(source)["sections"]
@@ -149,7 +151,10 @@ def test_the_table_and_the_charts_hold_the_metrics(run):
     assert [s["values"][5:7] for s in exact["series"]] == [[None, 0.5], [0.5, None]]
     assert exact["points"]["steps"] == [0, 20] and exact["points"]["values"] == [0.25, 0.5]
     assert exact["points"]["errors"] == pytest.approx([0.0433, 0.05], abs=1e-4)
-    assert [s for s, _ in exact["marks"]] == [7, 7] and not found["ordering: exact answers"]["marks"]
+    assert [(m["step"], m["alarm"]) for m in exact["marks"]] == [(7, False), (7, True)] and not found[
+        "ordering: exact answers"
+    ]["marks"]
+    assert [m["step"] for m in found["Entropy, nats a token"]["marks"]] == [9]
     assert "ordering: places right" in found and "rotation: places right" not in found
     assert found["Entropy, nats a token"]["series"][0]["values"][4:6] == [None, 0.1667]
     assert found["KL to the reference, nats a token"]["series"][0]["values"][-1] == 0.2

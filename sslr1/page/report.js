@@ -81,9 +81,9 @@ function draw(svg, chart, steps) {
   });
   for (const v of ticks(first, Math.max(last, first + 1), width / 90).map(Math.round))
     add("text", { x: x(v), y: height - 4, "text-anchor": x(v) > right - 12 ? "end" : "middle" }, (v || 0).toLocaleString("en"));
-  for (const [step, words] of chart.marks ?? []) {
+  for (const { step, alarm } of chart.marks ?? []) {
     add("line", { x1: x(step), x2: x(step), y1: top, y2: bottom, stroke: "var(--muted)", "stroke-dasharray": "1 3" });
-    if (words.includes("guessing")) add("text", { x: x(step), y: top + 4, "text-anchor": "middle" }, "⚠");
+    if (alarm) add("text", { x: x(step), y: top + 4, "text-anchor": "middle" }, "⚠");
   }
   for (const line of chart.lines ?? [])
     add("line", { x1: left, x2: right, y1: y(line.value), y2: y(line.value), stroke: colour(line.colour), "stroke-dasharray": "5 4" });
@@ -150,7 +150,7 @@ function figure(chart, { steps, per }) {
       const error = errors ? ` ± ${worded(errors[k], chart.percent)}` : "";
       tip.append(element("div", {}, "held out ", element("b", {}, worded(values[k], chart.percent) + error)));
     }
-    for (const [step, words] of chart.marks ?? [])
+    for (const { step, words } of chart.marks ?? [])
       if (step <= steps[i] && step > steps[i] - per) tip.append(element("div", {}, words));
     tip.hidden = false;
     tip.style.top = `${svg.offsetTop + 4}px`;
