@@ -2,6 +2,7 @@
 
 import shutil
 import threading
+from concurrent import futures
 
 import pytest
 import torch
@@ -142,8 +143,7 @@ def test_one_at_a_time_and_errors_are_raised():
         background.put(lambda: order.append("never"))
     assert order == ["slow"]
     background.put(slow)
-    while not background._writing.done():
-        pass
+    futures.wait([background._writing])
     assert background.failed()
     with pytest.raises(UserError, match="no room"):
         background.wait()

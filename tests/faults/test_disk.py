@@ -5,6 +5,7 @@ import resource
 import shutil
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 
@@ -114,6 +115,15 @@ def test_records_say_what_they_can_not_do(tmp_path):
         log.write({"step": 1})
     with pytest.raises(UserError, match="nowhere/x can't be written: No such file or directory"):
         write_whole(tmp_path / "nowhere" / "x", "")
+
+
+def test_a_record_that_is_taken_bit_by_bit(tmp_path):
+    """What a system call may do."""
+    taken = []
+    log = JsonLines(tmp_path / "metrics.jsonl")
+    log._file = SimpleNamespace(write=lambda data: taken.append(bytes(data[:3])) or len(data[:3]))
+    log.write({"step": 12345})
+    assert b"".join(taken) == b'{"step": 12345}\n'
 
 
 def test_a_file_is_whole_or_as_it_was(tmp_path):
