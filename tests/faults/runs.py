@@ -50,7 +50,8 @@ def start(line, **environment):
 
 def kill(process):
     """SIGKILL to the process and all it has started."""
-    os.killpg(process.pid, signal.SIGKILL)
+    if process.poll() is None:
+        os.killpg(process.pid, signal.SIGKILL)
     process.communicate()
 
 

@@ -18,6 +18,7 @@ FREE = {
     *("train.replicate", "train.recompute", "train.compile"),
 }
 OTHER = {  # values that no rule derives from the present one
+    "checkpoint.background": True,
     "puzzles.mixture": {"rotation": 1.0},
     "puzzles.levels": {"rotation": 1},
     "rollout.max_logp_gap": 0.5,
@@ -47,8 +48,8 @@ def changed(key, field, value):
     """A config where one setting has another value than the default."""
     if key in OTHER:
         value = OTHER[key]
-    elif config._literals(field.annotation) and not isinstance(value, bool):
-        value = next(v for v in config._literals(field.annotation) if v != value)
+    elif choices := [v for v in config._literals(field.annotation) if isinstance(v, str)]:
+        value = next(v for v in choices if v != value)
     elif isinstance(value, bool):
         value = not value
     elif isinstance(value, str):
