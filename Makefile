@@ -1,7 +1,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: setup demo test test-slow test-peer test-gpu bench docs lint clean
+.PHONY: setup demo test test-slow test-peer fuzz test-gpu bench docs lint clean
 
 setup: .venv/.done
 
@@ -22,6 +22,10 @@ test-slow: setup
 test-peer: setup
 	$(BIN)/pip install --quiet -c constraints.txt -e '.[peers]'
 	$(BIN)/python -m pytest -q -m peer
+
+# ten minutes of generated inputs for each reader of what others write
+fuzz: setup
+	for target in config reward tar; do $(BIN)/python -m tests.fuzz $$target --minutes 10 || exit 1; done
 
 test-gpu: setup
 	$(BIN)/python -m pytest -q -m gpu

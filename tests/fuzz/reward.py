@@ -1,11 +1,7 @@
-"""Fuzz of the reward: any string gets a Score, soon, whose numbers fit each other, by every rule.
-
-`target()` returns a function that takes a number of examples, or minutes: the short form runs among the tests.
-"""
+"""Fuzz of the reward: any string gets a Score, soon, whose numbers fit each other, by every rule."""
 
 import time
 
-from hypothesis import HealthCheck, given, seed, settings
 from hypothesis import strategies as st
 
 from sslr1.puzzles.reward import RULES, Answer, score
@@ -123,25 +119,9 @@ def lists():
     return st.builds(near, sequences, st.sampled_from(["one", "gone", "twice"]), st.integers(0, 10), places)
 
 
-def target():
-    """run(examples=200, minutes=None): that many examples of each kind, or as many as fit."""
-
-    def run(examples=200, minutes=None):
-        options = settings(
-            max_examples=examples,
-            deadline=None,
-            database=None,
-            suppress_health_check=list(HealthCheck),
-            print_blob=True,
-        )
-        spaces = st.text(" \n\t", max_size=3)
-        end, number = time.monotonic() + 60 * (minutes or 0), int(time.time())
-        while True:
-            seed(number)(options(given(ANSWERS, TEXTS, st.booleans())(check_any)))()
-            seed(number)(options(given(ANSWERS, ANSWERS, st.text(max_size=9), spaces, st.booleans())(check_written)))()
-            seed(number)(options(given(lists())(lambda pair: check_list(*pair))))()
-            number += 1
-            if time.monotonic() >= end:
-                return
-
-    return run
+SPACES = st.text(" \n\t", max_size=3)
+CHECKS = [
+    (st.tuples(ANSWERS, TEXTS, st.booleans()), lambda case: check_any(*case)),
+    (st.tuples(ANSWERS, ANSWERS, st.text(max_size=9), SPACES, st.booleans()), lambda case: check_written(*case)),
+    (lists(), lambda case: check_list(*case)),
+]

@@ -1,16 +1,11 @@
 """Fuzz of the configuration: whatever the file and the overrides hold, there is a Config that survives being written and read, or
-one line that says what is wrong.
-
-`target()` returns a function that takes a number of examples, or minutes: the short form runs among the tests.
-"""
+one line that says what is wrong."""
 
 import math
 import tempfile
-import time
 from pathlib import Path
 
 import yaml
-from hypothesis import HealthCheck, given, seed, settings
 from hypothesis import strategies as st
 
 from sslr1 import config
@@ -207,23 +202,4 @@ CONTENTS = st.one_of(
 )
 
 
-def target():
-    """run(examples=200, minutes=None): that many examples of each kind, or as many as fit."""
-
-    def run(examples=200, minutes=None):
-        options = settings(
-            max_examples=examples,
-            deadline=None,
-            database=None,
-            suppress_health_check=list(HealthCheck),
-            print_blob=True,
-        )
-        end, number = time.monotonic() + 60 * (minutes or 0), int(time.time())
-        while True:
-            seed(number)(options(given(EDITS)(check_tree)))()
-            seed(number)(options(given(CONTENTS, OVERRIDES)(check_file)))()
-            number += 1
-            if time.monotonic() >= end:
-                return
-
-    return run
+CHECKS = [(EDITS, check_tree), (st.tuples(CONTENTS, OVERRIDES), lambda case: check_file(*case))]

@@ -1,14 +1,6 @@
-"""Property-based fuzzing, for as long as is asked.
+"""Fuzz of tar archives: headers that claim what they like, damaged, cut, repeated."""
 
-python -m tests.fuzz TARGET [--minutes 10] [--seed N]
-
-A target is a check of one argument and the strategy that generates it, in TARGETS; the ordinary tests run each for a second or
-so through `run`.
-"""
-
-import argparse
 import os
-import random
 import resource
 import tarfile
 import tempfile
@@ -16,14 +8,10 @@ import time
 from pathlib import Path
 from unittest import mock
 
-import hypothesis
-from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from sslr1.data import ImageFolder, images, shards
 from sslr1.errors import UserError
-
-# ---------------------------------------------------------------------------------------------------------------- tar
 
 TYPES = [bytes([code]) for code in b"01234567gxLKSXVMN\0"]
 NAMES = st.one_of(
@@ -101,44 +89,4 @@ def tar(data):
         assert sorted(os.listdir(folder)) == ["a.tar", "files.txt"]
 
 
-TARGETS = {  # name: (what is generated, what is to hold of it)
-    "tar": (st.one_of(archives(), st.binary(max_size=3000)), tar),
-}
-
-
-def run(target, seconds, seed) -> int:
-    """Try a target on generated inputs for so long, at least. Returns how many were tried; raises what went wrong, with the
-    smallest input that makes it go wrong."""
-    inputs, check = TARGETS[target]
-    tried, end = 0, time.monotonic() + seconds
-
-    def one(data):
-        nonlocal tried
-        tried += 1
-        check(data)
-
-    once = settings(
-        max_examples=20 if seconds < 10 else 500,
-        deadline=None,
-        database=None,
-        suppress_health_check=list(HealthCheck),
-        phases=[Phase.generate, Phase.shrink],
-    )
-    while time.monotonic() < end:
-        hypothesis.seed(seed + tried)(once(given(inputs)(one)))()
-    return tried
-
-
-def main():
-    parser = argparse.ArgumentParser(prog="python -m tests.fuzz", description="Fuzz one target.")
-    parser.add_argument("target", choices=TARGETS)
-    parser.add_argument("--minutes", type=float, default=10)
-    parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(2**31))
-    arguments = parser.parse_args()
-    print(f"{arguments.target}, seed {arguments.seed}", flush=True)
-    tried = run(arguments.target, 60 * arguments.minutes, arguments.seed)
-    print(f"{tried:,} inputs in {arguments.minutes:g} minutes, nothing wrong")
-
-
-if __name__ == "__main__":
-    main()
+CHECKS = [(st.one_of(archives(), st.binary(max_size=3000)), tar)]
