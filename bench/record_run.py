@@ -1,4 +1,4 @@
-"""`python bench/record_run.py runs/demo`: a run's held-out accuracies and times, for bench/results/ and the README."""
+"""`python bench/record_run.py runs/demo`: a run's held-out accuracies, its curves and times, for bench/results/ and the README."""
 
 import json
 import sys
@@ -25,6 +25,11 @@ def main(folder):
             phase: sum(row[f"timing_s/{phase}"] for row in steps) / len(steps)
             for phase in ("stream", "rollout", "reward", "learner", "weights", "step")
         },
+    }
+    found["sampled"] = {
+        name.split("/")[1]: [row[name] for row in steps if name in row]
+        for name in steps[-1]
+        if name.startswith("exact/")
     }
     found["elapsed_s"] = steps[-1]["timing_s/elapsed"]
     path = results_file(f"run {folder.name}", found)

@@ -1,4 +1,5 @@
-"""`python bench/tables.py` writes the measured tables of README.md and docs/ anew from bench/results/; `--check` only says which are stale.
+"""`python bench/tables.py` writes the measured tables of README.md and docs/ anew from bench/results/, and the learning curve;
+`--check` only says which are stale.
 
 A table stands between `<!-- table: NAME -->` and `<!-- end of table -->`.
 """
@@ -10,10 +11,13 @@ import re
 import sys
 from pathlib import Path
 
+from curve import svg
+
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "bench" / "results"
 MACHINE = "amd-epyc-2-cores"  # the one whose results the pages show
 PAGES = ("README.md", "docs/benchmarks.md")
+CURVE = "docs/pictures/learning.svg"
 ORDER = ("step", "learner", "rollout", "loss", "render", "stream", "decode")
 
 
@@ -98,14 +102,15 @@ def main():
     parser = argparse.ArgumentParser(prog="python bench/tables.py", description=__doc__)
     parser.add_argument("--check", action="store_true", help="write nothing; exit status 1 if a table is stale")
     arguments = parser.parse_args()
-    stale = []
-    for page in PAGES:
-        path = ROOT / page
-        before = path.read_text(encoding="utf-8")
-        if rewritten(before) != before:
-            stale.append(page)
-            if not arguments.check:
-                path.write_text(rewritten(before), encoding="utf-8")
+    made = {page: rewritten((ROOT / page).read_text(encoding="utf-8")) for page in PAGES} | {
+        CURVE: svg(load("run-demo"))
+    }
+    stale = [
+        name for name, text in made.items() if not (ROOT / name).exists() or (ROOT / name).read_text("utf-8") != text
+    ]
+    if not arguments.check:
+        for name in stale:
+            (ROOT / name).write_text(made[name], encoding="utf-8")
     print(f"{'stale' if arguments.check else 'written'}: {', '.join(stale) or 'none'}")
     sys.exit(bool(stale and arguments.check))
 

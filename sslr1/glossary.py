@@ -1,6 +1,6 @@
 """What every name in metrics.jsonl means. docs/metrics.md is made from this, and a test holds a real run's records to it.
 
-A pattern names a family: <puzzle> stands for a puzzle's name, <k> for a level. To add a metric, add its entry under a heading.
+A pattern names a family: <puzzle> stands for a puzzle's name, <k> for a level, <alarm> for an alarm's kind. To add a metric, add its entry under a heading.
 """
 
 import re
@@ -83,23 +83,12 @@ GLOSSARY = {
             "learner.Learner._update",
             "0. Ten in a row end the run",
         ),
-        "alarm/entropy": Metric(
+        "alarm/<alarm>": Metric(
             "1, or absent",
-            "the step of an alarm: entropy has been far under what it was at first, and the puzzles are not solved",
+            "the step of an alarm. entropy: completions hardly differ any more, and the puzzles are not solved; format: few "
+            "completions keep it, step after step; reward: completions earn what the format earns, and nothing for their answers",
             "alarms.Alarms",
             "absent; raised once a run. See troubleshooting.md",
-        ),
-        "alarm/format": Metric(
-            "1, or absent",
-            "the step of an alarm: few completions keep the format, step after step",
-            "alarms.Alarms",
-            "absent; raised once a run",
-        ),
-        "alarm/reward": Metric(
-            "1, or absent",
-            "the step of an alarm: completions earn what the right format earns, and nothing for their answers",
-            "alarms.Alarms",
-            "absent; raised once a run",
         ),
         "clip_ratio/low_mean": Metric(
             "0 to 1",
@@ -253,7 +242,7 @@ GLOSSARY = {
 
 def regex(pattern: str) -> str:
     """A pattern as a regular expression for whole names."""
-    return re.escape(pattern).replace("<puzzle>", r"[a-z_]+").replace("<k>", r"\d+")
+    return re.escape(pattern).replace("<puzzle>", r"[a-z_]+").replace("<k>", r"\d+").replace("<alarm>", "[a-z]+")
 
 
 def find(name: str) -> str | None:

@@ -2,6 +2,7 @@
 
 import re
 from types import SimpleNamespace
+from unittest.mock import MagicMock
 
 import pytest
 import torch
@@ -93,10 +94,8 @@ def test_checkpoints_kept_besides_the_newest(tmp_path, tiny, one_process):
 @pytest.mark.parametrize("kl_coef, kept", [(0.0, [7]), (0.1, [7, 0])])
 def test_its_checkpoint_is_kept(tmp_path, monkeypatch, kl_coef, kept):
     seen = {}
-    monkeypatch.setattr(run.checkpoint, "save", lambda *_, **options: seen.update(options))
+    monkeypatch.setattr(run.checkpoint, "snapshot", lambda *_, **options: seen.update(options))
     tree = {"model": {"path": "m"}, "data": {"path": "d"}, "loss": {"kl_coef": kl_coef}}
-    anything = SimpleNamespace(state=dict, model=None)
-    built = SimpleNamespace(weights=anything, tokenizer=None, model_path=None)
-    this = SimpleNamespace(config=config.check(tree), built=built, step=9, best=0.5, best_step=7, checkpoints=tmp_path)
-    run.Run._checkpoint(SimpleNamespace(**vars(this), learner=None, world=None, curriculum=anything, alarms=anything))
+    this = MagicMock(config=config.check(tree), step=9, best=0.5, best_step=7, checkpoints=tmp_path)
+    run.Run._checkpoint(this)
     assert seen["also"] == kept

@@ -32,35 +32,42 @@ def deal(prompts, completions, home, ranks) -> list:
     def cost(piece):
         return prompts[piece.group] + sum(completions[piece.group][s] for s in piece.samples)
 
-    for _ in range(8 * len(pieces)):
-        costs = [cost(piece) for piece in pieces]
-        loads = [sum(c for p, c in zip(pieces, costs) if p.rank == rank) for rank in range(ranks)]
-        high, low = max(range(ranks), key=loads.__getitem__), min(range(ranks), key=loads.__getitem__)
-        if loads[high] <= (1 + SLACK) * sum(loads) / ranks:
-            break
-        gap = loads[high] - loads[low]
+    def relieve(high, low):
+        """Make the larger of two ranks' loads smaller by a move, a swap or a cut; False if none does."""
         giving = [i for i, p in enumerate(pieces) if p.rank == high]
         taking = [None, *(i for i, p in enumerate(pieces) if p.rank == low)]
-        swaps = [(abs(gap / 2 - (costs[i] - (costs[j] if j is not None else 0))), i, j) for i in giving for j in taking]
-        off, i, j = min(swaps, key=lambda swap: swap[0])
-        cuts = []  # (what is then the larger of the two loads, piece, first completion that leaves)
+
+        def larger(moved):
+            return max(loads[high] - moved, loads[low] + moved)
+
+        swaps = [(larger(costs[i] - (0.0 if j is None else costs[j])), i, j) for i in giving for j in taking]
+        swapped, i, j = min(swaps, key=lambda swap: swap[0])
+        cuts = []
         for k in giving:
             piece, moved = pieces[k], 0.0
             for s in reversed(piece.samples[1:]):
                 moved += completions[piece.group][s]
                 cuts.append((max(loads[high] - moved, loads[low] + prompts[piece.group] + moved), k, s))
-        cut = min(cuts, default=None)
-        swapped = loads[high] - gap / 2 + off
-        if cut and cut[0] < min(swapped, 0.99 * loads[high]) and swapped > (1 + SLACK) * sum(loads) / ranks:
+        cut, enough = min(cuts, default=None), 0.995 * loads[high]
+        if cut and swapped > limit and cut[0] < min(swapped, enough):
             _, k, s = cut
             whole = pieces[k].samples
             pieces[k].samples = range(whole.start, s)
             pieces.append(Piece(pieces[k].group, range(s, whole.stop), low))
-        elif off < 0.495 * gap:
+        elif swapped < enough:
             pieces[i].rank = low
             if j is not None:
                 pieces[j].rank = high
         else:
+            return False
+        return True
+
+    for _ in range(8 * len(pieces)):
+        costs = [cost(piece) for piece in pieces]
+        loads = [sum(c for p, c in zip(pieces, costs) if p.rank == rank) for rank in range(ranks)]
+        limit = (1 + SLACK) * sum(loads) / ranks
+        *others, high = sorted(range(ranks), key=loads.__getitem__)
+        if loads[high] <= limit or not any(relieve(high, low) for low in others):
             break
     return sorted(pieces, key=lambda p: (p.group, p.samples.start))
 

@@ -26,7 +26,13 @@ def taking(tmp_path, tiny, one_process):
 
     def take(step, best=None, keep=2):
         return checkpoint.snapshot(
-            tmp_path, step, trainer={"step": step}, world=one_process, best=best, keep=keep, **fixed
+            tmp_path,
+            step,
+            trainer={"step": step},
+            world=one_process,
+            also=[] if best is None else [best],
+            keep=keep,
+            **fixed,
         )
 
     return learner, take

@@ -9,10 +9,10 @@ from types import SimpleNamespace
 
 import pytest
 
-from sslr1 import entry
+from sslr1 import config, entry
 from sslr1.errors import UserError
 from sslr1.files import write_whole
-from sslr1.metrics import JsonLines
+from sslr1.records import JsonLines
 from tests.faults.runs import check_whole, command, finish, lines, records, same, start, wait_for
 
 
@@ -97,7 +97,7 @@ def test_a_full_disk(tmp_path, unbroken, warm, scenes):
 def test_a_folder_that_can_not_be_written(tmp_path):
     (tmp_path / "run").write_text("a file in its place")
     with pytest.raises(UserError, match=r"folder .*/run can't be written to \(File exists\): set log.dir and log.name"):
-        entry._take(tmp_path / "run", None)
+        entry._take(tmp_path / "run", config.check({"model": {"path": "m"}, "data": {"path": "d"}}))
 
 
 @pytest.mark.slow

@@ -12,7 +12,8 @@ GOOD = {"model": {"path": "m"}, "data": {"path": "d"}}
 # What may change in a run: where, how fast, what is kept and shown. Every other setting is refused, new ones too.
 FREE = {
     *("checkpoint.every", "checkpoint.keep", "checkpoint.background", "checkpoint.allow_change"),
-    *("log.dir", "log.name", "log.samples", "eval.every", "eval.count", "data.cache_mb"),
+    *("log.dir", "log.name", "log.samples", "log.report_every_s", "log.tensorboard", "log.wandb"),
+    *("eval.every", "eval.count", "data.cache_mb", "data.max_bad"),
     *("rollout.wave_rows", "rollout.wave_groups", "rollout.batch_invariant", "rollout.look_every"),
     *("rollout.cuda_graphs", "train.steps", "train.threads", "train.device", "train.token_budget"),
     *("train.replicate", "train.recompute", "train.compile"),
@@ -27,6 +28,7 @@ OTHER = {  # values that no rule derives from the present one
     "data.holdout": 0.1,
     "data.max_side": 500,
     "log.name": "other",
+    "log.wandb": "a project",
     "eval.path": "elsewhere",
     "puzzles.wordings": 1,
     "puzzles.min_pixels": 100,
