@@ -83,7 +83,8 @@ def snapshot(
 ):
     """Copy the state of this moment to the host's memory; all ranks call it. Returns the function that writes the copy
     to `folder`/step-NNNNNN and returns that path, for all ranks to call, on any thread if `group` is used for nothing else.
-    Without `copy` it writes the state that it finds when it is called.
+    Without `copy` it writes the state that it finds when it is called. Snapshots before it must have been written: what lies there
+    unfinished is cleared away.
 
     sampler: the engine's plain model, equal to the learner's in its compute dtype, which becomes hf/. source: the model
     folder whose processor files go along. trainer: JSON-able state. records: files to be flushed before the checkpoint

@@ -301,6 +301,7 @@ class Run:
         background = self.config.checkpoint.background
         if background is None:
             background = self.world.device.type == "cuda"
+        self.writer.wait()  # a snapshot clears away what lies there unfinished
         write = checkpoint.snapshot(
             self.checkpoints,
             self.step,

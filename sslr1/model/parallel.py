@@ -46,9 +46,23 @@ def start(device: str = "auto") -> World:
         place = torch.device(device)
     if not dist.is_initialized():
         backend = "cpu:gloo,cuda:nccl" if device == "cuda" else "gloo"
-        store = None if "RANK" in os.environ else dist.HashStore()
-        dist.init_process_group(backend, rank=rank, world_size=size, store=store)
+        dist.init_process_group(backend, rank=rank, world_size=size, store=_store(size))
     return World(rank, size, place)
+
+
+def _store(size):
+    """Where the ranks find each other's addresses; None leaves it to the environment.
+
+    torchrun hands restarted ranks the store of those before them, whose addresses still stand in it (seen in torch 2.13: whoever read
+    one waited for good), so on one node each start gets names of its own. Nodes count restarts differently: there
+    TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1, in torchrun's environment, has a new store made each time."""
+    env = os.environ
+    if "RANK" not in env:
+        return dist.HashStore()
+    if env.get("TORCHELASTIC_USE_AGENT_STORE") != "True" or env.get("GROUP_WORLD_SIZE") != "1":
+        return None
+    store = dist.TCPStore(env["MASTER_ADDR"], int(env["MASTER_PORT"]), size, is_master=False)
+    return dist.PrefixStore(f"start-{env['TORCHELASTIC_RESTART_COUNT']}", store)
 
 
 def stop() -> None:

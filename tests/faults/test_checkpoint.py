@@ -3,12 +3,13 @@
 import shutil
 import threading
 from concurrent import futures
+from unittest.mock import MagicMock
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from sslr1 import checkpoint, model
+from sslr1 import checkpoint, config, model, run
 from sslr1.errors import UserError
 from sslr1.model import parallel
 from tests.test_learner import make_groups, make_learner
@@ -108,6 +109,16 @@ def test_a_kill_while_old_ones_are_removed_leaves_no_half(tmp_path, taking, monk
     monkeypatch.undo()
     take(3, keep=2)()
     assert sorted(p.name for p in tmp_path.iterdir()) == ["step-000002", "step-000003"]
+
+
+def test_the_one_before_is_written_first(monkeypatch):
+    """Taking the next one would clear away what of it lies there."""
+    calls = []
+    this = MagicMock(config=config.check({"model": {"path": "m"}, "data": {"path": "d"}}))
+    this.writer.wait.side_effect = lambda: calls.append("wait")
+    monkeypatch.setattr(checkpoint, "snapshot", lambda *_, **options: calls.append("snapshot"))
+    run.Run._checkpoint(this)
+    assert calls[:2] == ["wait", "snapshot"]
 
 
 def test_a_step_is_written_again_whole(tmp_path, taking):

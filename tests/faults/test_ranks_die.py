@@ -5,7 +5,9 @@ import signal
 import time
 
 import pytest
+import torch
 
+from sslr1.model import parallel
 from tests.faults.runs import check_whole, command, finish, lines, records, same, start, wait_for
 
 
@@ -70,6 +72,20 @@ def test_ranks_do_not_outlive_torchrun(tmp_path, pair, warm, scenes):
     assert saved == int(records(run)[-1]["step"])
     finish([*line, f"train.steps={saved + 1}"])
     assert records(run)[1:3] == records(pair)[1:3]
+
+
+def test_a_start_does_not_see_what_the_one_before_wrote(monkeypatch):
+    """torchrun keeps the store in which ranks publish where they listen; whoever read a dead rank's address would wait for good."""
+    server = torch.distributed.TCPStore("localhost", 0, is_master=True, wait_for_workers=False)
+    variables = {"RANK": 0, "MASTER_ADDR": "localhost", "MASTER_PORT": server.port, "GROUP_WORLD_SIZE": 1}
+    for name, value in {**variables, "TORCHELASTIC_USE_AGENT_STORE": True}.items():
+        monkeypatch.setenv(name, str(value))
+    stores = []
+    for count in "001":
+        monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", count)
+        stores.append(parallel._store(1))
+    stores[0].set("address", "here")
+    assert stores[1].check(["address"]) and not stores[2].check(["address"])
 
 
 @pytest.mark.slow
