@@ -75,12 +75,21 @@ def _answered(built, batch) -> list:
     ]
 
 
-def ask_puzzles(built, name, level, forms, report) -> list:
-    """A line of the log for every held-out puzzle of one kind and level in each form, over all ranks. In both forms the puzzles are
-    the same ones. report(done): how many of this rank's are answered."""
+def choose(built, name, level) -> list:
+    """Addresses of the held-out puzzles of one kind and level, the same in both forms. Raises UserError where the images make too
+    few."""
+    images = built.evaluation
+    return choose_held_out(
+        images.store, images.held_out, name, level, built.config.eval.count, **_options(built, False)
+    )
+
+
+def ask_puzzles(built, name, level, forms, chosen, report) -> list:
+    """A line of the log for every chosen puzzle of one kind and level in each form, over all ranks. report(done): how many of
+    this rank's are answered."""
     images, world = built.evaluation, built.world
     place = images.store, images.held_out, name, level
-    chosen = choose_held_out(*place, built.config.eval.count, **_options(built, False))[world.rank :: world.size]
+    chosen = chosen[world.rank :: world.size]
     out, done = [], 0
     for form in forms:
         addresses, records = iter(chosen), []
@@ -250,20 +259,31 @@ def evaluate_puzzles(arguments, console):
         c, progress, records = built.config.puzzles, Progress(built.world.main), []
         names = arguments.puzzle or (puzzles.NAMES if arguments.levels else list(c.mixture))
         forms = FORMS[arguments.form] if arguments.form else (("thinking",) if c.thinking else ("direct",))
+        missing = []
         for name in names:
             for level in _levels(arguments.levels, name, c.levels[name]):
-                mine = len(range(built.world.rank, built.config.eval.count, built.world.size))
+                try:
+                    chosen = choose(built, name, level)
+                except UserError as error:  # images that can't decide one puzzle may well decide the others
+                    missing.append(f"not asked: {name}, level {level}: {error}")
+                    continue
+                mine = len(range(built.world.rank, len(chosen), built.world.size))
                 progress.start(f"{name}, level {level}", mine * len(forms))
-                records += ask_puzzles(built, name, level, forms, lambda done: progress.show(done, {}))
+                records += ask_puzzles(built, name, level, forms, chosen, lambda done: progress.show(done, {}))
         progress.stop()
+        if not records:
+            raise UserError("; ".join(missing))
         cells = puzzle_report(records, baseline)
         numbers = {"model": str(built.model_path), "images": str(built.evaluation.store.folder.root), "cells": cells}
+        numbers["missing"] = missing
         if built.world.main:
             if arguments.out:
                 write(arguments.out, numbers, records)
             trained = {(name, c.levels[name]) for name in c.mixture} if source else set()
             console.print(f"{built.model_path} on held-out images of {numbers['images']}, greedy", soft_wrap=True)
             console.print(tables.puzzle_table(cells, trained))
+            for line in missing:
+                console.print(line, soft_wrap=True, highlight=False)
             for cell in cells:
                 if baseline and "difference" not in cell:
                     where = f"{cell['puzzle']}, level {cell['level']}, {cell['form']} form"

@@ -51,16 +51,21 @@ def test_what_can_be_evaluated(run, tiny, tmp_path, monkeypatch):
 
 
 def test_puzzles_of_a_run_on_one_rank_and_two(run, tmp_path):
-    """Numbers, log and the comparison with it: the same on two ranks, and no difference then."""
+    """Numbers, log and the comparison with it: the same on two ranks, and no difference then. What these scenes can't decide, ordering
+    with tiles recoloured, is said and spoils nothing."""
     out = [tmp_path / name / "out.json" for name in ("one", "two")]
-    asked = ["--puzzle", "rotation", "ordering", "--levels", "1", "2", "--form", "both"]
+    asked = ["--puzzle", "rotation", "ordering", "--levels", "2", "4", "--form", "both"]
     one = launch("sslr1.evaluate", run, *OPTIONS, *asked, "--out", out[0])
     log = out[0].with_suffix(".jsonl")
     launch("sslr1.evaluate", run, *OPTIONS, *asked, "--out", out[1], "--baseline", log, ranks=2)
     assert log.read_text() == out[1].with_suffix(".jsonl").read_text()
     records = [json.loads(line) for line in log.read_text().splitlines()]
     first, second = (json.loads(path.read_text())["cells"] for path in out)
-    assert len(first) == 8 and len(records) == 8 * 7
+    assert len(first) == 6 and len(records) == 6 * 7
+    missing = json.loads(out[0].read_text())["missing"]
+    assert (
+        len(missing) == 1 and missing[0].startswith("not asked: ordering, level 4: only ") and missing[0] in one.stdout
+    )
     for a, b in zip(first, second):
         assert b.pop("baseline") == a["accuracy"] and (b.pop("difference"), b.pop("difference_interval")) == (0, [0, 0])
         assert a == b
@@ -72,9 +77,9 @@ def test_puzzles_of_a_run_on_one_rank_and_two(run, tmp_path):
     puzzles = [
         [(r["image"], r["epoch"], r["attempt"], r["answer"]) for r in records if r["form"] == f] for f in evaluate.FORMS
     ]
-    assert puzzles[0] == puzzles[1] and len(set(puzzles[0])) > 20
+    assert puzzles[0] == puzzles[1] and len(set(puzzles[0])) > 15
     chance = {(c["puzzle"], c["level"]): c["chance"] for c in first}
-    assert chance["rotation", 2] == 0.25 and chance["ordering", 2] < chance["ordering", 1]
+    assert chance["rotation", 2] == 0.25 and chance["rotation", 4] == pytest.approx(1 / 12)
     assert (
         "*" in one.stdout and "level 2" in one.stdout and str(run / "checkpoints" / "step-000010" / "hf") in one.stdout
     )
