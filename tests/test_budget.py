@@ -1,5 +1,6 @@
 """The planner's arithmetic against what a learner holds, and its command."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -73,6 +74,14 @@ def test_shares_add_up(tiny):
     for what in ("weights", "gradients", "AdamW's moments"):
         assert eight[what] == pytest.approx(one[what] / 8)
     assert eight["sampler's weights"] == one["sampler's weights"] > 0
+    network, line = (
+        model.skeleton(tiny),
+        next(x for x in budget.plan(config.check(settings), tiny, 1)[0] if "activ" in x.what),
+    )
+    tokens, layers, patches, blocks = (int(n.replace(",", "")) for n in re.findall(r"[\d,]*\d", line.how)[:4])
+    of_token, of_patch = budget.activations(network, torch.bfloat16)
+    assert (tokens, layers, blocks) == (16384, 2, 2)
+    assert line.gb * 1e9 == pytest.approx(tokens * layers * of_token + patches * blocks * of_patch)
     copies, between = budget.plan(config.check(settings | {"train": {"replicate": 2}}), tiny, 8)
     assert {line.what: line.gb for line in copies}["weights"] == pytest.approx(one["weights"] / 4)
     assert [line.gb for line in traffic if "copies" in line.what] == [0]
