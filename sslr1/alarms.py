@@ -12,11 +12,8 @@ from sslr1.puzzles.reward import Answer, score
 EARLY_STEPS = 10  # whose mean entropy is what later ones are compared with
 COLLAPSE, FLOOR, COLLAPSE_STEPS = 0.1, 0.005, 20  # under this share of it, or this many nats a token, for so many steps
 SOLVED = 0.9  # of the largest reward: whoever earns that may be certain
-FORMAT, PLATEAU, PLATEAU_STEPS = (
-    0.3,
-    0.02,
-    50,
-)  # share of completions in format; reward beyond the format's; for so many steps
+FORMAT = 0.3  # share of completions in format
+PLATEAU, PLATEAU_STEPS = 0.02, 50  # reward beyond the format's; for so many steps, of either
 
 ADVICE = {
     "entropy": f"entropy has been under {COLLAPSE:.0%} of what it was at first for {COLLAPSE_STEPS} steps and the puzzles are not "

@@ -20,10 +20,8 @@ from sslr1.errors import UserError
 from sslr1.model import parallel
 
 FORMS = {"direct": ("direct",), "thinking": ("thinking",), "both": ("direct", "thinking")}
-CHUNK, CHUNK_PATCHES = (
-    64,
-    1 << 18,
-)  # prompts that are answered at once: so many, and so many patches if all were the largest
+# Prompts that are answered at once: so many, and so many patches if all were the largest
+CHUNK, CHUNK_PATCHES = 64, 1 << 18
 
 
 class Evaluator:

@@ -80,7 +80,7 @@ GLOSSARY = {
         "skipped_steps": Metric(
             "0, 1, …",
             "updates skipped so far because their gradient was not finite",
-            "learner.Learner._update",
+            "learner.Learner.step",
             "0. Ten in a row end the run",
         ),
         "alarm/<alarm>": Metric(

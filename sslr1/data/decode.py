@@ -18,6 +18,7 @@ import torch
 from simplejpeg import decode_jpeg
 
 from sslr1.data import headers
+from sslr1.errors import UserError
 from sslr1.ops.memory import empty
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")  # whatever a file's name ends in
@@ -37,12 +38,14 @@ class Decoder:
     def __init__(self, backend="auto", threads=1, max_side=None):
         if backend not in ("auto", "dali", "pillow"):
             raise ValueError(f"data.decoder {backend!r} is not one of auto, dali, pillow")
-        if backend == "auto":
+        if backend != "pillow":
             try:
                 import nvidia.dali  # noqa: F401
 
                 backend = "dali"
             except ImportError:
+                if backend == "dali":
+                    raise UserError("data.decoder is dali, which is not installed: install it, or set auto") from None
                 backend = "pillow"
         self.backend, self.max_side = backend, max_side
         self._ways = [_turbo, *([_Dali()] if backend == "dali" else []), _pillow]

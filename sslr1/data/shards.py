@@ -10,9 +10,8 @@ import tarfile
 from typing import NamedTuple
 
 BLOCK = tarfile.BLOCKSIZE
-HEADERS = (
-    1 << 14
-)  # bytes of all headers of one member; a long name takes 4 KiB, and tarfile's parser is quadratic in them
+# Bytes of all headers of one member; a long name takes 4 KiB, and tarfile's parser is quadratic in them
+HEADERS = 1 << 14
 
 
 class Member(NamedTuple):

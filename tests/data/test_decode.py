@@ -1,6 +1,7 @@
 """Files of all kinds, whole and spoilt: both decoders see the same pixels the same way up, and refuse the same files."""
 
 import resource
+import sys
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ import torch
 from sslr1.data import Decoder, headers
 from sslr1.data.decode import why
 from sslr1.data.scenes import scene
+from sslr1.errors import UserError
 from tests.data import kinds
 
 HAS_DALI = Decoder().backend == "dali"
@@ -103,3 +105,10 @@ def test_bombs_take_no_memory(backend):
         Decoder(backend).decode([kinds.bomb(k, side) for k in ("JPEG", "PNG") for side in (10000, 30000)]) == [None] * 4
     )
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 150 << 10
+
+
+def test_a_decoder_that_is_not_there_is_refused_in_words(monkeypatch):
+    monkeypatch.setitem(sys.modules, "nvidia.dali", None)
+    assert Decoder().backend == "pillow"
+    with pytest.raises(UserError, match=r"data\.decoder is dali, which is not installed"):
+        Decoder("dali")
