@@ -36,7 +36,7 @@ def rows():
     decoder = Decoder()
     shares = [name for name, share in puzzles.MIXTURE.items() for _ in range(round(share * IMAGES))]
     names = [shares[(7 * i) % len(shares)] for i in range(IMAGES)]  # the default mixture, interleaved
-    pool = decoder.decode(files[:16])
+    pool = [puzzles.Picture(image) for image in decoder.decode(files[:16])]  # as the trainer's image store keeps them
     row = {
         "what": f"{IMAGES} JPEG files of 640x480 → the default mixture of puzzles → fp32 patches",
         "against": f"DALI decoding alone, in one batch, {threads} threads",

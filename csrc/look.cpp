@@ -1,4 +1,4 @@
-// Cost: sample_sums touches samples^2 pixels, reduced_grey a quarter to all of them; corners passes a dozen times over a
+// Cost: sample touches samples^2 pixels, cell_means what of them lies in its rectangle, reduced_grey a quarter to all of them; corners passes a dozen times over a
 // picture of at most 192 px a side.
 #include "vectorised.h"
 
@@ -26,42 +26,28 @@ std::vector<std::int64_t> grid(std::int64_t size, std::int64_t samples, std::int
 void sample(std::uintptr_t pixels, std::int64_t height, std::int64_t width, std::int64_t samples, std::uintptr_t out) {
   const auto* in = reinterpret_cast<const std::uint8_t*>(pixels);
   auto* to = reinterpret_cast<std::uint8_t*>(out);
-  const auto columns = grid(width, samples, 3);
-  for (const std::int64_t row : grid(height, samples, 3 * width)) {
+  const auto columns = grid(width, samples, 3), rows = grid(height, samples, 3 * width);
+  const std::int64_t ahead = samples > 2 ? rows[2] - rows[0] : 0, end = 3 * height * width;
+  for (const std::int64_t row : rows) {
+    const std::int64_t next = row + ahead;  // too far away for the machine to foresee it
+    for (std::int64_t x = 0; x < 3 * width && next + x < end; x += 64) __builtin_prefetch(in + next + x);
     for (const std::int64_t column : columns) {
       for (int c = 0; c < 3; ++c) *to++ = in[row + column + c];
     }
   }
 }
 
-void sample_sums(std::uintptr_t pixels, std::int64_t height, std::int64_t width, std::int64_t samples, std::uintptr_t sums) {
-  const auto* in = reinterpret_cast<const std::uint8_t*>(pixels);
-  auto* out = reinterpret_cast<std::int32_t*>(sums);
-  const std::int64_t stride = 3 * (samples + 1);
-  const auto columns = grid(width, samples, 3), rows = grid(height, samples, 3 * width);
-  std::fill(out, out + stride, 0);
-  const std::int64_t ahead = samples > 2 ? rows[2] - rows[0] : 0, end = 3 * height * width;
-  for (std::int64_t y = 0; y < samples; ++y) {
-    const std::uint8_t* row = in + rows[static_cast<std::size_t>(y)];
-    const std::int64_t next = rows[static_cast<std::size_t>(y)] + ahead;  // too far away for the machine to foresee it
-    for (std::int64_t x = 0; x < 3 * width && next + x < end; x += 64) __builtin_prefetch(in + next + x);
-    const std::int32_t* above = out + y * stride;
-    std::int32_t* here = out + (y + 1) * stride;
-    std::int32_t red = 0, green = 0, blue = 0;
-    here[0] = here[1] = here[2] = 0;
-    for (std::int64_t x = 0; x < samples; ++x) {
-      const std::uint8_t* p = row + columns[static_cast<std::size_t>(x)];
-      red += p[0], green += p[1], blue += p[2];
-      here[3 * x + 3] = above[3 * x + 3] + red;
-      here[3 * x + 4] = above[3 * x + 4] + green;
-      here[3 * x + 5] = above[3 * x + 5] + blue;
-    }
-  }
+namespace {
+
+VECTORISED void add(const std::uint8_t* from, std::int32_t* sums, std::int64_t n) {
+  for (std::int64_t i = 0; i < n; ++i) sums[i] += from[i];
 }
 
-void cell_means(std::uintptr_t sums, std::int64_t samples, std::int64_t height, std::int64_t width, double top, double left,
+}  // namespace
+
+void cell_means(std::uintptr_t sample, std::int64_t samples, std::int64_t height, std::int64_t width, double top, double left,
                 double extent_y, double extent_x, std::int64_t rows, std::int64_t columns, std::uintptr_t means) {
-  const auto* in = reinterpret_cast<const std::int32_t*>(sums);
+  const auto* in = reinterpret_cast<const std::uint8_t*>(sample);
   auto* out = reinterpret_cast<float*>(means);
   const auto edges = [samples](double start, double extent, std::int64_t count, std::int64_t size) {
     std::vector<std::pair<std::int64_t, std::int64_t>> found;
@@ -76,15 +62,19 @@ void cell_means(std::uintptr_t sums, std::int64_t samples, std::int64_t height, 
     }
     return found;
   };
-  const std::int64_t stride = 3 * (samples + 1);
   const auto across = edges(left, extent_x, columns, width);
+  const std::int64_t first = across.front().first, last = across.back().second, n = 3 * (last - first);
+  std::vector<std::int32_t> sums(static_cast<std::size_t>(n));  // of a band's columns
   for (const auto& [y0, y1] : edges(top, extent_y, rows, height)) {
+    std::fill(sums.begin(), sums.end(), 0);
+    for (std::int64_t y = y0; y < y1; ++y) add(in + 3 * (y * samples + first), sums.data(), n);
     for (const auto& [x0, x1] : across) {
       const double count = static_cast<double>((y1 - y0) * (x1 - x0));
-      for (int c = 0; c < 3; ++c) {
-        const std::int32_t *low = in + y0 * stride + c, *high = in + y1 * stride + c;
-        *out++ = static_cast<float>((high[3 * x1] - high[3 * x0] - low[3 * x1] + low[3 * x0]) / count);
+      std::int64_t total[3] = {0, 0, 0};
+      for (std::int64_t x = 3 * (x0 - first); x < 3 * (x1 - first); x += 3) {
+        for (int c = 0; c < 3; ++c) total[c] += sums[static_cast<std::size_t>(x + c)];
       }
+      for (const std::int64_t sum : total) *out++ = static_cast<float>(static_cast<double>(sum) / count);
     }
   }
 }
@@ -124,7 +114,7 @@ void reduced_grey(std::uintptr_t pixels, std::int64_t height, std::int64_t width
   auto* out = reinterpret_cast<float*>(grey);
   const std::int64_t h = height / step, w = width / step, half = step / 2, end = 3 * height * width;
   for (std::int64_t y = 0; y < h; ++y) {
-    for (std::int64_t row = 3 * (y + 1) * step * width, i = 0; i < 3 * width; i += 64) {  // as in sample_sums
+    for (std::int64_t row = 3 * (y + 1) * step * width, i = 0; i < 3 * width; i += 64) {  // as in sample
       if (row + i < end) __builtin_prefetch(in + row + i);
       if (step > 1 && row + 3 * half * width + i < end) __builtin_prefetch(in + row + 3 * half * width + i);
     }

@@ -8,12 +8,9 @@ namespace sslr1 {
 // `samples` x `samples` pixels on a grid over uint8 [height, width, 3]: uint8 [samples, samples, 3].
 void sample(std::uintptr_t pixels, std::int64_t height, std::int64_t width, std::int64_t samples, std::uintptr_t out);
 
-// Integral image of `samples` x `samples` pixels on a grid over uint8 [height, width, 3]: int32 [samples + 1, samples + 1, 3].
-void sample_sums(std::uintptr_t pixels, std::int64_t height, std::int64_t width, std::int64_t samples, std::uintptr_t sums);
-
-// Mean RGB of rows x columns cells of a rectangle (px) of the image that `sums` was made of: float [rows, columns, 3]. A cell
-// has one sample at least.
-void cell_means(std::uintptr_t sums, std::int64_t samples, std::int64_t height, std::int64_t width, double top, double left,
+// Mean RGB of rows x columns cells of a rectangle (px) of the image that `sample` was taken of: float [rows, columns, 3]. A
+// cell has one sample at least.
+void cell_means(std::uintptr_t sample, std::int64_t samples, std::int64_t height, std::int64_t width, double top, double left,
                 double extent_y, double extent_x, std::int64_t rows, std::int64_t columns, std::uintptr_t means);
 
 // Standard deviation of luma after a colour map (3x4, clipped to 0..255) of every step-th pixel of rows y0..y1 and columns

@@ -29,9 +29,7 @@ PYBIND11_MODULE(_C, m) {
         py::arg("out"), py::call_guard<py::gil_scoped_release>());
   m.def("contrast", &sslr1::contrast, py::arg("sample"), py::arg("samples"), py::arg("y"), py::arg("x"),
         py::arg("colour"));
-  m.def("sample_sums", &sslr1::sample_sums, py::arg("pixels"), py::arg("height"), py::arg("width"), py::arg("samples"),
-        py::arg("sums"), py::call_guard<py::gil_scoped_release>());
-  m.def("cell_means", &sslr1::cell_means, py::arg("sums"), py::arg("samples"), py::arg("height"), py::arg("width"),
+  m.def("cell_means", &sslr1::cell_means, py::arg("sample"), py::arg("samples"), py::arg("height"), py::arg("width"),
         py::arg("top"), py::arg("left"), py::arg("extent_y"), py::arg("extent_x"), py::arg("rows"), py::arg("columns"),
         py::arg("means"));
   m.def("reduced_grey", &sslr1::reduced_grey, py::arg("pixels"), py::arg("height"), py::arg("width"), py::arg("step"),

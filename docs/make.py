@@ -301,7 +301,7 @@ def data_numbers() -> str:
         ),
         (
             "cache",
-            f"`data.cache_mb`, {fields['cache_mb'].default} MiB a rank, the images used last; 640x480 takes {640 * 480 * 3 / 2**20:.2f} MiB",
+            f"`data.cache_mb`, {fields['cache_mb'].default} MiB a rank, the images used last; 640x480 takes {(640 * 480 * 3 + puzzles.Picture.KEPT) / 2**20:.2f} MiB",
         ),
     ]
     return table(("what", "value"), rows)

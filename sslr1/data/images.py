@@ -8,8 +8,6 @@ from stat import S_ISREG
 from threading import Lock
 from typing import NamedTuple
 
-import torch
-
 from sslr1.data import shards
 from sslr1.data.decode import why
 from sslr1.errors import UserError
@@ -129,6 +127,10 @@ class ImageStore:
 
     def get(self, numbers) -> list:
         """uint8 [H, W, 3] tensors, None for bad images, in the order asked for. May be called from several threads."""
+        return [picture and picture.pixels for picture in self.pictures(numbers)]
+
+    def pictures(self, numbers) -> list:
+        """The same as Pictures, which remember what was measured of them."""
         with self._lock:
             return self._get(numbers)
 
@@ -141,9 +143,9 @@ class ImageStore:
             except OSError as error:
                 data.append(b"")
                 self.bad[n] = f"can't be read: {error.strerror or error}"
-        fresh = dict(zip(missing, self.decoder.decode(data)))
-        for (n, image), content in zip(fresh.items(), data):
-            reason = self._reason(image, content)
+        fresh = {n: image if image is None else Picture(image) for n, image in zip(missing, self.decoder.decode(data))}
+        for (n, picture), content in zip(fresh.items(), data):
+            reason = self._reason(picture, content)
             if reason:
                 self.bad.setdefault(n, reason)
         found = {n: fresh[n] if n in fresh else self._cache[n] for n in set(numbers) if n not in self.bad}
@@ -152,9 +154,9 @@ class ImageStore:
                 self._cache.move_to_end(n)
             else:
                 self._cache[n] = found[n]
-                self._held += found[n].numel()
+                self._held += _size(found[n])
         while self._held > self.cache_bytes:
-            self._held -= self._cache.popitem(last=False)[1].numel()
+            self._held -= _size(self._cache.popitem(last=False)[1])
         return [found.get(n) for n in numbers]
 
     def complaint(self) -> str:
@@ -164,13 +166,14 @@ class ImageStore:
         first = min(self.bad)
         return f"; {len(self.bad)} bad so far, e.g. {self.folder.files[first][0]}: {self.bad[first]}"
 
-    def _reason(self, image, content):
-        if image is None:
+    def _reason(self, picture, content):
+        if picture is None:
             return f"can't be decoded: {why(content)}"
+        image = picture.pixels
         if min(image.shape[:2]) < self.min_side:
             reduced = ", as reduced to data.max_side" if max(image.shape[:2]) == self.decoder.max_side else ""
             return f"{image.shape[1]}x{image.shape[0]} px{reduced}: the shorter side is under data.min_side {self.min_side}"
-        if Picture(image).flat:
+        if picture.flat:
             return "flat: almost no texture"
         return None
 
@@ -184,14 +187,19 @@ class Pool:
     def __len__(self):
         return len(self.numbers)
 
-    def __getitem__(self, i) -> torch.Tensor:
+    def __getitem__(self, i) -> Picture:
         for step in range(len(self)):
-            (image,) = self.store.get([self.numbers[(i + step) % len(self)]])
-            if image is not None:
-                return image
+            (picture,) = self.store.pictures([self.numbers[(i + step) % len(self)]])
+            if picture is not None:
+                return picture
         raise UserError(
             f"none of the {len(self)} images of the pool is usable; the first: {self.store.bad[self.numbers[0]]}"
         )
+
+
+def _size(picture):
+    """Bytes that a cached one takes."""
+    return picture.pixels.numel() + Picture.KEPT
 
 
 def _root(path):

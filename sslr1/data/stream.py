@@ -105,7 +105,7 @@ class PuzzleStream:
 
     def _fill(self, step, slots):
         while True:
-            images = self.store.get([slot.number for slot in slots])
+            images = self.store.pictures([slot.number for slot in slots])
             bad = [slot for slot, image in zip(slots, images) if image is None]
             if not bad:
                 made = puzzles.make(
@@ -184,7 +184,7 @@ def choose_held_out(store, numbers, name, level, count, **options) -> list:
     chosen = []
     for i in range(20 * count):
         number, epoch = numbers[i % len(numbers)], i // len(numbers)
-        (image,) = store.get([number])
+        (image,) = store.pictures([number])
         attempt = None if image is None else _wanted(image, name, number, epoch, len(chosen), options)
         if attempt is not None:
             chosen.append((number, epoch, attempt))
@@ -201,7 +201,9 @@ def make_held_out(store, numbers, name, level, chosen, *, chunk=64, **options) -
     batches = []
     for start in range(0, len(chosen), chunk):
         index, epochs, attempts = zip(*chosen[start : start + chunk])
-        batches.append(puzzles.make(store.get(index), name, index=index, epoch=epochs, attempt=attempts, **options))
+        batches.append(
+            puzzles.make(store.pictures(index), name, index=index, epoch=epochs, attempt=attempts, **options)
+        )
     return batches
 
 

@@ -1,4 +1,4 @@
-"""What puzzles ask about an image: integral images of a sample, means of cells, reduced grey, corners.
+"""What puzzles ask about an image: a sample of its pixels, means of cells, reduced grey, corners.
 
 On CPU images the compiled part computes them; elsewhere, and where it is not built, the plain NumPy and PyTorch below.
 """
@@ -28,25 +28,13 @@ def sample(pixels: torch.Tensor, samples: int) -> np.ndarray:
     return pixels.index_select(0, y).index_select(1, x).cpu().numpy()
 
 
-def sample_sums(pixels: torch.Tensor, samples: int) -> np.ndarray:
-    """Integral image of `sample`, int32 [samples + 1, samples + 1, 3]."""
-    sums = np.empty((samples + 1, samples + 1, 3), np.int32)
-    if _C is not None and pixels.device.type == "cpu":
-        pixels = pixels.contiguous()
-        _C.sample_sums(pixels.data_ptr(), *pixels.shape[:2], samples, sums.ctypes.data)
-    else:
-        sums[0], sums[:, 0] = 0, 0
-        sums[1:, 1:] = sample(pixels, samples).cumsum(0, dtype=np.int32).cumsum(1, dtype=np.int32)
-    return sums
-
-
-def cell_means(sums, size, top, left, height, width, rows, columns) -> np.ndarray:
-    """Mean RGB of each cell of a grid over a rectangle (px) of the image of `size` (height, width) that `sums` was made of,
+def cell_means(sample, size, top, left, height, width, rows, columns) -> np.ndarray:
+    """Mean RGB of each cell of a grid over a rectangle (px) of the image of `size` (height, width) that `sample` was taken of,
     float32 [rows, columns, 3]. A cell has one sample at least."""
-    samples = len(sums) - 1
+    samples = len(sample)
     if _C is not None:
         out, place = np.empty((rows, columns, 3), np.float32), (top, left, height, width, rows, columns)
-        _C.cell_means(sums.ctypes.data, samples, *size, *place, out.ctypes.data)
+        _C.cell_means(sample.ctypes.data, samples, *size, *place, out.ctypes.data)
         return out
     y = (np.arange(rows + 1) * (height / rows) + top) * (samples / size[0]) + 0.5
     x = (np.arange(columns + 1) * (width / columns) + left) * (samples / size[1]) + 0.5
@@ -54,6 +42,8 @@ def cell_means(sums, size, top, left, height, width, rows, columns) -> np.ndarra
     x = np.minimum(np.maximum(x.astype(np.int64), 0), samples)
     y0, x0 = np.minimum(y[:-1], samples - 1), np.minimum(x[:-1], samples - 1)
     y1, x1 = np.maximum(y[1:], y0 + 1), np.maximum(x[1:], x0 + 1)
+    sums = np.zeros((samples + 1, samples + 1, 3), np.int32)
+    sums[1:, 1:] = sample.cumsum(0, dtype=np.int32).cumsum(1, dtype=np.int32)
     rows_of = sums[y1] - sums[y0]
     total = rows_of.take(x1, 1) - rows_of.take(x0, 1)
     return (total / ((y1 - y0)[:, None, None] * (x1 - x0)[None, :, None])).astype(np.float32)

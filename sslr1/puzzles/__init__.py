@@ -16,6 +16,7 @@ _HOME = {
     "PAPER_LEVEL": "batch",
     "PAPER_MIXTURE": "batch",
     "describe": "batch",
+    "Picture": "picture",
     "Plan": "plan",
     "Answer": "reward",
     "Score": "reward",

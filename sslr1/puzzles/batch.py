@@ -93,9 +93,10 @@ def make(
 ):
     """Cut a puzzle out of each image.
 
-    images: uint8 [B, H, W, 3] on any device, or a list of uint8 [H, W, 3]. puzzle: a name or B names. index: B integers
+    images: uint8 [B, H, W, 3] on any device, or a list of uint8 [H, W, 3] or of `Picture`s, which remember what was measured of
+    them. puzzle: a name or B names. index: B integers
     that name the images (default 0…B-1). epoch, attempt, level: a number or B of them; level None: where training starts under
-    the preset. pool: other images by position (len, [i]) that similarity's candidates, and inpainting's at level 1, come
+    the preset. pool: other images or Pictures by position (len, [i]) that similarity's candidates, and inpainting's at level 1, come
     from, drawn by key; None means this call's own images, so those puzzles then depend on the call. composed: all pictures of a
     puzzle on one canvas, with marks. preset: "default", or "paper", an assumption about the unpublished settings of arXiv
     2604.20705. wordings: use only the first so many wordings of each question.
@@ -106,6 +107,7 @@ def make(
     images = list(images)
     B = len(images)
     for i, image in enumerate(images):
+        image = image.pixels if isinstance(image, Picture) else image
         if not isinstance(image, torch.Tensor) or image.dtype != torch.uint8 or image.ndim != 3 or image.shape[2] != 3:
             raise ValueError(f"images[{i}] must be a uint8 tensor [H, W, 3]")
         if not image.numel():
@@ -119,10 +121,11 @@ def make(
     names, levels, epochs, attempts = (
         _per_item(v, B, w) for v, w in ((puzzle, "puzzle"), (level, "level"), (epoch, "epoch"), (attempt, "attempt"))
     )
-    others = Pictures(images if pool is None else pool)
+    pictures = Pictures(images)
+    others = pictures if pool is None else Pictures(pool)
     batch = PuzzleBatch(names, levels, [], [], [], [], thinking, spec, Plan(), [], [], [], [])
     geometry = (spec.patch, spec.merge, spec.min_pixels, spec.max_pixels)
-    for i, (image, name) in enumerate(zip(images, names)):
+    for i, name in enumerate(names):
         if name not in _PUZZLES:
             raise ValueError(f"puzzle {name!r} is not one of {NAMES}")
         levels[i] = PRESETS[preset][name] if levels[i] is None else levels[i]
@@ -130,9 +133,9 @@ def make(
             raise ValueError(f"{name} has no level {levels[i]}; it has {LEVELS[name]}")
         named = (*geometry, len(others)) if levels[i] in _PUZZLES[name].POOLED else geometry
         draw = keys.generator("puzzle", seed, epochs[i], attempts[i], index[i], name, levels[i], *named)
-        made = _build(_PUZZLES[name], draw, Picture(image), levels[i], spec, others, composed)
+        made = _build(_PUZZLES[name], draw, pictures[i], levels[i], spec, others, composed)
         batch.plan.extend(made.plan, len(batch.images))
-        batch.images += [image, *(others[j].pixels for j in made.others)]
+        batch.images += [pictures[i].pixels, *(others[j].pixels for j in made.others)]
         batch.canvas_counts.append(len(made.plan.sizes))
         asked, answer = prompts.question(
             QUESTIONS[name][levels[i]],

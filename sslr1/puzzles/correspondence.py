@@ -7,6 +7,7 @@ import numpy as np
 from sslr1.ops.points import balanced, distinct
 from sslr1.ops.render import IDENTITY_COLOUR
 from sslr1.puzzles.colour import jitter
+from sslr1.puzzles.picture import corners
 from sslr1.puzzles.plan import Plan, Puzzle
 from sslr1.puzzles.reward import Answer
 
@@ -51,12 +52,13 @@ def build(draw, image, level, spec, pool) -> Puzzle:
     about where points lie tells the answer."""
     short, count = min(image.height, image.width), POINTS[level]
     side = spec.square(min(1.4 * VIEW[level] * short, LARGEST))
-    corners = image.corners
+    ground = image.grey()
+    textured = corners(*ground)
     decidable, chosen = False, None
     for _ in range(TRIES):
         extents, to_image = _second_view(draw, image, level)
-        points = _visible(corners, to_image, image, extents[0])
-        picked = _pick(draw, points, image, level, count)
+        points = _visible(textured, to_image, image, extents[0])
+        picked = _pick(draw, points, ground, level, count)
         if picked is not None and (chosen := _assign(draw, *picked, image, extents[0])) is not None:
             decidable = True
             break
@@ -117,18 +119,18 @@ def _apply(matrix, y, x):
     return v / z, u / z
 
 
-def _visible(corners, to_image, image, first):
+def _visible(textured, to_image, image, first):
     """(image points, their places in view 2) of the corners that view 2 shows and view 1 could: both [n, 2] of (y, x), places
     as shares of the canvas."""
-    homogeneous = np.concatenate([corners[:, ::-1], np.ones((len(corners), 1))], 1) @ np.linalg.inv(to_image).T
+    homogeneous = np.concatenate([textured[:, ::-1], np.ones((len(textured), 1))], 1) @ np.linalg.inv(to_image).T
     places = homogeneous[:, 1::-1] / homogeneous[:, 2:]
     room = MARGIN * first
     inside = ((places > MARGIN) & (places < 1 - MARGIN)).all(1)
-    inside &= ((corners > room) & (corners < np.array((image.height, image.width)) - room)).all(1)
-    return corners[inside], places[inside]
+    inside &= ((textured > room) & (textured < np.array((image.height, image.width)) - room)).all(1)
+    return textured[inside], places[inside]
 
 
-def _pick(draw, points, image, level, count):
+def _pick(draw, points, ground, level, count):
     """`count` of the points that lie apart and look different, in random order; None if there are too few."""
     spots, places = points
     if len(spots) < count:
@@ -136,7 +138,7 @@ def _pick(draw, points, image, level, count):
     order = draw.permutation(len(spots))
     if level == 4:  # close together: around the first, nearest first
         order = order[np.argsort(np.linalg.norm(places[order] - places[order[0]], axis=1), kind="stable")]
-    grey, step = image.grey
+    grey, step = ground
     limits = {"radius": SURROUNDINGS, "apart": APART[level], "alike": ALIKE}
     chosen = distinct(grey, spots / step, places, order, count, **limits)
     if len(chosen) < count:

@@ -16,8 +16,10 @@ SAME = 4.0
 
 
 class Picture:
-    """pixels: uint8 [H, W, 3] on any device. What is asked of it is computed once, from a sample that doesn't grow with it, and
-    lies on the CPU."""
+    """pixels: uint8 [H, W, 3] on any device. What is asked of it comes from a sample that doesn't grow with it, lies on the CPU
+    and is kept, KEPT bytes at most: `puzzles.make` takes Pictures where images are shown more than once."""
+
+    KEPT = SAMPLES * SAMPLES * 3 + 16 * 16 * 3 * 4
 
     def __init__(self, pixels: torch.Tensor):
         self.pixels = pixels
@@ -28,13 +30,9 @@ class Picture:
         """Single pixels on a grid over the image, uint8 [SAMPLES, SAMPLES, 3]."""
         return look.sample(self.pixels, SAMPLES)
 
-    @cached_property
-    def _sums(self):
-        return look.sample_sums(self.pixels, SAMPLES)
-
     def means(self, top, left, height, width, rows, columns) -> np.ndarray:
         """Mean RGB of each cell of a grid over a rectangle of the image (px), float32 [rows, columns, 3]."""
-        return look.cell_means(self._sums, (self.height, self.width), top, left, height, width, rows, columns)
+        return look.cell_means(self.sample, (self.height, self.width), top, left, height, width, rows, columns)
 
     def contrast(self, top, left, height, width, colour) -> float:
         """Standard deviation of luma, in 8-bit levels, of a rectangle (px) after a colour map has clipped it: of single pixels on
@@ -61,23 +59,21 @@ class Picture:
         """Almost no texture."""
         return difference(self.look, self.look.mean((0, 1))) < SAME / 2
 
-    @cached_property
     def grey(self) -> tuple[np.ndarray, int]:
         """(float32 [h, w] of mean grey, px of the image per px of it): a power-of-two reduction to at most 192 px a side, in
         which four of the step * step px stand for all."""
         step = 1 << max(0, math.ceil(math.log2(max(self.height, self.width) / 192)))
         return look.reduced_grey(self.pixels, step), step
 
-    @cached_property
-    def corners(self) -> np.ndarray:
-        """Textured corners (`ops.look.corners`) of the reduced grey image, the 128 strongest at most, strongest first, float64
-        [n, 2] of (y, x) in px of the image."""
-        grey, step = self.grey
-        return (look.corners(grey, GRAIN, 1 / 300, 128) + 0.5) * step
+
+def corners(grey, step) -> np.ndarray:
+    """Textured corners (`ops.look.corners`) of what `Picture.grey` returned, the 128 strongest at most, strongest first, float64
+    [n, 2] of (y, x) in px of the image."""
+    return (look.corners(grey, GRAIN, 1 / 300, 128) + 0.5) * step
 
 
 class Pictures:
-    """A pool of images (len, [i]) as Pictures."""
+    """A pool of images, or of Pictures, (len, [i]) as Pictures."""
 
     def __init__(self, images):
         self.images, self._made = images, {}
@@ -87,7 +83,8 @@ class Pictures:
 
     def __getitem__(self, i) -> Picture:
         if i not in self._made:
-            self._made[i] = Picture(self.images[i])
+            image = self.images[i]
+            self._made[i] = image if isinstance(image, Picture) else Picture(image)
         return self._made[i]
 
 

@@ -14,7 +14,9 @@ from sslr1.data import Decoder, ImageFolder, ImageStore, Pool, PuzzleStream, hea
 from sslr1.data.decode import _turbo
 from sslr1.data.scenes import scene
 from sslr1.errors import UserError
+from sslr1.ops import look
 from sslr1.puzzles.curriculum import HORIZON, LAG, Curriculum
+from sslr1.puzzles.picture import Picture
 
 SPEC = ops.PatchSpec(max_pixels=112 * 112)
 BACKENDS = [
@@ -187,9 +189,26 @@ def test_store_names_what_is_bad(broken_folder, backend):
     assert store._held <= store.cache_bytes
     assert all(torch.equal(a, b) for a, b in zip(store.get([5, 5, 59]), [images[5], images[5], images[59]]))
     pool = Pool(store, [10, 3, 7])
-    assert len(pool) == 3 and torch.equal(pool[0], images[7])
+    assert len(pool) == 3 and torch.equal(pool[0].pixels, images[7])
     with pytest.raises(ValueError, match="none of the 2"):
         Pool(store, [10, 3])[1]
+
+
+def test_cached_images_are_measured_once(scenes, monkeypatch):
+    store = ImageStore(ImageFolder.scan(scenes), Decoder(), min_side=112)
+    first = store.pictures(range(12))
+    measured = []
+    sample = look.sample
+    monkeypatch.setattr(look, "sample", lambda pixels, n: measured.append(pixels) or sample(pixels, n))
+    assert all(a is b for a, b in zip(first, store.pictures(range(12))))
+    pool = Pool(store, list(range(12)))
+    puzzles.make(store.pictures(range(4)), "similarity", spec=SPEC, pool=pool)
+    assert not measured  # each was, once, to see whether it is flat
+    puzzles.make(store.get([0]), "similarity", spec=SPEC, pool=pool)
+    assert len(measured) == 1 and measured[0] is first[0].pixels
+    kept = sum(v.nbytes for v in vars(first[0]).values() if isinstance(v, np.ndarray))
+    assert 0.9 * Picture.KEPT < kept <= Picture.KEPT
+    assert store._held == sum(p.pixels.numel() + Picture.KEPT for p in first)
 
 
 @pytest.fixture(scope="module")

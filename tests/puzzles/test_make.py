@@ -45,6 +45,8 @@ def test_a_puzzle_has_an_address(images, name, level):
     assert whole == backwards[::-1]
     alone = fingerprint(puzzles.make([images[4]], index=[14], **base))
     assert alone == whole[4:5]
+    measured = [puzzles.Picture(image) for image in images]
+    assert fingerprint(puzzles.make(measured, index=range(10, 26), **{**base, "pool": measured})) == whole
     mixed = puzzles.make(
         [images[0], images[4]], index=[10, 14], **{**base, "puzzle": ["rotation", name], "level": [2, level]}
     )
@@ -72,7 +74,7 @@ def test_pools_are_named_by_their_images(images):
 
 
 class Recorded:
-    """A picture whose sums are made once, for thousands of draws."""
+    """Pictures that are measured once, for thousands of draws."""
 
     def __init__(self, images):
         from sslr1.puzzles.picture import Pictures
