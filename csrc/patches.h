@@ -46,7 +46,12 @@ TARGET_VBMI IN_EACH_CLONE void stream(const Byte* from, Byte* to, int n) {
 template <class Element, int P>
 TARGET_VBMI void patch_by_permutes(const Byte* in, Index stride, const Layout& layout, Byte* out) {
   constexpr int kPlane = P * P, kSize = sizeof(Element);
-  Byte channels[3][kPlane + 16], order[64], plane[kPlane * kSize];
+  // On one page wherever the stack happens to be: what crosses from one to the next takes many times as long
+  struct alignas(2048) Local {
+    Byte plane[kPlane * kSize], order[64], channels[3][kPlane + 16];
+  } local;
+  static_assert(sizeof(Local) == 2048);
+  auto& [plane, order, channels] = local;
   const bool streamed = layout.streamed && kPlane * kSize % 16 == 0 && reinterpret_cast<std::uintptr_t>(out) % 16 == 0;
   for (int i = 0; i < 64; ++i) order[i] = static_cast<Byte>(i % 16 * 3 + i / 16);
   const __m512i by_channel = _mm512_loadu_si512(order);
