@@ -112,7 +112,7 @@ class Puzzles(Section):
         None, ge=1, description="use only the first so many wordings of each question, plainest first; all unless given"
     )
     composed: bool = Field(False, description="show all pictures of a puzzle on one canvas, with marks")
-    rule: Literal["default", "paper", "visual_jigsaw"] | None = Field(
+    rule: Literal["default", "paper", "visual_jigsaw", "exact"] | None = Field(
         None, description="reward rule; the preset's unless given"
     )
     min_pixels: int | None = Field(None, ge=1, description="smallest canvas area in px; the model's own unless given")

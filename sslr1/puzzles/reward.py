@@ -8,7 +8,7 @@ import re
 from dataclasses import dataclass
 
 KINDS = ("choice", "number", "sequence")
-RULES = ("default", "paper", "visual_jigsaw")
+RULES = ("default", "paper", "visual_jigsaw", "exact")
 _BOX = "\\boxed{"
 _BRACE = re.compile(r"[{}]")
 _DIGITS = 9  # an answer of more digits than this is no answer
@@ -102,6 +102,8 @@ def _reward(answer, rule, format_ok, exact, accuracy):
         return 0.2 + (1.0 if exact else 0.2 * accuracy if K > 4 else 0.0)
     if exact:
         return 1.0
+    if rule == "exact":
+        return 0.1
     partial = 0.5 if K >= 6 else 0.2 if K >= 4 else 0.0
     return 0.1 + (0.9 * partial * max(0.0, (accuracy - 1 / K) / (1 - 1 / K)) if partial else 0.0)
 

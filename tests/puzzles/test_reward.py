@@ -83,12 +83,13 @@ def test_partial_credit_of_each_rule():
     assert direct(FOUR, half).reward == pytest.approx(0.1 + 0.9 * 0.2 * (0.5 - 0.25) / 0.75)
     assert direct(FOUR, half, "paper").reward == pytest.approx(0.6)
     assert direct(FOUR, half, "visual_jigsaw").reward == pytest.approx(0.2)
+    assert direct(FOUR, half, "exact").reward == 0.1
     seven = r"\boxed{9,8,7,6,5,4,3,1,2}"
     assert direct(NINE, seven).reward == pytest.approx(0.1 + 0.9 * 0.5 * (7 / 9 - 1 / 9) / (8 / 9))
     assert direct(NINE, seven, "visual_jigsaw").reward == pytest.approx(0.2 + 0.2 * 7 / 9)
     assert direct(THREE, r"\boxed{2,1,3}").reward == 0.1  # no partial credit below four tiles
     assert direct(NINE, r"\boxed{1,2,3,4,5,6,7,8,9}").reward == pytest.approx(0.1)  # at 1/K, which is chance
-    for rule, full in (("default", 1.0), ("paper", 1.1), ("visual_jigsaw", 1.2)):
+    for rule, full in (("default", 1.0), ("paper", 1.1), ("visual_jigsaw", 1.2), ("exact", 1.0)):
         assert direct(NINE, r"\boxed{9,8,7,6,5,4,3,2,1}", rule).reward == pytest.approx(full)
 
 
