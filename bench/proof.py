@@ -1,0 +1,176 @@
+"""`python bench/proof.py`: whether GRPO teaches a tiny model each puzzle, and what settings change. Trains every run of RUNS from
+configs/proof.yaml with three seeds, as many at a time as there are cores, below runs/proof, and then writes what they
+found to bench/results/, from which docs/results.md is made. A run that is finished is not made again, one that was cut off goes on.
+
+python bench/proof.py [--only REGEX] [--jobs N] [--collect]      --collect: train nothing, only write what the run folders hold
+"""
+
+import argparse
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import yaml
+from machine import machine, results_file
+
+ROOT = Path(__file__).parent.parent
+CONFIG = ROOT / "configs" / "proof.yaml"
+FOLDER = Path("runs") / "proof"
+SEEDS = (0, 1, 2)
+PUZZLES = ("rotation", "ordering", "similarity", "inpainting", "correspondence")
+
+
+def only(*trained):
+    """A mixture of these puzzles in equal shares; the others are held out to be asked and never trained on."""
+    return "puzzles.mixture={" + ", ".join(f"{name}: {int(name in trained)}" for name in PUZZLES) + "}"
+
+
+# What a model is warmed up to: the settings of the form that it learns, which its runs share.
+FORMS = {
+    "direct": [only(*PUZZLES)],
+    "thinking": [only("rotation"), "puzzles.thinking=true", "rollout.max_tokens=32"],
+    "longer": [only("rotation", "ordering"), "puzzles.levels.ordering=2", "rollout.max_tokens=24"],
+    "nine": ["puzzles.mixture={ordering: 1}", "puzzles.levels.ordering=3", "rollout.max_tokens=32"],
+}
+WARMUP_STEPS = 120
+MIXED = ["puzzles.mixture={rotation: 1, ordering: 1}", "loss.entropy_coef=0.03"]
+NINE = ["puzzles.mixture={ordering: 1}", "loss.entropy_coef=0.03", "train.steps=120"]
+# name of a run: its form, and its settings beside that form's
+RUNS = {
+    "only-rotation": ("direct", [only("rotation")]),
+    "only-ordering": ("direct", [only("ordering"), "loss.entropy_coef=0.05", "train.steps=200"]),
+    "thinking-rotation": ("thinking", ["puzzles.mixture={rotation: 1}"]),
+    "only-similarity": ("direct", [only("similarity"), "loss.entropy_coef=0.05"]),
+    "only-inpainting": ("direct", [only("inpainting"), "loss.entropy_coef=0.05"]),
+    "only-correspondence": ("direct", [only("correspondence"), "loss.entropy_coef=0.05"]),
+    "mixed-fixed": ("longer", MIXED),
+    "mixed-adaptive": ("longer", [*MIXED, "puzzles.curriculum=adaptive"]),
+    "mixed-resampled": ("longer", [*MIXED, "rollout.resample=2"]),
+    "nine-default": ("nine", NINE),
+    "nine-exact": ("nine", [*NINE, "puzzles.rule=exact"]),
+}
+
+
+def runs():
+    """{folder name: (run, seed, form, overrides)} of all runs and seeds."""
+    return {f"{name}-seed-{seed}": (name, seed, form, own) for name, (form, own) in RUNS.items() for seed in SEEDS}
+
+
+def call(module, *arguments, log):
+    """`python -m MODULE …` on one thread, its words in a file. Raises RuntimeError if it fails."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    with open(log, "w") as out:
+        done = subprocess.run([sys.executable, "-m", module, *arguments], stdout=out, stderr=out, env=environment)
+    if done.returncode:
+        raise RuntimeError(f"{module} {' '.join(arguments)} failed; see {log}")
+
+
+def warmed_up(form, seed) -> Path:
+    """A tiny model of this seed that knows every puzzle's form and nothing else."""
+    folder = FOLDER / f"warm-{form}-seed-{seed}"
+    if not (folder / "preprocessor_config.json").exists():
+        from sslr1.model.tiny import build_tiny
+
+        cold = build_tiny(FOLDER / f"cold-seed-{seed}", seed=seed)
+        options = [f"model.path={cold}", f"train.seed={seed}", f"log.dir={FOLDER}", *FORMS[form]]
+        options.append(f"train.warmup.steps={WARMUP_STEPS}")
+        call("sslr1.warmup", str(CONFIG), str(folder), *options, log=FOLDER / f"{folder.name}.log")
+    return folder
+
+
+def train(folder):
+    _, seed, form, own = runs()[folder]
+    warm = FOLDER / f"warm-{form}-seed-{seed}"
+    options = [
+        f"model.path={warm}",
+        f"train.seed={seed}",
+        f"log.dir={FOLDER}",
+        f"log.name={folder}",
+        *FORMS[form],
+        *own,
+    ]
+    began = time.monotonic()
+    call("sslr1.train", str(CONFIG), *options, log=FOLDER / f"{folder}.log")
+    return time.monotonic() - began
+
+
+def found_in(folder) -> dict:
+    """What a finished run's folder says: held-out counts before and after, and what was sampled on the way."""
+    rows = [json.loads(line) for line in (FOLDER / folder / "metrics.jsonl").read_text().splitlines()]
+    settings = yaml.safe_load((FOLDER / folder / "config.yaml").read_text())
+    held_out = [row for row in rows if evaluated(row)]
+    steps = [row for row in rows if "timing_s/step" in row]
+    shares = {"mixture": settings["puzzles"]["mixture"], "levels": settings["puzzles"]["levels"]}
+    return {
+        **shares,
+        "steps": settings["train"]["steps"],
+        "held_out": [
+            {
+                name: {key: round(row[f"eval/{name}/{key}"], 4) for key in ("exact", "accuracy", "chance", "n")}
+                for name in shares["mixture"]
+            }
+            for row in (held_out[0], held_out[-1])
+        ],
+        "sampled": {
+            name: [round(row[f"exact/{name}"], 3) for row in steps]
+            for name, share in shares["mixture"].items()
+            if share and all(f"exact/{name}" in row for row in steps)
+        },
+        "entropy": [round(row["entropy"], 3) for row in steps],
+        "drawn": sum(row.get("rollout/resampled", 0) for row in steps),
+        "elapsed_s": round(sum(row["timing_s/step"] for row in steps)),
+    }
+
+
+def evaluated(row) -> bool:
+    return any(key.startswith("eval/") for key in row)
+
+
+def finished(folder) -> bool:
+    metrics, settings = FOLDER / folder / "metrics.jsonl", FOLDER / folder / "config.yaml"
+    if not metrics.exists() or not settings.exists():
+        return False
+    last = json.loads(metrics.read_text().splitlines()[-1])
+    return last["step"] == yaml.safe_load(settings.read_text())["train"]["steps"] and evaluated(last)
+
+
+def collect() -> Path:
+    """Write the results of all finished runs."""
+    base = yaml.safe_load(CONFIG.read_text())
+    done = {folder: (name, seed) for folder, (name, seed, *_) in runs().items() if finished(folder)}
+    found = {
+        **machine(),
+        "config": base,
+        "warmup_steps": WARMUP_STEPS,
+        "forms": FORMS,
+        "overrides": RUNS,
+        "runs": [{"run": name, "seed": seed, **found_in(folder)} for folder, (name, seed) in done.items()],
+    }
+    path = results_file("proof", found)
+    path.write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n")
+    return path
+
+
+def main():
+    parser = argparse.ArgumentParser(prog="python bench/proof.py", description=__doc__.split("\n\n")[0])
+    parser.add_argument("--only", default="", metavar="REGEX", help="runs whose folders' names match")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="runs at a time, a thread each")
+    parser.add_argument("--collect", action="store_true", help="train nothing")
+    arguments = parser.parse_args()
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    todo = [f for f in runs() if re.search(arguments.only, f) and not arguments.collect and not finished(f)]
+    with ThreadPoolExecutor(arguments.jobs) as pool:
+        for _ in pool.map(lambda pair: warmed_up(*pair), dict.fromkeys((runs()[f][2], runs()[f][1]) for f in todo)):
+            pass
+        for folder, seconds in zip(todo, pool.map(train, todo)):
+            print(f"{folder}: {seconds:.0f} s", flush=True)
+    print(collect())
+
+
+if __name__ == "__main__":
+    main()
