@@ -12,11 +12,16 @@ import re
 import subprocess
 import sys
 import time
+from collections import defaultdict
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Lock
 
 import yaml
 from machine import machine, results_file
+
+from sslr1.data.scenes import write_scenes
+from sslr1.model.tiny import build_tiny
 
 ROOT = Path(__file__).parent.parent
 CONFIG = ROOT / "configs" / "proof.yaml"
@@ -30,14 +35,26 @@ def only(*trained):
     return "puzzles.mixture={" + ", ".join(f"{name}: {int(name in trained)}" for name in PUZZLES) + "}"
 
 
+def letters(trained):
+    """Of the puzzles that are answered by a letter, one; the others are only asked."""
+    return only(trained).replace("rotation: 0, ordering: 0, ", "")
+
+
+TINTED = f"data.path={FOLDER / 'tinted'}"
 # What a model is warmed up to: the settings of the form that it learns, which its runs share.
 FORMS = {
     "direct": [only(*PUZZLES)],
     "thinking": [only("rotation"), "puzzles.thinking=true", "rollout.max_tokens=32"],
     "longer": [only("rotation", "ordering"), "puzzles.levels.ordering=2", "rollout.max_tokens=24"],
+    "similar": [letters("similarity"), TINTED],
+    "inpainted": [letters("inpainting"), TINTED],
     "nine": ["puzzles.mixture={ordering: 1}", "puzzles.levels.ordering=3", "rollout.max_tokens=32"],
 }
-WARMUP_STEPS = 120
+# How it is warmed up to it, unless by FORMAT_ONLY. Which picture belongs to another, a model of random weights can't begin to guess:
+# it is shown right answers until it does so now and then.
+FORMAT_ONLY = ["train.warmup.steps=120"]
+SHOWN = ["train.warmup.answers=right", "train.warmup.steps=1000", "train.warmup.lr=2.0e-3"]
+WARMUPS = {"similar": SHOWN, "inpainted": SHOWN}
 MIXED = ["puzzles.mixture={rotation: 1, ordering: 1}", "loss.entropy_coef=0.03"]
 NINE = ["puzzles.mixture={ordering: 1}", "loss.entropy_coef=0.03", "train.steps=120"]
 # name of a run: its form, and its settings beside that form's
@@ -45,8 +62,8 @@ RUNS = {
     "only-rotation": ("direct", [only("rotation")]),
     "only-ordering": ("direct", [only("ordering"), "loss.entropy_coef=0.05", "train.steps=200"]),
     "thinking-rotation": ("thinking", ["puzzles.mixture={rotation: 1}"]),
-    "only-similarity": ("direct", [only("similarity"), "loss.entropy_coef=0.05"]),
-    "only-inpainting": ("direct", [only("inpainting"), "loss.entropy_coef=0.05"]),
+    "only-similarity": ("similar", []),
+    "only-inpainting": ("inpainted", []),
     "only-correspondence": ("direct", [only("correspondence"), "loss.entropy_coef=0.05"]),
     "mixed-fixed": ("longer", MIXED),
     "mixed-adaptive": ("longer", [*MIXED, "puzzles.curriculum=adaptive"]),
@@ -54,6 +71,9 @@ RUNS = {
     "nine-default": ("nine", NINE),
     "nine-exact": ("nine", [*NINE, "puzzles.rule=exact"]),
 }
+
+
+LOCKS = defaultdict(Lock)  # a model is warmed up once
 
 
 def runs():
@@ -74,18 +94,17 @@ def warmed_up(form, seed) -> Path:
     """A tiny model of this seed that knows every puzzle's form and nothing else."""
     folder = FOLDER / f"warm-{form}-seed-{seed}"
     if not (folder / "preprocessor_config.json").exists():
-        from sslr1.model.tiny import build_tiny
-
         cold = build_tiny(FOLDER / f"cold-seed-{seed}", seed=seed)
         options = [f"model.path={cold}", f"train.seed={seed}", f"log.dir={FOLDER}", *FORMS[form]]
-        options.append(f"train.warmup.steps={WARMUP_STEPS}")
+        options += WARMUPS.get(form, FORMAT_ONLY)
         call("sslr1.warmup", str(CONFIG), str(folder), *options, log=FOLDER / f"{folder.name}.log")
     return folder
 
 
 def train(folder):
     _, seed, form, own = runs()[folder]
-    warm = FOLDER / f"warm-{form}-seed-{seed}"
+    with LOCKS[form, seed]:
+        warm = warmed_up(form, seed)
     options = [
         f"model.path={warm}",
         f"train.seed={seed}",
@@ -146,7 +165,7 @@ def collect() -> Path:
     found = {
         **machine(),
         "config": base,
-        "warmup_steps": WARMUP_STEPS,
+        "warmups": {"": FORMAT_ONLY, **WARMUPS},
         "forms": FORMS,
         "overrides": RUNS,
         "runs": [{"run": name, "seed": seed, **found_in(folder)} for folder, (name, seed) in done.items()],
@@ -164,9 +183,9 @@ def main():
     arguments = parser.parse_args()
     FOLDER.mkdir(parents=True, exist_ok=True)
     todo = [f for f in runs() if re.search(arguments.only, f) and not arguments.collect and not finished(f)]
+    write_scenes(FOLDER / "builtin" / "scenes-2000", 2000)
+    write_scenes(FOLDER / "tinted", 2000, tint=True)
     with ThreadPoolExecutor(arguments.jobs) as pool:
-        for _ in pool.map(lambda pair: warmed_up(*pair), dict.fromkeys((runs()[f][2], runs()[f][1]) for f in todo)):
-            pass
         for folder, seconds in zip(todo, pool.map(train, todo)):
             print(f"{folder}: {seconds:.0f} s", flush=True)
     print(collect())

@@ -79,11 +79,14 @@ class Data(Section):
 
 
 class Warmup(Section):
-    steps: int = Field(
-        0, ge=0, description="steps of format-only warm-up before GRPO: right format, uniformly random answer"
-    )
+    steps: int = Field(0, ge=0, description="steps of warm-up before GRPO, towards answers in the right format")
     batch: int = Field(32, ge=1, description="puzzles a warm-up step, over all ranks")
     lr: float = Field(1e-3, gt=0, description="its learning rate, constant")
+    answers: Literal["random", "right"] = Field(
+        "random",
+        description="what it is taught: random answers teach the form and no skill; right ones are fine-tuning, for a model that "
+        "can't begin to solve a puzzle and so has nothing for GRPO to reward",
+    )
 
 
 class Puzzles(Section):

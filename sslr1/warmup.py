@@ -1,4 +1,5 @@
-"""Format-only warm-up: the right format around a uniformly random valid answer. It teaches the form and no skill.
+"""Warm-up: the right format around a uniformly random valid answer. It teaches the form and no skill, unless
+train.warmup.answers=right, which is supervised fine-tuning.
 
 Meant for models that can't produce a boxed answer at all, such as the tiny one with random weights.
     torchrun … -m sslr1.warmup CONFIG OUT [section.key=value …]     writes the warmed-up model to the folder OUT
@@ -15,7 +16,7 @@ THOUGHT = "Let me look."
 
 
 def warm_up(built, report=lambda step, learned: None, stopping=lambda: False) -> bool:
-    """`train.warmup.steps` updates towards random answers; the sampler's weights follow at the end. Returns whether it got
+    """`train.warmup.steps` updates towards `train.warmup.answers`; the sampler's weights follow at the end. Returns whether it got
     there: `stopping`, asked on all ranks before each step, ends it."""
     config = built.config
     options = config.train.warmup
@@ -41,7 +42,8 @@ def warm_up(built, report=lambda step, learned: None, stopping=lambda: False) ->
         groups = []
         for prompt, answer in zip(batch.prompts, batch.puzzles.answers):
             draw = keys.generator("warmup", config.train.seed, step, prompt.id)
-            text = f"\\boxed{{{random_answer_text(answer, draw)}}}"
+            content = answer.text if options.answers == "right" else random_answer_text(answer, draw)
+            text = f"\\boxed{{{content}}}"
             if config.puzzles.thinking:
                 text = f"<think>{THOUGHT}</think>{text}".removeprefix(built.opening)
             tokens = torch.tensor(

@@ -1,9 +1,10 @@
 """Procedural scenes as JPEG files: pictures with an up and a down, objects and texture, for the demo and the tests.
 
-python -m sslr1.data.scenes FOLDER [--count N] [--size PX] [--seed N]
+python -m sslr1.data.scenes FOLDER [--count N] [--size PX] [--seed N] [--tint]
 """
 
 import argparse
+import colorsys
 import os
 from pathlib import Path
 
@@ -13,8 +14,9 @@ from PIL import Image
 from sslr1.ops import keys
 
 
-def scene(number: int, size: int = 128, seed: int = 0) -> np.ndarray:
-    """Scene `number`: uint8 [size, size, 3]. Sky lighter than the ground, a sun, hills, houses and trees, and grain."""
+def scene(number: int, size: int = 128, seed: int = 0, tint: bool = False) -> np.ndarray:
+    """Scene `number`: uint8 [size, size, 3]. Sky lighter than the ground, a sun, hills, houses and trees, and grain; with `tint`
+    as through a filter of a hue of its own."""
     draw = keys.generator("scene", seed, number)
     y, x = np.mgrid[0:size, 0:size].astype(np.float32) / size
     horizon = draw.uniform(0.4, 0.65)
@@ -63,19 +65,23 @@ def scene(number: int, size: int = 128, seed: int = 0) -> np.ndarray:
                 (x - middle) ** 2 + ((y - base + h) / draw.uniform(1, 1.6)) ** 2 < r**2,
                 draw.uniform((15, 70, 15), (80, 140, 50)),
             )
+    if tint:
+        strength, hue = draw.uniform(0.35, 0.75), draw.uniform(0, 1)
+        filtered = np.array(colorsys.hsv_to_rgb(hue, 1, 1)) * 1.6 * img.mean(2, keepdims=True)
+        img += strength * (filtered - img)
     img += draw.normal(0, draw.uniform(2, 7), (size, size, 1))
     return img.clip(0, 255).astype(np.uint8)
 
 
-def write_scenes(folder, count: int = 2000, size: int = 128, seed: int = 0) -> Path:
+def write_scenes(folder, count: int = 2000, size: int = 128, seed: int = 0, tint: bool = False) -> Path:
     """Write `count` scenes as JPEG files to `folder`; files that are there already are left alone."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     for number in range(count):
         path = folder / f"scene-{number:05d}.jpg"
         if not path.exists():
-            partial = path.with_suffix(".partial")
-            Image.fromarray(scene(number, size, seed)).save(partial, "JPEG", quality=92)
+            partial = path.with_suffix(f".{os.getpid()}.partial")  # its own: another run may be drawing them too
+            Image.fromarray(scene(number, size, seed, tint)).save(partial, "JPEG", quality=92)
             os.replace(partial, path)
     return folder
 
@@ -88,5 +94,8 @@ if __name__ == "__main__":
     parser.add_argument("--count", type=int, default=2000)
     parser.add_argument("--size", type=int, default=128)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--tint", action="store_true", help="every scene in a hue of its own, which tells it from the others"
+    )
     arguments = parser.parse_args()
-    print(write_scenes(arguments.folder, arguments.count, arguments.size, arguments.seed))
+    print(write_scenes(arguments.folder, arguments.count, arguments.size, arguments.seed, arguments.tint))
