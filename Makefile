@@ -1,7 +1,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: setup demo test test-slow test-peer fuzz test-gpu bench docs lint clean
+.PHONY: setup demo test test-slow test-peer fuzz test-gpu bench proof docs lint clean
 
 setup: .venv/.done
 
@@ -32,6 +32,11 @@ test-gpu: setup
 
 bench: setup
 	$(BIN)/python bench/
+
+# an hour and a half on two cores; goes on where it was stopped
+proof: setup
+	$(BIN)/python bench/proof.py
+	$(BIN)/python bench/tables.py
 
 docs: setup
 	$(BIN)/python docs/make.py

@@ -22,6 +22,7 @@ from machine import machine, results_file
 
 from sslr1.data.scenes import write_scenes
 from sslr1.model.tiny import build_tiny
+from sslr1.records import JsonLines
 
 ROOT = Path(__file__).parent.parent
 CONFIG = ROOT / "configs" / "proof.yaml"
@@ -55,16 +56,16 @@ FORMS = {
 FORMAT_ONLY = ["train.warmup.steps=120"]
 SHOWN = ["train.warmup.answers=right", "train.warmup.steps=1000", "train.warmup.lr=2.0e-3"]
 WARMUPS = {"similar": SHOWN, "inpainted": SHOWN}
-MIXED = ["puzzles.mixture={rotation: 1, ordering: 1}", "loss.entropy_coef=0.03"]
-NINE = ["puzzles.mixture={ordering: 1}", "loss.entropy_coef=0.03", "train.steps=120"]
+MIXED = ["puzzles.mixture={rotation: 1, ordering: 1}", "loss.entropy_coef=0.01"]
+NINE = ["puzzles.mixture={ordering: 1}", "loss.entropy_coef=0.01", "train.steps=120"]
 # name of a run: its form, and its settings beside that form's
 RUNS = {
     "only-rotation": ("direct", [only("rotation")]),
-    "only-ordering": ("direct", [only("ordering"), "loss.entropy_coef=0.05", "train.steps=200"]),
+    "only-ordering": ("direct", [only("ordering"), "loss.entropy_coef=0.01", "train.steps=200"]),
     "thinking-rotation": ("thinking", ["puzzles.mixture={rotation: 1}"]),
     "only-similarity": ("similar", []),
     "only-inpainting": ("inpainted", []),
-    "only-correspondence": ("direct", [only("correspondence"), "loss.entropy_coef=0.05"]),
+    "only-correspondence": ("direct", [only("correspondence"), "loss.entropy_coef=0.01"]),
     "mixed-fixed": ("longer", MIXED),
     "mixed-adaptive": ("longer", [*MIXED, "puzzles.curriculum=adaptive"]),
     "mixed-resampled": ("longer", [*MIXED, "rollout.resample=2"]),
@@ -94,7 +95,7 @@ def warmed_up(form, seed) -> Path:
     """A tiny model of this seed that knows every puzzle's form and nothing else."""
     folder = FOLDER / f"warm-{form}-seed-{seed}"
     if not (folder / "preprocessor_config.json").exists():
-        cold = build_tiny(FOLDER / f"cold-seed-{seed}", seed=seed)
+        cold = build_tiny(FOLDER / f"cold-{form}-seed-{seed}", seed=seed)
         options = [f"model.path={cold}", f"train.seed={seed}", f"log.dir={FOLDER}", *FORMS[form]]
         options += WARMUPS.get(form, FORMAT_ONLY)
         call("sslr1.warmup", str(CONFIG), str(folder), *options, log=FOLDER / f"{folder.name}.log")
@@ -120,7 +121,7 @@ def train(folder):
 
 def found_in(folder) -> dict:
     """What a finished run's folder says: held-out counts before and after, and what was sampled on the way."""
-    rows = [json.loads(line) for line in (FOLDER / folder / "metrics.jsonl").read_text().splitlines()]
+    rows = JsonLines(FOLDER / folder / "metrics.jsonl").read()
     settings = yaml.safe_load((FOLDER / folder / "config.yaml").read_text())
     held_out = [row for row in rows if evaluated(row)]
     steps = [row for row in rows if "timing_s/step" in row]
@@ -136,9 +137,9 @@ def found_in(folder) -> dict:
             for row in (held_out[0], held_out[-1])
         ],
         "sampled": {
-            name: [round(row[f"exact/{name}"], 3) for row in steps]
+            name: [round(row[key], 3) for row in steps if key in row]
             for name, share in shares["mixture"].items()
-            if share and all(f"exact/{name}" in row for row in steps)
+            if share and (key := f"exact/{name}/level{shares['levels'][name]}")
         },
         "entropy": [round(row["entropy"], 3) for row in steps],
         "drawn": sum(row.get("rollout/resampled", 0) for row in steps),
@@ -151,11 +152,12 @@ def evaluated(row) -> bool:
 
 
 def finished(folder) -> bool:
-    metrics, settings = FOLDER / folder / "metrics.jsonl", FOLDER / folder / "config.yaml"
-    if not metrics.exists() or not settings.exists():
-        return False
-    last = json.loads(metrics.read_text().splitlines()[-1])
-    return last["step"] == yaml.safe_load(settings.read_text())["train"]["steps"] and evaluated(last)
+    rows, settings = JsonLines(FOLDER / folder / "metrics.jsonl").read(), FOLDER / folder / "config.yaml"
+    return (
+        bool(rows)
+        and evaluated(rows[-1])
+        and rows[-1]["step"] == yaml.safe_load(settings.read_text())["train"]["steps"]
+    )
 
 
 def collect() -> Path:

@@ -11,13 +11,14 @@ import re
 import sys
 from pathlib import Path
 
+import learning
 from curve import svg
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "bench" / "results"
 MACHINE = "amd-epyc-2-cores"  # the one whose results the pages show
-PAGES = ("README.md", "docs/benchmarks.md")
-CURVE = "docs/pictures/learning.svg"
+PAGES = ("README.md", "docs/benchmarks.md", "docs/results.md")
+CURVE, PROOF = "docs/pictures/learning.svg", "docs/pictures/proof.svg"
 ORDER = ("step", "learner", "rollout", "loss", "render", "stream", "decode")
 
 
@@ -89,7 +90,13 @@ def probes():
     return table(["blind solver", "level 1", "level 2", "level 3", "level 4"], rows)
 
 
+def learnt(make):
+    """A table of what bench/proof.py found."""
+    return lambda: table(*make(load("proof")))
+
+
 TABLES = {"demo": demo, "headline": headline, "benchmarks": benchmarks, "unmeasured": unmeasured, "probes": probes}
+TABLES |= {name: learnt(make) for name, make in learning.TABLES.items()}
 PATTERN = re.compile(r"<!-- table: (\w+) -->\n.*?<!-- end of table -->", re.S)
 
 
@@ -103,7 +110,8 @@ def main():
     parser.add_argument("--check", action="store_true", help="write nothing; exit status 1 if a table is stale")
     arguments = parser.parse_args()
     made = {page: rewritten((ROOT / page).read_text(encoding="utf-8")) for page in PAGES} | {
-        CURVE: svg(load("run-demo"))
+        CURVE: svg(load("run-demo")),
+        PROOF: learning.svg(load("proof")),
     }
     stale = [
         name for name, text in made.items() if not (ROOT / name).exists() or (ROOT / name).read_text("utf-8") != text

@@ -351,3 +351,12 @@ def test_much_larger_images_are_reduced_and_others_left_alone(draw, backend):
         reduced.numpy().reshape(15, 4, 20, 4, 3)[:, 1:3, :, 1:3].mean((1, 3))
     )  # antialiased: flat cells keep their value
     assert np.abs(means - arrays[2]).mean() < 12
+
+
+def test_tinted_scenes_have_hues_of_their_own():
+    plain, tinted = (np.stack([scene(i, 64, tint=tint).mean((0, 1)) for i in range(40)]) for tint in (False, True))
+    spread = [(means - means.mean(1, keepdims=True)).std(0).mean() for means in (plain, tinted)]
+    assert spread[1] > 2 * spread[0]
+    assert np.array_equal(scene(3, 64), scene(3, 64, tint=False)) and np.array_equal(
+        scene(3, 64, tint=True), scene(3, 64, tint=True)
+    )

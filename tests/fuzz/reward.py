@@ -56,7 +56,12 @@ PIECES += ["[", "]", "(", ")", ".", "+", "\\", "$", "\\boxed{1, 2, 3}", "\\boxed
 PARTS = st.one_of(st.sampled_from(PIECES), st.text(max_size=6))
 LONG = st.tuples(PARTS, st.integers(1, 20_000)).map(lambda pair: (pair[0] * pair[1])[:60_000])
 TEXTS = st.lists(st.one_of(PARTS, PARTS, PARTS, LONG), max_size=16).map("".join)
-LARGEST = {"default": (0.1, 1.0), "paper": (0.1, 1.1), "visual_jigsaw": (0.2, 1.2), "exact": (0.1, 1.0)}  # the format alone; an exact answer
+LARGEST = {
+    "default": (0.1, 1.0),
+    "paper": (0.1, 1.1),
+    "visual_jigsaw": (0.2, 1.2),
+    "exact": (0.1, 1.0),
+}  # the format alone; an exact answer
 
 
 def check_any(answer, text, thinking):

@@ -1,0 +1,165 @@
+"""What `bench/proof.py` found, as the tables and the picture of docs/results.md."""
+
+import math
+from statistics import mean, stdev
+
+from curve import COLOURS, smoothed
+
+from sslr1.intervals import wilson
+
+STUDENT = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776}  # t of 95 %, two-sided, for so many runs
+LONG = ("rotation", "ordering", "similarity", "inpainting", "correspondence")
+
+
+def of(found, name) -> list:
+    """The runs of one name, by seed."""
+    return sorted((run for run in found["runs"] if run["run"] == name), key=lambda run: run["seed"])
+
+
+def shares(runs, puzzle, when, key="exact") -> list:
+    """Held-out shares of each seed; when: 0 before, 1 after."""
+    return [run["held_out"][when][puzzle][key] for run in runs]
+
+
+def interval(values, n):
+    """(mean, low, high): Student's over the seeds, and no narrower than Wilson's over all their puzzles. None where one seed alone
+    was run."""
+    p = mean(values)
+    if len(values) < 2:
+        return p, None, None
+    half = STUDENT[len(values)] * stdev(values) / math.sqrt(len(values))
+    low, high = wilson(round(p * n * len(values)), n * len(values))
+    return p, max(0.0, min(p - half, low)), min(1.0, max(p + half, high))
+
+
+def said(values, n) -> str:
+    p, low, high = interval(values, n)
+    return f"{p:.1%}" if low is None else f"{p:.1%} [{100 * low:.1f}, {100 * high:.1f}]"
+
+
+def each(values) -> str:
+    return " · ".join(f"{100 * value:.1f}" for value in values)
+
+
+def verdict(before, after, n) -> str:
+    *_, top = interval(before, n)
+    _, bottom, _ = interval(after, n)
+    if top is None:
+        return "one seed"
+    return "**yes**" if bottom > top else "no"
+
+
+def accuracy(found):
+    """Every puzzle, trained alone."""
+    rows = []
+    for puzzle in LONG:
+        runs = of(found, f"only-{puzzle}")
+        if not runs:
+            continue
+        n, chance = runs[0]["held_out"][1][puzzle]["n"], runs[0]["held_out"][1][puzzle]["chance"]
+        before, after = shares(runs, puzzle, 0), shares(runs, puzzle, 1)
+        form = found["overrides"][f"only-{puzzle}"][0]
+        warm = "right answers shown" if form in found["warmups"] else "form only"
+        cells = [puzzle, str(runs[0]["levels"][puzzle]), warm, str(runs[0]["steps"]), f"{chance:.1%}"]
+        rows.append(
+            [*cells, said(before, n), said(after, n), f"{each(before)} → {each(after)}", verdict(before, after, n)]
+        )
+    head = ["puzzle", "level", "warm-up", "steps", "chance", "before", "after", "seeds", "intervals apart"]
+    return head, rows
+
+
+def transfer(found):
+    """What training on one puzzle (rows) does to each (columns): points of held-out accuracy gained, mean over the seeds."""
+    rows = []
+    for trained in LONG:
+        runs = of(found, f"only-{trained}")
+        if not runs:
+            continue
+        row = [trained]
+        for asked in LONG:
+            if asked not in runs[0]["mixture"]:
+                row.append("–")
+                continue
+            n = runs[0]["held_out"][1][asked]["n"]
+            gained = [b - a for a, b in zip(shares(runs, asked, 0), shares(runs, asked, 1))]
+            error = mean(
+                math.sqrt((a * (1 - a) + b * (1 - b)) / n)
+                for a, b in zip(shares(runs, asked, 0), shares(runs, asked, 1))
+            )
+            text = f"{100 * mean(gained):+.1f} ± {100 * error / math.sqrt(len(runs)):.1f}"
+            row.append(f"**{text}**" if asked == trained else text)
+        rows.append(row)
+    return ["trained on", *LONG], rows
+
+
+def compared(names, puzzles, key="exact"):
+    """A table of runs that differ in one thing: name: what it is called."""
+
+    def make(found):
+        rows = []
+        for name, called in names.items():
+            runs = of(found, name)
+            if not runs:
+                continue
+            row = [called]
+            for puzzle in puzzles:
+                n = runs[0]["held_out"][1][puzzle]["n"]
+                row += [said(shares(runs, puzzle, 0, key), n), said(shares(runs, puzzle, 1, key), n)]
+            drawn = sum(run["drawn"] for run in runs) / len(runs)
+            rows.append(
+                [*row, str(runs[0]["steps"]), f"{drawn:,.0f}", f"{mean(run['elapsed_s'] for run in runs):,.0f}"]
+            )
+        head = [f"{puzzle} {when}" for puzzle in puzzles for when in ("before", "after")]
+        return ["", *head, "steps", "groups drawn again", "s a run"], rows
+
+    return make
+
+
+TABLES = {
+    "accuracy": accuracy,
+    "transfer": transfer,
+    "thinking": compared({"only-rotation": "direct", "thinking-rotation": "thinking"}, ["rotation"]),
+    "curriculum": compared(
+        {
+            "mixed-fixed": "fixed levels",
+            "mixed-adaptive": "adaptive levels",
+            "mixed-resampled": "fixed levels, resampling",
+        },
+        ["rotation", "ordering"],
+    ),
+    "nine": compared({"nine-default": "`default`", "nine-exact": "`exact`"}, ["ordering"], "accuracy"),
+}
+
+WIDTH, HEIGHT, GAP, LEFT, TOP = 250, 150, 22, 40, 26
+
+
+def svg(found) -> str:
+    """Sampled accuracy of every seed over the steps, a panel a puzzle."""
+    panels = [(name, of(found, f"only-{name}")) for name in LONG if of(found, f"only-{name}")]
+    columns = min(3, len(panels))
+    rows = math.ceil(len(panels) / columns)
+    width, height = LEFT + columns * (WIDTH + GAP), rows * (HEIGHT + TOP + GAP)
+    out = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" font-family="system-ui, sans-serif" font-size="12" '
+        'fill="#808080" role="img" aria-label="sampled accuracy of each puzzle over steps, three seeds">'
+    ]
+    for place, (name, runs) in enumerate(panels):
+        left, top = LEFT + place % columns * (WIDTH + GAP), TOP + place // columns * (HEIGHT + TOP + GAP)
+        steps, chance = runs[0]["steps"], runs[0]["held_out"][1][name]["chance"]
+        out.append(f'<text x="{left}" y="{top - 9}" fill="{COLOURS[name]}">{name}, {steps} steps</text>')
+        for share in (0, 0.5, 1):
+            y = top + HEIGHT * (1 - share)
+            out.append(f'<path d="M{left} {y:.1f}h{WIDTH}" stroke="#808080" stroke-opacity=".25"/>')
+            if place % columns == 0:
+                out.append(f'<text x="{left - 6}" y="{y + 4:.1f}" text-anchor="end">{share:.0%}</text>')
+        y = top + HEIGHT * (1 - chance)
+        out.append(f'<path d="M{left} {y:.1f}h{WIDTH}" stroke="{COLOURS[name]}" stroke-dasharray="2 4"/>')
+        for run in runs:
+            points = " ".join(
+                f"{left + WIDTH * step / steps:.1f},{top + HEIGHT * (1 - share):.1f}"
+                for step, share in enumerate(smoothed(run["sampled"][name]), 1)
+            )
+            out.append(
+                f'<polyline points="{points}" fill="none" stroke="{COLOURS[name]}" stroke-width="1.3" stroke-opacity=".75"/>'
+            )
+    return "\n".join([*out, "</svg>", ""])

@@ -1,0 +1,93 @@
+"""bench/proof.py trains, goes on and collects; bench/learning.py says what it found, as the definitions have it."""
+
+import importlib
+import json
+import sys
+
+import pytest
+
+from tests.conftest import ROOT
+
+
+@pytest.fixture
+def bench(monkeypatch):
+    """Import a file of bench/."""
+    monkeypatch.syspath_prepend(str(ROOT / "bench"))
+    yield importlib.import_module
+    for name in ("proof", "learning", "machine", "curve"):
+        sys.modules.pop(name, None)
+
+
+def test_a_run_is_made_once_and_collected(bench, tmp_path, scenes, monkeypatch):
+    proof, learning = bench("proof"), bench("learning")
+    monkeypatch.chdir(tmp_path)
+    small = ["train.steps=2", "eval.count=8", "rollout.prompts=4", "rollout.group_size=2", "log.tensorboard=false"]
+    share = "puzzles.mixture={rotation: 1, ordering: 0}"
+    monkeypatch.setattr(proof, "FORMS", {"direct": [share, f"data.path={scenes}", *small]})
+    monkeypatch.setattr(proof, "RUNS", {"only-rotation": ("direct", [])})
+    monkeypatch.setattr(proof, "FORMAT_ONLY", ["train.warmup.steps=2", "train.warmup.batch=2"])
+    monkeypatch.setattr(proof, "WARMUPS", {})
+    monkeypatch.setattr(proof, "SEEDS", (5,))
+    monkeypatch.setattr(proof, "write_scenes", lambda *_, **__: None)
+    monkeypatch.setattr(proof, "results_file", lambda kind, found: tmp_path / f"{kind}.json")
+    monkeypatch.setattr(sys, "argv", ["proof.py", "--jobs", "1"])
+    assert not proof.finished("only-rotation-seed-5")
+    proof.main()
+    found = json.loads((tmp_path / "proof.json").read_text())
+    (run,) = found["runs"]
+    assert (run["run"], run["seed"], run["steps"], len(run["entropy"])) == ("only-rotation", 5, 2, 2)
+    assert [set(when) for when in run["held_out"]] == [{"rotation", "ordering"}] * 2
+    assert run["held_out"][0]["rotation"]["n"] == 8 and len(run["sampled"]["rotation"]) == 2
+    monkeypatch.setattr(proof, "call", lambda *_, **__: pytest.fail("trained again"))
+    proof.main()
+    assert json.loads((tmp_path / "proof.json").read_text())["runs"] == [run]
+    assert learning.accuracy(found)[1][0][-1] == "one seed" and "rotation, 2 steps" in learning.svg(found)
+
+
+def made_up(before, after, name="only-rotation"):
+    """Three runs of a puzzle with these held-out shares."""
+    return {
+        "warmups": {"": []},
+        "overrides": {name: ["direct", []]},
+        "runs": [
+            {
+                "run": name,
+                "seed": seed,
+                "steps": 9,
+                "mixture": {"rotation": 1},
+                "levels": {"rotation": 2},
+                "held_out": [{"rotation": {"exact": p, "accuracy": p, "chance": 0.25, "n": 400}} for p in shares],
+                "sampled": {"rotation": [0.2, 0.9]},
+                "drawn": 0,
+                "elapsed_s": 1,
+            }
+            for seed, shares in enumerate(zip(before, after))
+        ],
+    }
+
+
+def test_intervals_are_students_and_never_narrower_than_wilsons(bench):
+    learning = bench("learning")
+    from scipy import stats
+
+    for values in ([0.2, 0.3, 0.4], [0.1, 0.5, 0.6]):
+        p, low, high = learning.interval(values, 400)
+        expected = stats.t.interval(0.95, 2, p, stats.sem(values))
+        assert (low, high) == pytest.approx([max(expected[0], 0), min(expected[1], 1)], abs=1e-3)
+    p, low, high = learning.interval([0.25] * 3, 400)  # a constant answer to as many puzzles of each
+    assert (low, high) == pytest.approx(stats.binomtest(300, 1200).proportion_ci(0.95, "wilson"), abs=1e-3)
+    assert learning.STUDENT == pytest.approx({n: stats.t.ppf(0.975, n - 1) for n in learning.STUDENT}, abs=1e-3)
+
+
+def test_what_is_told_apart(bench):
+    learning = bench("learning")
+    for before, after, said in (
+        ([0.25, 0.25, 0.25], [0.9, 0.95, 1.0], "**yes**"),
+        ([0.25, 0.25, 0.25], [0.27, 0.24, 0.26], "no"),
+        ([0.2, 0.25, 0.3], [0.3, 0.9, 0.5], "no"),  # on the mean alone it would be
+        ([0.25], [0.9], "one seed"),
+    ):
+        found = made_up(before, after)
+        assert learning.accuracy(found)[1][0][-1] == said
+    rows = learning.transfer(made_up([0.2, 0.3, 0.25], [0.5, 0.6, 0.55]))[1]
+    assert rows[0][1].startswith("**+30.0 ±") and rows[0][2] == "–"
