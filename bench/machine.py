@@ -10,6 +10,15 @@ PACKAGES = ("torch", "triton", "transformers", "nvidia-dali-cuda130", "numpy", "
 RESULTS = Path(__file__).parent / "results"
 
 
+def gpu():
+    """The GPU's name, None without one."""
+    try:
+        import torch
+    except ImportError:
+        return None
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else None
+
+
 def machine() -> dict:
     cpu = platform.processor() or platform.machine()
     info = Path("/proc/cpuinfo")
@@ -24,11 +33,13 @@ def machine() -> dict:
             versions[package] = version(package)
         except PackageNotFoundError:
             versions[package] = None
-    return {"cpu": cpu, "cores": os.cpu_count(), "python": platform.python_version(), "versions": versions}
+    found = {"cpu": cpu, "cores": os.cpu_count(), "python": platform.python_version(), "versions": versions}
+    return found | ({"gpu": gpu()} if gpu() else {})
 
 
 def results_file(kind: str, found: dict) -> Path:
-    """bench/results/<kind>-<machine>.json."""
+    """bench/results/<kind>-<machine>.json; the machine is its GPU where it has one."""
     RESULTS.mkdir(exist_ok=True)
-    slug = re.sub(r"[^a-z0-9]+", "-", f"{kind} {found['cpu']} {found['cores']} cores".lower()).strip("-")
+    name = found.get("gpu") or f"{found['cpu']} {found['cores']} cores"
+    slug = re.sub(r"[^a-z0-9]+", "-", f"{kind} {name}".lower()).strip("-")
     return RESULTS / f"{slug}.json"
