@@ -69,7 +69,8 @@ def accuracy(found):
 
 
 def transfer(found):
-    """What training on one puzzle (rows) does to each (columns): points of held-out accuracy gained, mean over the seeds."""
+    """What training on one puzzle (rows) does to each (columns): points of held-out accuracy gained, and the answers that keep the
+    form afterwards, means over the seeds."""
     rows = []
     for trained in LONG:
         runs = of(found, f"only-{trained}")
@@ -87,7 +88,8 @@ def transfer(found):
                 for a, b in zip(shares(runs, asked, 0), shares(runs, asked, 1))
             )
             text = f"{100 * mean(gained):+.1f} ± {100 * error / math.sqrt(len(runs)):.1f}"
-            row.append(f"**{text}**" if asked == trained else text)
+            kept = f" ({mean(shares(runs, asked, 1, 'format')):.0%})"
+            row.append((f"**{text}**" if asked == trained else text) + kept)
         rows.append(row)
     return ["trained on", *LONG], rows
 

@@ -131,7 +131,9 @@ def found_in(folder) -> dict:
         "steps": settings["train"]["steps"],
         "held_out": [
             {
-                name: {key: round(row[f"eval/{name}/{key}"], 4) for key in ("exact", "accuracy", "chance", "n")}
+                name: {
+                    key: round(row[f"eval/{name}/{key}"], 4) for key in ("exact", "accuracy", "format", "chance", "n")
+                }
                 for name in shares["mixture"]
             }
             for row in (held_out[0], held_out[-1])
@@ -167,13 +169,18 @@ def collect() -> Path:
     found = {
         **machine(),
         "config": base,
-        "warmups": {"": FORMAT_ONLY, **WARMUPS},
         "forms": FORMS,
+        "warmups": {"": FORMAT_ONLY, **WARMUPS},
         "overrides": RUNS,
-        "runs": [{"run": name, "seed": seed, **found_in(folder)} for folder, (name, seed) in done.items()],
+        "runs": [],
     }
     path = results_file("proof", found)
-    path.write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n")
+    lines = [
+        json.dumps({"run": name, "seed": seed, **found_in(folder)}, ensure_ascii=False)
+        for folder, (name, seed) in done.items()
+    ]
+    head, tail = json.dumps(found, indent=1, ensure_ascii=False).rsplit("[]", 1)  # a line a run
+    path.write_text(head + "[\n" + ",\n".join(lines) + "\n ]" + tail + "\n")
     return path
 
 

@@ -92,7 +92,12 @@ def probes():
 
 def learnt(make):
     """A table of what bench/proof.py found."""
-    return lambda: table(*make(load("proof")))
+
+    def text():
+        head, rows = make(load("proof"))
+        return table(head, rows) if rows else "Not run yet."
+
+    return text
 
 
 TABLES = {"demo": demo, "headline": headline, "benchmarks": benchmarks, "unmeasured": unmeasured, "probes": probes}

@@ -56,7 +56,9 @@ def made_up(before, after, name="only-rotation"):
                 "steps": 9,
                 "mixture": {"rotation": 1},
                 "levels": {"rotation": 2},
-                "held_out": [{"rotation": {"exact": p, "accuracy": p, "chance": 0.25, "n": 400}} for p in shares],
+                "held_out": [
+                    {"rotation": {"exact": p, "accuracy": p, "format": 1.0, "chance": 0.25, "n": 400}} for p in shares
+                ],
                 "sampled": {"rotation": [0.2, 0.9]},
                 "drawn": 0,
                 "elapsed_s": 1,
