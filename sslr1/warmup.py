@@ -1,5 +1,5 @@
 """Warm-up: the right format around a uniformly random valid answer. It teaches the form and no skill, unless
-train.warmup.answers=right, which is supervised fine-tuning.
+train.warmup.answers=right, which is supervised fine-tuning. A run that may change levels is shown the neighbouring ones too.
 
 Meant for models that can't produce a boxed answer at all, such as the tiny one with random weights.
     torchrun … -m sslr1.warmup CONFIG OUT [section.key=value …]     writes the warmed-up model to the folder OUT
@@ -7,6 +7,7 @@ Meant for models that can't produce a boxed answer at all, such as the tiny one 
 
 import torch
 
+from sslr1 import puzzles
 from sslr1.learner import Learner
 from sslr1.model import Group, Sample
 from sslr1.ops import keys
@@ -33,7 +34,7 @@ def warm_up(built, report=lambda step, learned: None, stopping=lambda: False) ->
         token_budget=config.train.token_budget,
         steps=options.steps,
     )
-    stream = built.stream(options.batch)
+    stream = built.stream(options.batch, _levels(config))
     for step in range(options.steps):
         if stopping():
             stream.close()
@@ -58,6 +59,19 @@ def warm_up(built, report=lambda step, learned: None, stopping=lambda: False) ->
     stream.close()
     built.weights.refresh(built.policy)
     return True
+
+
+def _levels(config):
+    """(step, slot, puzzle) -> level: where an adaptive curriculum begins or next to it, by key. None: the configured ones."""
+    c = config.puzzles
+    if c.curriculum == "fixed":
+        return None
+    near = {name: [n for n in puzzles.LEVELS[name] if abs(n - level) <= 1] for name, level in c.levels.items()}
+
+    def level(step, slot, name):
+        return near[name][keys.fold("warmup level", config.train.seed, step, slot) % len(near[name])]
+
+    return level
 
 
 def main():

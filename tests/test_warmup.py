@@ -5,8 +5,18 @@ import pytest
 from sslr1 import build, config, warmup
 
 
+@pytest.fixture
+def shown(monkeypatch):
+    """The groups of each step that a warm-up would learn from."""
+    groups_shown = []
+    monkeypatch.setattr(
+        warmup.Learner, "step", lambda self, groups, ones, advantages: groups_shown.append(groups) or {"entropy": 0.0}
+    )
+    return groups_shown
+
+
 @pytest.mark.parametrize("answers", ["random", "right"])
-def test_what_is_shown(tiny, scenes, one_process, monkeypatch, answers):
+def test_what_is_shown(tiny, scenes, one_process, shown, answers):
     settings = config.check(
         {
             "model": {"path": str(tiny)},
@@ -16,10 +26,7 @@ def test_what_is_shown(tiny, scenes, one_process, monkeypatch, answers):
         }
     )
     built = build.build(settings, one_process)
-    shown, steps = [], []
-    monkeypatch.setattr(
-        warmup.Learner, "step", lambda self, groups, ones, advantages: shown.append(groups) or {"entropy": 0.0}
-    )
+    steps = []
     warmup.warm_up(built, lambda step, learned: steps.append(step))
     stream = built.stream(16)
     scores = [
@@ -31,3 +38,20 @@ def test_what_is_shown(tiny, scenes, one_process, monkeypatch, answers):
     assert steps == [1, 2] and len(scores) == 32 and all(s.format_ok for s in scores)
     right = sum(s.exact for s in scores)
     assert right == 32 if answers == "right" else right < 20
+
+
+@pytest.mark.parametrize("curriculum", ["fixed", "adaptive"])
+def test_a_run_that_may_change_levels_is_shown_the_next_ones_too(tiny, scenes, one_process, shown, curriculum):
+    settings = config.check(
+        {
+            "model": {"path": str(tiny)},
+            "data": {"path": str(scenes), "min_side": 112},
+            "puzzles": {"mixture": {"ordering": 1.0}, "thinking": False, "curriculum": curriculum},
+            "train": {"warmup": {"steps": 6, "batch": 16}},
+        }
+    )
+    warmup.warm_up(build.build(settings, one_process))
+    lengths = {group.samples[0].text.count(",") + 1 for groups in shown for group in groups}
+    at_level_2 = {3, 6}
+    assert lengths & at_level_2 and lengths <= {2, 3, 4, 6, 9}
+    assert bool(lengths & {2, 4}) == (9 in lengths) == (curriculum == "adaptive")

@@ -66,7 +66,7 @@ def scene(number: int, size: int = 128, seed: int = 0, tint: bool = False) -> np
                 draw.uniform((15, 70, 15), (80, 140, 50)),
             )
     if tint:
-        strength, hue = draw.uniform(0.35, 0.75), draw.uniform(0, 1)
+        strength, hue = draw.uniform(0.85, 1), draw.uniform(0, 1)
         filtered = np.array(colorsys.hsv_to_rgb(hue, 1, 1)) * 1.6 * img.mean(2, keepdims=True)
         img += strength * (filtered - img)
     img += draw.normal(0, draw.uniform(2, 7), (size, size, 1))
