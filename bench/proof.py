@@ -45,32 +45,42 @@ TINTED = f"data.path={FOLDER / 'tinted'}"
 # What a model is warmed up to: the settings of the form that it learns, which its runs share.
 FORMS = {
     "direct": [only(*PUZZLES)],
-    "thinking": [only("rotation"), "puzzles.thinking=true", "rollout.max_tokens=32"],
-    "longer": [only("rotation", "ordering"), "puzzles.levels.ordering=2", "rollout.max_tokens=24"],
+    "thinking": ["puzzles.mixture={rotation: 1}", "puzzles.thinking=true", "rollout.max_tokens=32"],
+    "levels": [
+        only("rotation", "ordering"),
+        "puzzles.levels.ordering=2",
+        "puzzles.curriculum=adaptive",
+        "rollout.max_tokens=32",
+    ],
     "similar": [letters("similarity"), TINTED],
     "inpainted": [letters("inpainting"), TINTED],
     "nine": ["puzzles.mixture={ordering: 1}", "puzzles.levels.ordering=3", "rollout.max_tokens=32"],
 }
-# How it is warmed up to it, unless by FORMAT_ONLY. Which picture belongs to another, a model of random weights can't begin to guess:
-# it is shown right answers until it does so now and then.
+# How it is warmed up to it, unless by FORMAT_ONLY. Which picture belongs to another, or nine tiles' order, a model of random weights
+# can't begin to guess: it is shown right answers until it does so now and then.
 FORMAT_ONLY = ["train.warmup.steps=120"]
-SHOWN = ["train.warmup.answers=right", "train.warmup.steps=1000", "train.warmup.lr=2.0e-3"]
-WARMUPS = {"similar": SHOWN, "inpainted": SHOWN}
-MIXED = ["puzzles.mixture={rotation: 1, ordering: 1}", "loss.entropy_coef=0.01"]
-NINE = ["puzzles.mixture={ordering: 1}", "loss.entropy_coef=0.01", "train.steps=120"]
+SHOWN = ["train.warmup.answers=right", "train.warmup.lr=2.0e-3"]
+WARMUPS = {
+    "levels": ["train.warmup.steps=240"],
+    "similar": [*SHOWN, "train.warmup.steps=400"],
+    "inpainted": [*SHOWN, "train.warmup.steps=200"],
+    "nine": ["train.warmup.answers=right", "train.warmup.steps=150"],
+}
+BONUS = "loss.entropy_coef=0.01"
+FIXED = "puzzles.curriculum=fixed"
 # name of a run: its form, and its settings beside that form's
 RUNS = {
     "only-rotation": ("direct", [only("rotation")]),
-    "only-ordering": ("direct", [only("ordering"), "loss.entropy_coef=0.01", "train.steps=200"]),
-    "thinking-rotation": ("thinking", ["puzzles.mixture={rotation: 1}"]),
-    "only-similarity": ("similar", []),
-    "only-inpainting": ("inpainted", []),
-    "only-correspondence": ("direct", [only("correspondence"), "loss.entropy_coef=0.01"]),
-    "mixed-fixed": ("longer", MIXED),
-    "mixed-adaptive": ("longer", [*MIXED, "puzzles.curriculum=adaptive"]),
-    "mixed-resampled": ("longer", [*MIXED, "rollout.resample=2"]),
-    "nine-default": ("nine", NINE),
-    "nine-exact": ("nine", [*NINE, "puzzles.rule=exact"]),
+    "only-ordering": ("direct", [only("ordering"), BONUS, "train.steps=200"]),
+    "thinking-rotation": ("thinking", []),
+    "only-similarity": ("similar", [BONUS, "train.steps=300"]),
+    "only-inpainting": ("inpainted", [BONUS]),
+    "only-correspondence": ("direct", [only("correspondence"), BONUS]),
+    "mixed-fixed": ("levels", [BONUS, "train.steps=250", FIXED]),
+    "mixed-adaptive": ("levels", [BONUS, "train.steps=250"]),
+    "mixed-resampled": ("levels", [BONUS, "train.steps=250", FIXED, "rollout.resample=2"]),
+    "nine-default": ("nine", []),
+    "nine-exact": ("nine", ["puzzles.rule=exact"]),
 }
 
 
