@@ -59,7 +59,7 @@ def accuracy(found):
         n, chance = runs[0]["held_out"][1][puzzle]["n"], runs[0]["held_out"][1][puzzle]["chance"]
         before, after = shares(runs, puzzle, 0), shares(runs, puzzle, 1)
         form = found["overrides"][f"only-{puzzle}"][0]
-        warm = "right answers shown" if form in found["warmups"] else "form only"
+        warm = "right answers shown" if "train.warmup.answers=right" in found["warmups"].get(form, []) else "form only"
         cells = [puzzle, str(runs[0]["levels"][puzzle]), warm, str(runs[0]["steps"]), f"{chance:.1%}"]
         rows.append(
             [*cells, said(before, n), said(after, n), f"{each(before)} → {each(after)}", verdict(before, after, n)]

@@ -47,7 +47,7 @@ FORMS = {
     "direct": [only(*PUZZLES)],
     "thinking": ["puzzles.mixture={rotation: 1}", "puzzles.thinking=true", "rollout.max_tokens=32"],
     "levels": [
-        only("rotation", "ordering"),
+        "puzzles.mixture={rotation: 1, ordering: 1}",
         "puzzles.levels.ordering=2",
         "puzzles.curriculum=adaptive",
         "rollout.max_tokens=32",
@@ -59,22 +59,26 @@ FORMS = {
 # How it is warmed up to it, unless by FORMAT_ONLY. Which picture belongs to another, or nine tiles' order, a model of random weights
 # can't begin to guess: it is shown right answers until it does so now and then.
 FORMAT_ONLY = ["train.warmup.steps=120"]
-SHOWN = ["train.warmup.answers=right", "train.warmup.lr=2.0e-3"]
+SHOWN = ["train.warmup.answers=right", "train.warmup.lr=2.0e-3", "train.warmup.steps=100"]
 WARMUPS = {
     "levels": ["train.warmup.steps=240"],
-    "similar": [*SHOWN, "train.warmup.steps=400"],
-    "inpainted": [*SHOWN, "train.warmup.steps=200"],
+    "similar": SHOWN,
+    "inpainted": SHOWN,
     "nine": ["train.warmup.answers=right", "train.warmup.steps=150"],
 }
+# … over again, each time with other puzzles, until this share of held-out ones is right: how long that takes depends on the seed.
+UNTIL = {"similar": ("similarity", 0.35), "inpainted": ("inpainting", 0.35)}
+MOST = 15
 BONUS = "loss.entropy_coef=0.01"
+MORE = ["rollout.prompts=64", "optim.lr=6.0e-4", "loss.entropy_coef=0.02", "train.steps=200"]
 FIXED = "puzzles.curriculum=fixed"
 # name of a run: its form, and its settings beside that form's
 RUNS = {
     "only-rotation": ("direct", [only("rotation")]),
     "only-ordering": ("direct", [only("ordering"), BONUS, "train.steps=200"]),
     "thinking-rotation": ("thinking", []),
-    "only-similarity": ("similar", [BONUS, "train.steps=300"]),
-    "only-inpainting": ("inpainted", [BONUS]),
+    "only-similarity": ("similar", MORE),
+    "only-inpainting": ("inpainted", MORE),
     "only-correspondence": ("direct", [only("correspondence"), BONUS]),
     "mixed-fixed": ("levels", [BONUS, "train.steps=250", FIXED]),
     "mixed-adaptive": ("levels", [BONUS, "train.steps=250"]),
@@ -102,14 +106,44 @@ def call(module, *arguments, log):
 
 
 def warmed_up(form, seed) -> Path:
-    """A tiny model of this seed that knows every puzzle's form and nothing else."""
+    """A tiny model of this seed that knows its puzzles' form, and as much of their answers as its warm-up has shown it."""
     folder = FOLDER / f"warm-{form}-seed-{seed}"
-    if not (folder / "preprocessor_config.json").exists():
-        cold = build_tiny(FOLDER / f"cold-{form}-seed-{seed}", seed=seed)
-        options = [f"model.path={cold}", f"train.seed={seed}", f"log.dir={FOLDER}", *FORMS[form]]
-        options += WARMUPS.get(form, FORMAT_ONLY)
-        call("sslr1.warmup", str(CONFIG), str(folder), *options, log=FOLDER / f"{folder.name}.log")
-    return folder
+    if complete(folder):
+        return folder
+    model = build_tiny(FOLDER / f"cold-{form}-seed-{seed}", seed=seed)
+    puzzle, share = UNTIL.get(form, (None, 0))
+    for turn in range(MOST if puzzle else 1):
+        part = FOLDER / f"warm-{form}-seed-{seed}-part-{turn}"
+        if not complete(part):
+            own = [f"model.path={model}", f"train.seed={seed + 1000 * turn}", f"log.dir={FOLDER}"]
+            options = [*own, *FORMS[form], *WARMUPS.get(form, FORMAT_ONLY)]
+            call("sslr1.warmup", str(CONFIG), str(part), *options, log=FOLDER / f"{part.name}.log")
+        model = part
+        if puzzle is None or held_out(model, form, seed, puzzle) >= share:
+            os.replace(model, folder)
+            return folder
+    raise RuntimeError(f"{form}, seed {seed}: {MOST} warm-ups, and still less than {share:.0%} of {puzzle} right")
+
+
+def complete(folder) -> bool:
+    return (folder / "preprocessor_config.json").exists()
+
+
+def held_out(model, form, seed, puzzle) -> float:
+    """The share of held-out puzzles that a model solves."""
+    out = model.with_suffix(".json")
+    options = [f"model.path={model}", f"train.seed={seed}", f"log.dir={FOLDER}", *FORMS[form]]
+    call(
+        "sslr1.evaluate",
+        str(CONFIG),
+        *options,
+        "--puzzle",
+        puzzle,
+        "--out",
+        str(out),
+        log=FOLDER / f"{model.name}-asked.log",
+    )
+    return json.loads(out.read_text())["cells"][0]["accuracy"]
 
 
 def train(folder):
@@ -181,6 +215,7 @@ def collect() -> Path:
         "config": base,
         "forms": FORMS,
         "warmups": {"": FORMAT_ONLY, **WARMUPS},
+        "until": UNTIL,
         "overrides": RUNS,
         "runs": [],
     }
