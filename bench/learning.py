@@ -94,8 +94,8 @@ def transfer(found):
     return ["trained on", *LONG], rows
 
 
-def compared(names, puzzles, key="exact"):
-    """A table of runs that differ in one thing: name: what it is called."""
+def compared(names, puzzles, key="exact", levels=False):
+    """A table of runs that differ in one thing: name: what it is called. levels: with those that training had come to."""
 
     def make(found):
         rows = []
@@ -107,12 +107,14 @@ def compared(names, puzzles, key="exact"):
             for puzzle in puzzles:
                 n = runs[0]["held_out"][1][puzzle]["n"]
                 row += [said(shares(runs, puzzle, 0, key), n), said(shares(runs, puzzle, 1, key), n)]
+            if levels:
+                row.append(", ".join(f"{p} " + " · ".join(str(run["reached"][p]) for run in runs) for p in puzzles))
             drawn = sum(run["drawn"] for run in runs) / len(runs)
             rows.append(
                 [*row, str(runs[0]["steps"]), f"{drawn:,.0f}", f"{mean(run['elapsed_s'] for run in runs):,.0f}"]
             )
         head = [f"{puzzle} {when}" for puzzle in puzzles for when in ("before", "after")]
-        return ["", *head, "steps", "groups drawn again", "s a run"], rows
+        return ["", *head, *["levels at the end"] * levels, "steps", "groups drawn again", "s a run"], rows
 
     return make
 
@@ -120,6 +122,9 @@ def compared(names, puzzles, key="exact"):
 TABLES = {
     "accuracy": accuracy,
     "transfer": transfer,
+    "correspondence": compared(
+        {"only-correspondence": "form only", "shown-correspondence": "right answers shown"}, ["correspondence"]
+    ),
     "thinking": compared({"only-rotation": "direct", "thinking-rotation": "thinking"}, ["rotation"]),
     "curriculum": compared(
         {
@@ -128,6 +133,7 @@ TABLES = {
             "mixed-resampled": "fixed levels, resampling",
         },
         ["rotation", "ordering"],
+        levels=True,
     ),
     "nine": compared({"nine-default": "`default`", "nine-exact": "`exact`"}, ["ordering"], "accuracy"),
 }

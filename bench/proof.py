@@ -54,6 +54,7 @@ FORMS = {
     ],
     "similar": [letters("similarity"), TINTED],
     "inpainted": [letters("inpainting"), TINTED],
+    "pointed": ["puzzles.mixture={correspondence: 1}"],
     "nine": ["puzzles.mixture={ordering: 1}", "puzzles.levels.ordering=3", "rollout.max_tokens=32"],
 }
 # How it is warmed up to it, unless by FORMAT_ONLY. Which picture belongs to another, or nine tiles' order, a model of random weights
@@ -64,6 +65,7 @@ WARMUPS = {
     "levels": ["train.warmup.steps=240"],
     "similar": SHOWN,
     "inpainted": SHOWN,
+    "pointed": [*SHOWN, "train.warmup.steps=200"],
     "nine": ["train.warmup.answers=right", "train.warmup.steps=150"],
 }
 # … over again, each time with other puzzles, until this share of held-out ones is right: how long that takes depends on the seed.
@@ -80,6 +82,7 @@ RUNS = {
     "only-similarity": ("similar", MORE),
     "only-inpainting": ("inpainted", MORE),
     "only-correspondence": ("direct", [only("correspondence"), BONUS]),
+    "shown-correspondence": ("pointed", [*MORE, "train.steps=50"]),
     "mixed-fixed": ("levels", [BONUS, "train.steps=250", FIXED]),
     "mixed-adaptive": ("levels", [BONUS, "train.steps=250"]),
     "mixed-resampled": ("levels", [BONUS, "train.steps=250", FIXED, "rollout.resample=2"]),
@@ -186,6 +189,12 @@ def found_in(folder) -> dict:
             name: [round(row[key], 3) for row in steps if key in row]
             for name, share in shares["mixture"].items()
             if share and (key := f"exact/{name}/level{shares['levels'][name]}")
+        },
+        "reached": {
+            name: row[key]
+            for row in steps[-1:]
+            for name in shares["mixture"]
+            if (key := f"curriculum/{name}/level") in row
         },
         "entropy": [round(row["entropy"], 3) for row in steps],
         "drawn": sum(row.get("rollout/resampled", 0) for row in steps),
