@@ -93,3 +93,31 @@ def test_what_is_told_apart(bench):
         assert learning.accuracy(found)[1][0][-1] == said
     rows = learning.transfer(made_up([0.2, 0.3, 0.25], [0.5, 0.6, 0.55]))[1]
     assert rows[0][1].startswith("**+30.0 ±") and rows[0][2] == "–"
+
+
+def test_a_warm_up_goes_on_until_enough_is_right(bench, tmp_path, monkeypatch):
+    proof = bench("proof")
+    started, shares = [], iter([0.2, 0.3, 0.45])
+
+    def call(module, config, out, *options, log):
+        started.append(options)
+        (tmp_path / out).mkdir()
+        (tmp_path / out / "preprocessor_config.json").touch()
+
+    monkeypatch.setattr(proof, "FOLDER", tmp_path)
+    monkeypatch.setattr(proof, "FORMS", {"seen": [], "unseen": []})
+    monkeypatch.setattr(proof, "WARMUPS", {"seen": proof.SHOWN})
+    monkeypatch.setattr(proof, "UNTIL", {"seen": ("similarity", 0.4)})
+    monkeypatch.setattr(proof, "build_tiny", lambda folder, seed: folder)
+    monkeypatch.setattr(proof, "call", call)
+    monkeypatch.setattr(proof, "held_out", lambda *_: next(shares))
+    folder = proof.warmed_up("seen", 7)
+    assert proof.complete(folder) and len(started) == 3
+    models, seeds = zip(*((options[0], options[1]) for options in started))
+    assert seeds == ("train.seed=7", "train.seed=1007", "train.seed=2007")  # other puzzles each time …
+    assert models[1:] == tuple(f"model.path={folder}-part-{n}" for n in (0, 1))  # … to the model of the time before
+    assert proof.warmed_up("seen", 7) == folder and len(started) == 3
+    assert proof.complete(proof.warmed_up("unseen", 7)) and len(started) == 4
+    monkeypatch.setattr(proof, "held_out", lambda *_: 0.39)
+    with pytest.raises(RuntimeError, match="seed 8: 15 warm-ups, and still less than 40% of similarity right"):
+        proof.warmed_up("seen", 8)
