@@ -69,8 +69,8 @@ WARMUPS = {
     "nine": ["train.warmup.answers=right", "train.warmup.steps=150"],
 }
 # … over again, each time with other puzzles, until this share of held-out ones is right: how long that takes depends on the seed.
-UNTIL = {"similar": ("similarity", 0.45), "inpainted": ("inpainting", 0.4)}
-MOST = 15
+UNTIL = {"similar": ("similarity", 0.5), "inpainted": ("inpainting", 0.4)}
+MOST = 20
 BONUS = "loss.entropy_coef=0.01"
 MORE = ["rollout.prompts=64", "loss.entropy_coef=0.03", "train.steps=200"]
 FIXED = "puzzles.curriculum=fixed"

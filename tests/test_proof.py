@@ -119,5 +119,5 @@ def test_a_warm_up_goes_on_until_enough_is_right(bench, tmp_path, monkeypatch):
     assert proof.warmed_up("seen", 7) == folder and len(started) == 3
     assert proof.complete(proof.warmed_up("unseen", 7)) and len(started) == 4
     monkeypatch.setattr(proof, "held_out", lambda *_: 0.39)
-    with pytest.raises(RuntimeError, match="seed 8: 15 warm-ups, and still less than 40% of similarity right"):
+    with pytest.raises(RuntimeError, match="seed 8: 20 warm-ups, and still less than 40% of similarity right"):
         proof.warmed_up("seen", 8)
