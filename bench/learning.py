@@ -122,9 +122,6 @@ def compared(names, puzzles, key="exact", levels=False):
 TABLES = {
     "accuracy": accuracy,
     "transfer": transfer,
-    "correspondence": compared(
-        {"only-correspondence": "form only", "shown-correspondence": "right answers shown"}, ["correspondence"]
-    ),
     "thinking": compared({"only-rotation": "direct", "thinking-rotation": "thinking"}, ["rotation"]),
     "curriculum": compared(
         {

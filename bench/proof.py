@@ -54,7 +54,6 @@ FORMS = {
     ],
     "similar": [letters("similarity"), TINTED],
     "inpainted": [letters("inpainting"), TINTED],
-    "pointed": ["puzzles.mixture={correspondence: 1}"],
     "nine": ["puzzles.mixture={ordering: 1}", "puzzles.levels.ordering=3", "rollout.max_tokens=32"],
 }
 # How it is warmed up to it, unless by FORMAT_ONLY. Which picture belongs to another, or nine tiles' order, a model of random weights
@@ -65,7 +64,6 @@ WARMUPS = {
     "levels": ["train.warmup.steps=240"],
     "similar": SHOWN,
     "inpainted": SHOWN,
-    "pointed": [*SHOWN, "train.warmup.steps=200"],
     "nine": ["train.warmup.answers=right", "train.warmup.steps=150"],
 }
 # … over again, each time with other puzzles, until this share of held-out ones is right: how long that takes depends on the seed.
@@ -82,7 +80,6 @@ RUNS = {
     "only-similarity": ("similar", MORE),
     "only-inpainting": ("inpainted", MORE),
     "only-correspondence": ("direct", [only("correspondence"), BONUS]),
-    "shown-correspondence": ("pointed", [*MORE, "train.steps=50"]),
     "mixed-fixed": ("levels", [BONUS, "train.steps=250", FIXED]),
     "mixed-adaptive": ("levels", [BONUS, "train.steps=250"]),
     "mixed-resampled": ("levels", [BONUS, "train.steps=250", FIXED, "rollout.resample=2"]),
