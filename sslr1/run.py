@@ -140,15 +140,9 @@ class Run:
             self.trackers = Trackers(self.built.folder, done, self.config.model_dump(mode="json"))
         self.evaluator = Evaluator(self.built)
         if not found:
-            if self.config.train.warmup.steps:
-                self.progress.start("format warm-up", self.config.train.warmup.steps)
-
-                def show(step, learned):
-                    self.progress.show(step, {"entropy": learned["entropy"]})
-
-                if not warm_up(self.built, show, self.stopping):
-                    self.progress.say("stopped during the warm-up, of which nothing is kept")
-                    raise SystemExit
+            if self.config.train.warmup.steps and not warm_up(self.built, self.progress, self.stopping):
+                self.progress.say("stopped during the warm-up, of which nothing is kept")
+                raise SystemExit
             self._evaluate({})
             self._checkpoint()
             self._report()

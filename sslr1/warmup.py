@@ -11,16 +11,18 @@ from sslr1 import puzzles
 from sslr1.learner import Learner
 from sslr1.model import Group, Sample
 from sslr1.ops import keys
+from sslr1.progress import Progress
 from sslr1.puzzles import random_answer_text
 
 THOUGHT = "Let me look."
 
 
-def warm_up(built, report=lambda step, learned: None, stopping=lambda: False) -> bool:
+def warm_up(built, progress=None, stopping=lambda: False) -> bool:
     """`train.warmup.steps` updates towards `train.warmup.answers`; the sampler's weights follow at the end. Returns whether it got
-    there: `stopping`, asked on all ranks before each step, ends it."""
+    there: `stopping`, asked on all ranks before each step, ends it. progress: a `Progress` to show them on."""
     config = built.config
     options = config.train.warmup
+    progress = progress or Progress(False)
     optim = config.optim.model_copy(update={"lr": options.lr, "warmup_steps": 5, "schedule": "constant"})
     plain = {"loss_type": "dapo", "entropy_coef": 0.0, "kl_coef": 0.0, "updates": 1}
     loss = config.loss.model_copy(update=plain)
@@ -35,8 +37,10 @@ def warm_up(built, report=lambda step, learned: None, stopping=lambda: False) ->
         steps=options.steps,
     )
     stream = built.stream(options.batch, _levels(config))
+    progress.start("format warm-up" if options.answers == "random" else "warm-up", options.steps)
     for step in range(options.steps):
         if stopping():
+            progress.stop()
             stream.close()
             return False
         batch = stream.get(step)
@@ -55,7 +59,8 @@ def warm_up(built, report=lambda step, learned: None, stopping=lambda: False) ->
         learned = learner.step(
             groups, ones, advantages=ones
         )  # advantage 1 everywhere makes the loss's gradient that of -log-prob
-        report(step + 1, learned)
+        progress.show(step + 1, {"entropy": learned["entropy"]})
+    progress.stop()
     stream.close()
     built.weights.refresh(built.policy)
     return True
@@ -88,7 +93,7 @@ def main():
     parser.add_argument("overrides", nargs="*", metavar="section.key=value")
     arguments = parser.parse_args()
     with entry.built(arguments.config, arguments.overrides) as built:
-        warm_up(built)
+        warm_up(built, Progress(built.world.main))
         if built.world.main:
             checkpoint.save_hf(Path(arguments.out), built.weights.model, built.tokenizer, built.model_path)
             print(arguments.out)

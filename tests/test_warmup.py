@@ -3,6 +3,7 @@
 import pytest
 
 from sslr1 import build, config, warmup
+from sslr1.progress import Progress
 
 
 @pytest.fixture
@@ -16,7 +17,7 @@ def shown(monkeypatch):
 
 
 @pytest.mark.parametrize("answers", ["random", "right"])
-def test_what_is_shown(tiny, scenes, one_process, shown, answers):
+def test_what_is_shown(tiny, scenes, one_process, shown, answers, monkeypatch):
     settings = config.check(
         {
             "model": {"path": str(tiny)},
@@ -26,8 +27,9 @@ def test_what_is_shown(tiny, scenes, one_process, shown, answers):
         }
     )
     built = build.build(settings, one_process)
-    steps = []
-    warmup.warm_up(built, lambda step, learned: steps.append(step))
+    steps, progress = [], Progress(False)
+    monkeypatch.setattr(progress, "show", lambda step, values: steps.append((step, values)))
+    warmup.warm_up(built, progress)
     stream = built.stream(16)
     scores = [
         built.score(answer, group.samples[0].text)
@@ -35,7 +37,11 @@ def test_what_is_shown(tiny, scenes, one_process, shown, answers):
         for answer, group in zip(stream.build(step).puzzles.answers, groups, strict=True)
     ]
     stream.close()
-    assert steps == [1, 2] and len(scores) == 32 and all(s.format_ok for s in scores)
+    assert (
+        steps == [(1, {"entropy": 0.0}), (2, {"entropy": 0.0})]
+        and len(scores) == 32
+        and all(s.format_ok for s in scores)
+    )
     right = sum(s.exact for s in scores)
     assert right == 32 if answers == "right" else right < 20
 
