@@ -33,7 +33,7 @@ test-gpu: setup
 bench: setup
 	$(BIN)/python bench/
 
-# an hour and a half on two cores; goes on where it was stopped
+# about 100 minutes on two cores; goes on where it was stopped
 proof: setup
 	$(BIN)/python bench/proof.py
 	$(BIN)/python bench/tables.py

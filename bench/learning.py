@@ -60,11 +60,13 @@ def accuracy(found):
         before, after = shares(runs, puzzle, 0), shares(runs, puzzle, 1)
         form = found["overrides"][f"only-{puzzle}"][0]
         warm = "right answers shown" if "train.warmup.answers=right" in found["warmups"].get(form, []) else "form only"
+        steps = [f"{run['warmed_up_for']:,}" for run in runs]
+        warm += f", {steps[0] if len(set(steps)) == 1 else ' · '.join(steps)} steps"
         cells = [puzzle, str(runs[0]["levels"][puzzle]), warm, str(runs[0]["steps"]), f"{chance:.1%}"]
         rows.append(
             [*cells, said(before, n), said(after, n), f"{each(before)} → {each(after)}", verdict(before, after, n)]
         )
-    head = ["puzzle", "level", "warm-up", "steps", "chance", "before", "after", "seeds", "intervals apart"]
+    head = ["puzzle", "level", "warm-up", "GRPO steps", "chance", "before", "after", "seeds", "intervals apart"]
     return head, rows
 
 

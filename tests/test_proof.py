@@ -3,6 +3,7 @@
 import importlib
 import json
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -35,7 +36,8 @@ def test_a_run_is_made_once_and_collected(bench, tmp_path, scenes, monkeypatch):
     proof.main()
     found = json.loads((tmp_path / "proof.json").read_text())
     (run,) = found["runs"]
-    assert (run["run"], run["seed"], run["steps"], len(run["entropy"])) == ("only-rotation", 5, 2, 2)
+    assert (run["run"], run["seed"], run["warmed_up_for"]) == ("only-rotation", 5, 2)
+    assert (run["steps"], len(run["entropy"])) == (2, 2)
     assert [set(when) for when in run["held_out"]] == [{"rotation", "ordering"}] * 2
     assert run["held_out"][0]["rotation"]["n"] == 8 and len(run["sampled"]["rotation"]) == 2
     monkeypatch.setattr(proof, "call", lambda *_, **__: pytest.fail("trained again"))
@@ -54,6 +56,7 @@ def made_up(before, after, name="only-rotation"):
                 "run": name,
                 "seed": seed,
                 "steps": 9,
+                "warmed_up_for": 120,
                 "mixture": {"rotation": 1},
                 "levels": {"rotation": 2},
                 "held_out": [
@@ -97,27 +100,39 @@ def test_what_is_told_apart(bench):
 
 def test_a_warm_up_goes_on_until_enough_is_right(bench, tmp_path, monkeypatch):
     proof = bench("proof")
-    started, shares = [], iter([0.2, 0.3, 0.45])
+    started, shares = [], iter([[0.2, 0.5], [0.6, 0.3], [0.4, 0.5]])
+    cold = {}
 
-    def call(module, config, out, *options, log):
+    def build(folder, seed, text):
+        cold[folder] = text
+        return folder
+
+    def call(module, config, *options, log):
+        if module == "sslr1.evaluate":
+            cells = [{"accuracy": share} for share in next(shares)]
+            return Path(options[options.index("--out") + 1]).write_text(json.dumps({"cells": cells}))
+        out, *options = options
         started.append(options)
         (tmp_path / out).mkdir()
         (tmp_path / out / "preprocessor_config.json").touch()
 
     monkeypatch.setattr(proof, "FOLDER", tmp_path)
     monkeypatch.setattr(proof, "FORMS", {"seen": [], "unseen": []})
-    monkeypatch.setattr(proof, "WARMUPS", {"seen": proof.SHOWN})
-    monkeypatch.setattr(proof, "UNTIL", {"seen": ("similarity", 0.4)})
-    monkeypatch.setattr(proof, "build_tiny", lambda folder, seed: folder)
+    monkeypatch.setattr(proof, "WARMUPS", {"seen": ["train.warmup.steps=9"]})
+    monkeypatch.setattr(proof, "UNTIL", {"seen": 0.4})
+    monkeypatch.setattr(proof, "MODELS", {"seen": {"num_hidden_layers": 5}})
+    monkeypatch.setattr(proof, "build_tiny", build)
     monkeypatch.setattr(proof, "call", call)
-    monkeypatch.setattr(proof, "held_out", lambda *_: next(shares))
     folder = proof.warmed_up("seen", 7)
     assert proof.complete(folder) and len(started) == 3
     models, seeds = zip(*((options[0], options[1]) for options in started))
     assert seeds == ("train.seed=7", "train.seed=1007", "train.seed=2007")  # other puzzles each time …
     assert models[1:] == tuple(f"model.path={folder}-part-{n}" for n in (0, 1))  # … to the model of the time before
+    assert [options[-1] for options in started] == ["train.warmup.steps=9", proof.ON, proof.ON]
     assert proof.warmed_up("seen", 7) == folder and len(started) == 3
+    assert proof.warmed_up_for("seen", 7) == 9 + 2 * 50 and proof.warmed_up_for("unseen", 7) == 120
     assert proof.complete(proof.warmed_up("unseen", 7)) and len(started) == 4
+    assert list(cold.values()) == [{"num_hidden_layers": 5}, None]
     started.clear()
-    monkeypatch.setattr(proof, "held_out", lambda *_: 0.39)
+    shares = iter([[1.0, 0.39]] * proof.MOST)
     assert proof.complete(proof.warmed_up("seen", 8)) and len(started) == proof.MOST
