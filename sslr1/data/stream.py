@@ -16,7 +16,10 @@ from sslr1.data.images import Pool
 from sslr1.errors import UserError
 from sslr1.ops import keys
 
-SUBSTITUTES = 50  # tries for one slot before the folder is taken to be unusable
+SUBSTITUTES = 50  # images tried for one slot until the folder is taken to be unusable, where no slot has found one …
+PATIENCE = (
+    1000  # … and where some have, however few: in a long run, even a fifth of the images leave a slot 50 times without
+)
 
 
 @dataclass
@@ -72,6 +75,7 @@ class PuzzleStream:
         self._permutation = lru_cache(2)(lambda epoch: keys.generator("epoch", seed, epoch).permutation(len(numbers)))
         self._worker = ThreadPoolExecutor(1, "puzzles")
         self._ahead = {}
+        self.found = False  # a usable image, so far
 
     def get(self, step: int) -> StreamBatch:
         """The rank's share of a step; the next step's is begun in the background."""
@@ -104,27 +108,28 @@ class PuzzleStream:
         return self._worker.submit(self._fill, batch.step, slots).result()
 
     def _fill(self, step, slots):
-        while True:
-            images = self.store.pictures([slot.number for slot in slots])
-            bad = [slot for slot, image in zip(slots, images) if image is None]
-            if not bad:
-                made = puzzles.make(
-                    images,
-                    [s.name for s in slots],
-                    index=[s.number for s in slots],
-                    epoch=[s.epoch for s in slots],
-                    attempt=[s.attempt for s in slots],
-                    level=[self.levels(step, s.j, s.name) for s in slots],
+        made = {}  # slot -> its puzzle
+        while open_slots := [slot for slot in slots if slot.j not in made]:
+            for slot, image in zip(open_slots, self.store.pictures([slot.number for slot in open_slots])):
+                if image is None:
+                    slot.bad += 1
+                    slot.other_image()
+                    continue
+                puzzle = puzzles.make(
+                    [image],
+                    slot.name,
+                    index=[slot.number],
+                    epoch=slot.epoch,
+                    attempt=slot.attempt,
+                    level=self.levels(step, slot.j, slot.name),
                     **self.options,
                 )
-                undecided = [slot for slot, decidable in zip(slots, made.decidable) if not decidable]
-                if not undecided:
-                    break
-                for slot in undecided:
+                if puzzle.decidable[0]:
+                    made[slot.j] = puzzle
+                    self.found = True
+                else:
                     slot.other_puzzle()
-            for slot in bad:
-                slot.bad += 1
-                slot.other_image()
+        made = puzzles.joined([made[slot.j] for slot in slots])
         prompts = model.prompts(made, self.tokenizer)
         for prompt, slot in zip(prompts, slots):
             prompt.id = slot.j
@@ -135,7 +140,7 @@ class _Slot:
     def __init__(self, stream, step, j, name):
         self.stream, self.j, self.q, self.attempt = stream, j, step * stream.batch + j, 0
         self.bad = 0  # of its attempt + 1 images so far
-        self.last_attempt = SUBSTITUTES
+        self.drawn_from = 0  # its attempt when it was last drawn
         self.epoch, place = divmod(self.q, len(stream.numbers))
         self.number = stream.numbers[stream._permutation(self.epoch)[place]]
         self.first, self.name, self.tried = name, name, {name}
@@ -148,16 +153,15 @@ class _Slot:
         self.tried.add(self.name)
 
     def draw_again(self):
-        self.last_attempt = self.attempt + 1 + SUBSTITUTES
+        self.drawn_from = self.attempt + 1
         self.other_image()
 
     def other_image(self):
         self.attempt += 1
-        if self.attempt > self.last_attempt:
+        tries = self.attempt - self.drawn_from
+        if tries > (PATIENCE if self.stream.found else SUBSTITUTES):
             store = self.stream.store
-            raise UserError(
-                f"no usable image after {SUBSTITUTES} tries in {str(store.folder.root)!r}{store.complaint()}"
-            )
+            raise UserError(f"no usable image after {tries - 1} tries in {str(store.folder.root)!r}{store.complaint()}")
         numbers = self.stream.numbers
         self.number = numbers[
             keys.fold("substitute", self.stream.seed, self.epoch, self.q, self.attempt) % len(numbers)

@@ -10,6 +10,7 @@ _HOME = {
     "Puzzle": "plan",
     "PuzzleBatch": "batch",
     "make": "batch",
+    "joined": "batch",
     "LEVELS": "batch",
     "START_LEVEL": "batch",
     "MIXTURE": "batch",

@@ -1,6 +1,6 @@
 """`make`: images in, a batch of puzzles out. To add a puzzle: one file beside this one, its name in NAMES (docs/adding-a-puzzle.md)."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from importlib import import_module
 
 import torch
@@ -66,6 +66,9 @@ class PuzzleBatch:
                 f"these puzzles were made for patch*merge = {self.spec.unit}, the spec has {spec.unit}: pass it to make()"
             )
         return render_patches(self.images, self.plan, spec, backend)
+
+
+LISTS = tuple(item.name for item in fields(PuzzleBatch) if item.name not in ("thinking", "spec", "plan"))
 
 
 def _per_item(value, B, what):
@@ -153,6 +156,16 @@ def make(
         batch.chance.append(made.chance)
         batch.decidable.append(made.decidable)
     return batch
+
+
+def joined(batches) -> PuzzleBatch:
+    """Batches that `make` made with one spec and one way of answering, as one, in their order."""
+    whole = PuzzleBatch([], [], [], [], [], [], batches[0].thinking, batches[0].spec, Plan(), [], [], [], [])
+    for batch in batches:
+        whole.plan.extend(batch.plan, len(whole.images))
+        for name in LISTS:
+            getattr(whole, name).extend(getattr(batch, name))
+    return whole
 
 
 def _build(module, draw, image, level, spec, pool, composed):

@@ -11,7 +11,7 @@ from sslr1.errors import UserError
 from sslr1.ops import keys
 from sslr1.puzzles.batch import LEVELS, NAMES, START_LEVEL, make
 
-SUBSTITUTES = 50  # images tried for one puzzle before they are taken to be unusable
+SUBSTITUTES = 1000  # images tried for one puzzle before they are taken to be unusable
 
 
 @dataclass(frozen=True)

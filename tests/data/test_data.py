@@ -311,6 +311,28 @@ def test_an_unusable_folder_ends_with_a_reason(tmp_path, tokenizer):
         stream(ImageFolder.scan(tmp_path), tokenizer).get(0)
 
 
+def test_a_slot_is_patient_where_others_found_an_image(scenes, tokenizer, monkeypatch):
+    """Where few images can decide a puzzle, one slot among many draws more than 50 of those that can't; where none can, 50
+    say so."""
+    make, usable = puzzles.make, set()
+
+    def rarely(images, *arguments, index, **options):
+        made = make(images, *arguments, index=index, **options)
+        made.decidable = [number in usable for number in index]
+        return made
+
+    monkeypatch.setattr(puzzles, "make", rarely)
+    s = stream(ImageFolder.scan(scenes), tokenizer, mixture={"rotation": 1.0})
+    with pytest.raises(UserError, match="no usable image after 50 tries"):
+        s.build(0)
+    usable |= {3, 50}
+    batches = [s.build(step) for step in range(2)]
+    assert s.found and {number for batch in batches for number in batch.images} == usable
+    assert max(slot.attempt for batch in batches for slot in batch.slots) > 50
+    flat = s.again(batches[1], range(12))
+    assert set(flat.images) <= usable and all(flat.puzzles.decidable)
+
+
 def test_undecidable_images_fall_back_to_another_puzzle(tmp_path, tokenizer, scenes):
     """Vertical stripes: a half turn can't be told, the two halves of 1x2 can."""
     rng = np.random.default_rng(0)

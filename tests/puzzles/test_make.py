@@ -45,6 +45,8 @@ def test_a_puzzle_has_an_address(images, name, level):
     assert whole == backwards[::-1]
     alone = fingerprint(puzzles.make([images[4]], index=[14], **base))
     assert alone == whole[4:5]
+    each = [puzzles.make([image], index=[i], **base) for i, image in enumerate(images, 10)]
+    assert fingerprint(puzzles.joined(each)) == whole
     measured = [puzzles.Picture(image) for image in images]
     assert fingerprint(puzzles.make(measured, index=range(10, 26), **{**base, "pool": measured})) == whole
     mixed = puzzles.make(
