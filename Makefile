@@ -33,7 +33,7 @@ test-gpu: setup
 bench: setup
 	$(BIN)/python bench/
 
-# about 100 minutes on two cores; goes on where it was stopped
+# about two and a half hours on two cores; goes on where it was stopped
 proof: setup
 	$(BIN)/python bench/proof.py
 	$(BIN)/python bench/tables.py

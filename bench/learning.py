@@ -49,25 +49,31 @@ def verdict(before, after, n) -> str:
     return "**yes**" if bottom > top else "no"
 
 
-def accuracy(found):
-    """Every puzzle, trained alone."""
-    rows = []
-    for puzzle in LONG:
-        runs = of(found, f"only-{puzzle}")
-        if not runs:
-            continue
-        n, chance = runs[0]["held_out"][1][puzzle]["n"], runs[0]["held_out"][1][puzzle]["chance"]
-        before, after = shares(runs, puzzle, 0), shares(runs, puzzle, 1)
-        form = found["overrides"][f"only-{puzzle}"][0]
-        warm = "right answers shown" if "train.warmup.answers=right" in found["warmups"].get(form, []) else "form only"
-        steps = [f"{run['warmed_up_for']:,}" for run in runs]
-        warm += f", {steps[0] if len(set(steps)) == 1 else ' · '.join(steps)} steps"
-        cells = [puzzle, str(runs[0]["levels"][puzzle]), warm, str(runs[0]["steps"]), f"{chance:.1%}"]
-        rows.append(
-            [*cells, said(before, n), said(after, n), f"{each(before)} → {each(after)}", verdict(before, after, n)]
-        )
-    head = ["puzzle", "level", "warm-up", "GRPO steps", "chance", "before", "after", "seeds", "intervals apart"]
-    return head, rows
+def alone(names):
+    """A table of runs on one puzzle each: name: (what it is called, puzzle)."""
+
+    def make(found):
+        rows = []
+        for name, (called, puzzle) in names.items():
+            runs = of(found, name)
+            if not runs:
+                continue
+            n, chance = runs[0]["held_out"][1][puzzle]["n"], runs[0]["held_out"][1][puzzle]["chance"]
+            before, after = shares(runs, puzzle, 0), shares(runs, puzzle, 1)
+            form = found["overrides"][name][0]
+            warm = (
+                "right answers shown" if "train.warmup.answers=right" in found["warmups"].get(form, []) else "form only"
+            )
+            steps = [f"{run['warmed_up_for']:,}" for run in runs]
+            warm += f", {steps[0] if len(set(steps)) == 1 else ' · '.join(steps)} steps"
+            cells = [called, str(runs[0]["levels"][puzzle]), warm, str(runs[0]["steps"]), f"{chance:.1%}"]
+            rows.append(
+                [*cells, said(before, n), said(after, n), f"{each(before)} → {each(after)}", verdict(before, after, n)]
+            )
+        head = ["puzzle", "level", "warm-up", "GRPO steps", "chance", "before", "after", "seeds", "intervals apart"]
+        return head, rows
+
+    return make
 
 
 def transfer(found):
@@ -122,7 +128,13 @@ def compared(names, puzzles, key="exact", levels=False):
 
 
 TABLES = {
-    "accuracy": accuracy,
+    "accuracy": alone({f"only-{puzzle}": (puzzle, puzzle) for puzzle in LONG}),
+    "tried": alone(
+        {
+            "near-similarity": ("similarity, two layers and theta 2", "similarity"),
+            "shown-correspondence": ("correspondence, right answers shown", "correspondence"),
+        }
+    ),
     "transfer": transfer,
     "thinking": compared({"only-rotation": "direct", "thinking-rotation": "thinking"}, ["rotation"]),
     "curriculum": compared(

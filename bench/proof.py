@@ -49,12 +49,15 @@ FORMS = {
         "rollout.max_tokens=32",
     ],
     "pictures": [only(*PICTURES, of=PICTURES), TINTED],
+    "pictures-near": [only(*PICTURES, of=PICTURES), TINTED],
+    "points": ["puzzles.mixture={correspondence: 1}"],
     "nine": ["puzzles.mixture={ordering: 1}", "puzzles.levels.ordering=3", "rollout.max_tokens=32"],
 }
 # Pictures are compared by a model with a third layer and the published models' theta. The tiny one's, of 2, shows where in an
 # image something is, and hardly in which of five images.
 FAR = {"rope_type": "default", "rope_theta": 10_000.0, "mrope_section": [4, 6, 6]}
-MODELS = {"pictures": {"num_hidden_layers": 3, "rope_parameters": FAR}}
+LARGER = {"num_hidden_layers": 3, "rope_parameters": FAR}
+MODELS = {"pictures": LARGER, "points": LARGER}
 # How it is warmed up to it, unless by FORMAT_ONLY. Which picture belongs to another, or nine tiles' order, a model of random weights
 # can't begin to guess: it is shown right answers until it does so now and then.
 FORMAT_ONLY = ["train.warmup.steps=120"]
@@ -62,6 +65,8 @@ SHOWN = "train.warmup.answers=right"
 WARMUPS = {
     "levels": ["train.warmup.steps=240"],
     "pictures": [SHOWN, "train.warmup.steps=300"],
+    "pictures-near": [SHOWN, "train.warmup.steps=1000"],
+    "points": [SHOWN, "train.warmup.steps=400"],
     "nine": [SHOWN, "train.warmup.steps=150"],
 }
 # … and on, with other puzzles each time, until this share of the held-out ones of every kind is right: when that is depends on the seed.
@@ -79,6 +84,8 @@ RUNS = {
     "only-similarity": ("pictures", [only("similarity", of=PICTURES), *MORE]),
     "only-inpainting": ("pictures", [only("inpainting", of=PICTURES), *MORE]),
     "only-correspondence": ("direct", [only("correspondence"), BONUS]),
+    "near-similarity": ("pictures-near", [only("similarity", of=PICTURES), *MORE]),
+    "shown-correspondence": ("points", [BONUS, "train.steps=100"]),
     "mixed-fixed": ("levels", [BONUS, "train.steps=250", FIXED]),
     "mixed-adaptive": ("levels", [BONUS, "train.steps=250"]),
     "mixed-resampled": ("levels", [BONUS, "train.steps=250", FIXED, "rollout.resample=2"]),

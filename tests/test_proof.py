@@ -43,7 +43,7 @@ def test_a_run_is_made_once_and_collected(bench, tmp_path, scenes, monkeypatch):
     monkeypatch.setattr(proof, "call", lambda *_, **__: pytest.fail("trained again"))
     proof.main()
     assert json.loads((tmp_path / "proof.json").read_text())["runs"] == [run]
-    assert learning.accuracy(found)[1][0][-1] == "one seed" and "rotation, 2 steps" in learning.svg(found)
+    assert learning.TABLES["accuracy"](found)[1][0][-1] == "one seed" and "rotation, 2 steps" in learning.svg(found)
 
 
 def made_up(before, after, name="only-rotation"):
@@ -93,7 +93,7 @@ def test_what_is_told_apart(bench):
         ([0.25], [0.9], "one seed"),
     ):
         found = made_up(before, after)
-        assert learning.accuracy(found)[1][0][-1] == said
+        assert learning.TABLES["accuracy"](found)[1][0][-1] == said
     rows = learning.transfer(made_up([0.2, 0.3, 0.25], [0.5, 0.6, 0.55]))[1]
     assert rows[0][1].startswith("**+30.0 ±") and rows[0][2] == "–"
 
