@@ -16,10 +16,9 @@ from sslr1.data.images import Pool
 from sslr1.errors import UserError
 from sslr1.ops import keys
 
-SUBSTITUTES = 50  # images tried for one slot until the folder is taken to be unusable, where no slot has found one …
-PATIENCE = (
-    1000  # … and where some have, however few: in a long run, even a fifth of the images leave a slot 50 times without
-)
+# Images tried for one slot before the folder is taken to be unusable: while no slot has found a usable one, and after that. In a
+# long run some slot meets 50 in a row that can't decide its puzzle even where a fifth of the images can.
+SUBSTITUTES, PATIENCE = 50, 1000
 
 
 @dataclass
