@@ -132,7 +132,7 @@ TABLES = {
     "tried": alone(
         {
             "near-similarity": ("similarity, two layers and theta 2", "similarity"),
-            "shown-correspondence": ("correspondence, right answers shown", "correspondence"),
+            "shown-correspondence": ("correspondence, three layers and theta 10,000", "correspondence"),
         }
     ),
     "transfer": transfer,

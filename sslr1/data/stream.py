@@ -107,8 +107,8 @@ class PuzzleStream:
         return self._worker.submit(self._fill, batch.step, slots).result()
 
     def _fill(self, step, slots):
-        made = {}  # slot -> its puzzle
-        while open_slots := [slot for slot in slots if slot.j not in made]:
+        decided = {}  # slot -> its puzzle
+        while open_slots := [slot for slot in slots if slot.j not in decided]:
             for slot, image in zip(open_slots, self.store.pictures([slot.number for slot in open_slots])):
                 if image is None:
                     slot.bad += 1
@@ -124,11 +124,11 @@ class PuzzleStream:
                     **self.options,
                 )
                 if puzzle.decidable[0]:
-                    made[slot.j] = puzzle
+                    decided[slot.j] = puzzle
                     self.found = True
                 else:
                     slot.other_puzzle()
-        made = puzzles.joined([made[slot.j] for slot in slots])
+        made = puzzles.joined([decided[slot.j] for slot in slots])
         prompts = model.prompts(made, self.tokenizer)
         for prompt, slot in zip(prompts, slots):
             prompt.id = slot.j
@@ -159,8 +159,9 @@ class _Slot:
         self.attempt += 1
         tries = self.attempt - self.drawn_from
         if tries > (PATIENCE if self.stream.found else SUBSTITUTES):
-            store = self.stream.store
-            raise UserError(f"no usable image after {tries - 1} tries in {str(store.folder.root)!r}{store.complaint()}")
+            store, wanted = self.stream.store, " or ".join(self.stream.mixture)
+            where = repr(str(store.folder.root))
+            raise UserError(f"no usable image after {tries - 1} tries in {where} for {wanted}{store.complaint()}")
         numbers = self.stream.numbers
         self.number = numbers[
             keys.fold("substitute", self.stream.seed, self.epoch, self.q, self.attempt) % len(numbers)
