@@ -77,17 +77,24 @@ def probes():
     """What blind solvers score, a column a level; the 95 % limit in brackets where a bound is stated, * where none is."""
     cells, chance = {}, {}
     for row in load("probes")["rows"]:
-        if row["probe"] in ("constant", "random", "identity") or "images" in row:  # at chance; of other images
+        puzzle, probe, level, halved = row["puzzle"], row["probe"], row["level"], row["shown"].endswith("chroma halved")
+        if halved and probe == "grid phase":  # known, and not the puzzle's: see the note below the table
+            probe, note = "grid phase, chroma halved", " *"
+        elif halved or probe in ("constant", "random", "identity"):  # at chance
             continue
-        exact, guessed = ("<0.1%" if share == "0.0%" else share for share in (row["exact"], row["chance"]))
-        note = f" (≤ {row['limit_95']})" if row["bounded"] else " *"
-        cells.setdefault(row["puzzle"], {}).setdefault(row["probe"], {})[row["level"]] = exact + note
-        chance.setdefault(row["puzzle"], {})[row["level"]] = guessed
+        else:
+            note = " *" if row["bound"] is None else f" (≤ {row['limit']:.1%})"
+        cells.setdefault(puzzle, {}).setdefault(probe, {})[level] = share(row["exact"]) + note
+        chance.setdefault(puzzle, {})[level] = share(row["chance"])
     rows = []
     for puzzle in ("rotation", "similarity", "inpainting", "ordering", "correspondence"):
         rows.append([f"**{puzzle}**: chance", *(chance[puzzle][level] for level in (1, 2, 3, 4))])
-        rows += [[probe, *(found[level] for level in (1, 2, 3, 4))] for probe, found in cells[puzzle].items()]
+        rows += [[probe, *(found.get(level, "–") for level in (1, 2, 3, 4))] for probe, found in cells[puzzle].items()]
     return table(["blind solver", "level 1", "level 2", "level 3", "level 4"], rows)
+
+
+def share(p) -> str:
+    return "<0.1%" if p < 0.0005 else f"{p:.1%}"
 
 
 def learnt(make):

@@ -35,13 +35,15 @@ class Case:
 
 @dataclass
 class Finding:
-    """exact: the share of puzzles solved; limit: its one-sided 95 % upper limit; bound: chance + 5 points, None where the probe is
-    only reported; accuracy: mean share of right places."""
+    """exact: the share of `n` puzzles solved, cut from `images` images; limit: its one-sided 95 % upper limit, in which puzzles of
+    one image count as alike as they were found; bound: chance + 5 points, None where the probe is only reported; accuracy: mean
+    share of right places."""
 
     puzzle: str
     level: int
     probe: str
     n: int
+    images: int
     chance: float
     exact: float
     accuracy: float
@@ -54,8 +56,8 @@ class Finding:
 
 
 def cases(images, name, level, count, seed=0, spec=None, chunk=32, first=0):
-    """`count` decidable puzzles as (Case, Answer, chance), each image in turn in epoch after epoch; `first` is the first image's
-    number. Raises ValueError if the images give too few."""
+    """`count` decidable puzzles as (Case, Answer, chance, image's number), each image in turn in epoch after epoch; `first` is the
+    first image's number. Raises ValueError if the images give too few."""
     found, turn, i = 0, 0, 0
     while found < count:
         if i > 100 * count + 1000:
@@ -82,7 +84,7 @@ def cases(images, name, level, count, seed=0, spec=None, chunk=32, first=0):
                 turn += 1
                 answer = made.answers[b]
                 shown = [c.cpu().numpy().astype(np.float32) for c in canvases]
-                yield Case(shown, answer.choices, grid, rings[b], draw), answer, made.chance[b]
+                yield Case(shown, answer.choices, grid, rings[b], draw), answer, made.chance[b], first + index[b]
         found += len(keep)
 
 
@@ -338,50 +340,69 @@ def probe(images, name, level, count=2000, seed=0, spec=None, only_bounded=False
     if only_bounded:
         probes = {probe: entry for probe, entry in probes.items() if level in entry[1]}
     fitted = {probe: solver for probe, (solver, _) in probes.items() if isinstance(solver, Fitted)}
-    answers, chances, guesses = [], [], {probe: [] for probe in probes}
+    answers, chances, sources, guesses = [], [], [], {probe: [] for probe in probes}
     halves = [images[0::2], images[1::2]] if fitted else [images]  # what is learnt is scored on other images
     for half, part in enumerate(halves):
-        for case, answer, chance in cases(part, name, level, count, seed, spec, first=half * len(images)):
+        for case, answer, chance, source in cases(part, name, level, count, seed, spec, first=half * len(images)):
             answers.append(answer)
             chances.append(chance)
+            sources.append(source)
             choices = case.choices
             for probe, (solver, _) in probes.items():
                 guesses[probe].append(solver.features(case) if probe in fitted else solver(case))
     for probe, solver in fitted.items():
         guesses[probe] = solver.guess(guesses[probe], answers, choices)
+    scored = answers[-count:], chances[-count:], sources[-count:]
     return [
-        _finding(name, level, probe, found[-count:], answers[-count:], chances[-count:], level in probes[probe][1])
+        _finding(name, level, probe, found[-count:], *scored, level in probes[probe][1])
         for probe, found in guesses.items()
     ]
 
 
-def _finding(name, level, probe, guesses, answers, chances, bounded):
+def _finding(name, level, probe, guesses, answers, chances, sources, bounded):
     n, chance = len(answers), sum(chances) / len(chances)
-    exact = sum(guess == answer.value for guess, answer in zip(guesses, answers)) / n
-    accuracy = exact
+    hits = np.array([guess == answer.value for guess, answer in zip(guesses, answers)], float)
+    exact = accuracy = float(hits.mean())
     if answers[0].kind == "sequence":
         accuracy = sum(np.mean(np.equal(guess, answer.value)) for guess, answer in zip(guesses, answers)) / n
-    limit = exact + 1.645 * math.sqrt(exact * (1 - exact) / n)
-    return Finding(name, level, probe, n, chance, exact, float(accuracy), limit, chance + SLACK if bounded else None)
+    _, image = np.unique(sources, return_inverse=True)
+    groups = np.bincount(image, hits - exact)  # puzzles of one image may be guessed alike: each image is one draw, not each puzzle
+    limit = exact + 1.645 * float(np.linalg.norm(groups)) / n
+    bound = chance + SLACK if bounded else None
+    return Finding(name, level, probe, n, len(groups), chance, exact, float(accuracy), limit, bound)
 
 
-def texture(number, size=360) -> torch.Tensor:
+@dataclass(frozen=True)
+class Textures:
+    """`texture`s of these numbers, each drawn when it is asked for: so that no two puzzles need share one. What a fitted solver
+    makes of a texture it makes of all its turns, and a few textures would be as few draws. halved: with chroma halved."""
+
+    numbers: range
+    halved: bool = False
+
+    def __len__(self):
+        return len(self.numbers)
+
+    def __getitem__(self, i):
+        return Textures(self.numbers[i], self.halved) if isinstance(i, slice) else texture(self.numbers[i], self.halved)
+
+
+def texture(number, halved=False, size=360) -> torch.Tensor:
     """A random picture with the spectrum of a photograph and no direction, through JPEG; uint8 [size, size, 3]. Nothing in it says
     which way is up, so whatever tells how it was turned was put there by the turning.
 
-    Chroma is not halved: where it is (4:2:0), the decoder's rounding alternates from column to column, and that alone tells
+    Chroma is not halved, unless `halved`: where it is (4:2:0), the decoder's rounding alternates from column to column, and that alone tells
     quarter turns apart modulo 180 (38 % where chance is 25 %), whatever a puzzle does that moves pixels exactly.
     """
     from PIL import Image
 
     noise = ops.generator("texture", number).standard_normal((3, size, size))
-    f = np.fft.fftfreq(size)
-    fall = np.maximum(np.hypot(f[:, None], f[None]), 1 / size) ** -1.2
-    waves = np.fft.ifft2(np.fft.fft2(noise) * fall).real
+    fall = np.maximum(np.hypot(np.fft.fftfreq(size)[:, None], np.fft.rfftfreq(size)[None]), 1 / size) ** -1.2
+    waves = np.fft.irfft2(np.fft.rfft2(noise) * fall, (size, size))
     waves = waves / waves.std() * 45 + 127
     file = io.BytesIO()
     Image.fromarray(waves.clip(0, 255).astype(np.uint8).transpose(1, 2, 0)).save(
-        file, "JPEG", quality=92, subsampling=0
+        file, "JPEG", quality=92, subsampling=2 if halved else 0
     )
     return torch.from_numpy(np.array(Image.open(file)))
 
@@ -399,9 +420,13 @@ def pictures(folder=None) -> list:
     return [image for image in store.get(numbers) if image is not None]
 
 
+def shown(name, images, count):
+    """What a puzzle is probed on: rotation on `texture`s, for in a photograph what is up may be seen, which is no shortcut."""
+    return Textures(range(2 * count)) if name == "rotation" else images
+
+
 def report(folder=None, count=2000, names=puzzles.NAMES) -> int:
-    """Print a table of all probes; 0 if every stated bound holds, 1 if not, 2 if the images don't do. Rotation is probed on
-    `texture`s: in a photograph, what is up may be seen, which is no shortcut."""
+    """Print a table of all probes; 0 if every stated bound holds, 1 if not, 2 if the images don't do."""
     from rich.console import Console
     from rich.table import Table
 
@@ -414,9 +439,8 @@ def report(folder=None, count=2000, names=puzzles.NAMES) -> int:
     try:
         images = pictures(folder)
         for name in names:
-            shown = [texture(i) for i in range(200)] if name == "rotation" else images
             for level in puzzles.LEVELS[name]:
-                for f in probe(shown, name, level, count):
+                for f in probe(shown(name, images, count), name, level, count):
                     bound = "" if f.bound is None else f"{f.bound:.1%}" + ("" if f.holds else " broken")
                     cells = (f"{f.chance:.1%}", f"{f.exact:.1%}", f"{f.limit:.1%}", bound)
                     table.add_row(name, str(level), f.probe, *cells, f"{f.accuracy:.1%}" if name == "ordering" else "")

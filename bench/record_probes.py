@@ -1,0 +1,41 @@
+"""`python bench/record_probes.py`: what blind solvers score on every puzzle at every level, for bench/results/ and the README.
+Some twenty minutes on two cores; `--count N` for fewer than 2,000 puzzles a cell."""
+
+import argparse
+import json
+import time
+from dataclasses import asdict
+
+from machine import machine, results_file
+
+from sslr1 import probes, puzzles
+
+
+def rows(count, pictures):
+    """A row a finding; `shown` says what the puzzles were cut from."""
+    for name in puzzles.NAMES:
+        for level in puzzles.LEVELS[name]:
+            shown = "textures" if name == "rotation" else "procedural scenes"
+            for found in probes.probe(probes.shown(name, pictures, count), name, level, count):
+                yield {"shown": shown, **asdict(found)}
+    for level in (1, 2):  # which only move pixels, and so leave what the decoder put there
+        halved = probes.Textures(range(2 * count), halved=True)
+        for found in probes.probe(halved, "rotation", level, count):
+            yield {"shown": "textures, chroma halved", **asdict(found)}
+
+
+def main():
+    parser = argparse.ArgumentParser(prog="python bench/record_probes.py", description=__doc__)
+    parser.add_argument("--count", type=int, default=2000)
+    arguments = parser.parse_args()
+    found = {**machine(), "date": time.strftime("%Y-%m-%d"), "rows": []}
+    for row in rows(arguments.count, probes.pictures()):
+        found["rows"].append({key: round(value, 4) if isinstance(value, float) else value for key, value in row.items()})
+        print(*(row[key] for key in ("shown", "puzzle", "level", "probe")), f"{row['exact']:.1%}", flush=True)
+    path = results_file("probes", found)
+    path.write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n")
+    print(path)
+
+
+if __name__ == "__main__":
+    main()
