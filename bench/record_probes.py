@@ -30,7 +30,9 @@ def main():
     arguments = parser.parse_args()
     found = {**machine(), "date": time.strftime("%Y-%m-%d"), "rows": []}
     for row in rows(arguments.count, probes.pictures()):
-        found["rows"].append({key: round(value, 4) if isinstance(value, float) else value for key, value in row.items()})
+        found["rows"].append(
+            {key: round(value, 4) if isinstance(value, float) else value for key, value in row.items()}
+        )
         print(*(row[key] for key in ("shown", "puzzle", "level", "probe")), f"{row['exact']:.1%}", flush=True)
     path = results_file("probes", found)
     path.write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n")

@@ -366,7 +366,7 @@ def _finding(name, level, probe, guesses, answers, chances, sources, bounded):
     if answers[0].kind == "sequence":
         accuracy = sum(np.mean(np.equal(guess, answer.value)) for guess, answer in zip(guesses, answers)) / n
     _, image = np.unique(sources, return_inverse=True)
-    groups = np.bincount(image, hits - exact)  # puzzles of one image may be guessed alike: each image is one draw, not each puzzle
+    groups = np.bincount(image, hits - exact)  # each image is one draw: its puzzles may be guessed alike
     limit = exact + 1.645 * float(np.linalg.norm(groups)) / n
     bound = chance + SLACK if bounded else None
     return Finding(name, level, probe, n, len(groups), chance, exact, float(accuracy), limit, bound)

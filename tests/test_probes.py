@@ -70,6 +70,27 @@ def nearest_assign(draw, spots, places, image, first):
     return truth, places[truth].clip(0.1, 0.9), spots, places
 
 
+def test_limits_are_over_images(draw):
+    """400 puzzles of 400 images have the binomial's limit; of 40 images that are each guessed alike, that of 40 draws."""
+    answers = [puzzles.Answer("choice", "A", tuple("AB"))] * 400
+    right = draw.integers(0, 2, 40).repeat(10)
+    guesses = ["BA"[hit] for hit in right]
+    alone, alike = (
+        probes._finding("rotation", 1, "made up", guesses, answers, [0.5] * 400, sources, True)
+        for sources in (range(400), [n // 10 for n in range(400)])
+    )
+    p, n = alone.exact, alone.n
+    assert (p, n, alone.images, alike.images) == (right.mean(), 400, 400, 40)
+    assert alone.limit == pytest.approx(p + 1.645 * math.sqrt(p * (1 - p) / 400))
+    assert alike.limit == pytest.approx(p + 1.645 * math.sqrt(p * (1 - p) / 40))
+
+
+def test_textures_are_drawn_when_asked_for():
+    some = probes.Textures(range(10))[1::2]
+    assert len(some) == 5 and torch.equal(some[2], probes.texture(5)) and not torch.equal(some[1], some[2])
+    assert not torch.equal(probes.Textures(range(9), halved=True)[3], probes.texture(3))
+
+
 def test_visible_copies_and_edges_are_found(images):
     assert next(f for f in probes.probe(images, "ordering", 1, 100) if f.probe == "edge continuity").exact > 0.5
     case = probes.Case([np.zeros((84, 84, 3), np.float32)] * 5, tuple("ABCD"), (), [], np.random.default_rng(0))

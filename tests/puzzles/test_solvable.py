@@ -216,7 +216,7 @@ def marks(made):
 def test_correspondence_from_pixels(gallery, seed, level):
     """Around which lettered ring does the second view look most like the first around REF, at any turn and scale?"""
     right, count = 0, 200
-    turns = torch.deg2rad(torch.arange(-30.0, 31.0, 5.0)) if level == 2 else torch.zeros(1)  # fine enough for fine textures
+    turns = torch.deg2rad(torch.arange(-30.0, 31.0, 5.0)) if level == 2 else torch.zeros(1)
     scales = torch.exp(torch.linspace(math.log(0.6), math.log(1.7), 17))
     thetas = [s * torch.tensor([[t.cos(), -t.sin()], [t.sin(), t.cos()]]) for t in turns for s in scales]
     for _, made in draws(gallery, "correspondence", level, count, seed):
