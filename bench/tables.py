@@ -77,19 +77,22 @@ def probes():
     """What blind solvers score, a column a level; the 95 % limit in brackets where a bound is stated, * where none is."""
     cells, chance = {}, {}
     for row in load("probes")["rows"]:
-        puzzle, probe, level, halved = row["puzzle"], row["probe"], row["level"], row["shown"].endswith("chroma halved")
-        if halved and probe == "grid phase":  # known, and not the puzzle's: see the note below the table
-            probe, note = "grid phase, chroma halved", " *"
-        elif halved or probe in ("constant", "random", "identity"):  # at chance
+        puzzle, probe, level, (_, _, jpeg) = (
+            row["puzzle"],
+            row["probe"],
+            row["level"],
+            row["shown"].partition(" through "),
+        )
+        if probe in ("constant", "random") or (jpeg and probe != "grid phase"):  # at chance
             continue
-        else:
-            note = " *" if row["bound"] is None else f" (≤ {row['limit']:.1%})"
+        probe += f", through {jpeg}" if jpeg else ""
+        note = " *" if row["bound"] is None else f" (≤ {row['limit']:.1%})"
         cells.setdefault(puzzle, {}).setdefault(probe, {})[level] = share(row["exact"]) + note
         chance.setdefault(puzzle, {})[level] = share(row["chance"])
     rows = []
     for puzzle in ("rotation", "similarity", "inpainting", "ordering", "correspondence"):
         rows.append([f"**{puzzle}**: chance", *(chance[puzzle][level] for level in (1, 2, 3, 4))])
-        rows += [[probe, *(found.get(level, "–") for level in (1, 2, 3, 4))] for probe, found in cells[puzzle].items()]
+        rows += [[probe, *(found[level] for level in (1, 2, 3, 4))] for probe, found in cells[puzzle].items()]
     return table(["blind solver", "level 1", "level 2", "level 3", "level 4"], rows)
 
 

@@ -375,24 +375,28 @@ def _finding(name, level, probe, guesses, answers, chances, sources, bounded):
 @dataclass(frozen=True)
 class Textures:
     """`texture`s of these numbers, each drawn when it is asked for: so that no two puzzles need share one. What a fitted solver
-    makes of a texture it makes of all its turns, and a few textures would be as few draws. halved: with chroma halved."""
+    makes of a texture it makes of all its turns, and a few textures would be as few draws. jpeg: see `texture`."""
 
     numbers: range
-    halved: bool = False
+    jpeg: str | None = None
 
     def __len__(self):
         return len(self.numbers)
 
     def __getitem__(self, i):
-        return Textures(self.numbers[i], self.halved) if isinstance(i, slice) else texture(self.numbers[i], self.halved)
+        return Textures(self.numbers[i], self.jpeg) if isinstance(i, slice) else texture(self.numbers[i], self.jpeg)
 
 
-def texture(number, halved=False, size=360) -> torch.Tensor:
-    """A random picture with the spectrum of a photograph and no direction, through JPEG; uint8 [size, size, 3]. Nothing in it says
-    which way is up, so whatever tells how it was turned was put there by the turning.
+SUBSAMPLING = {"4:4:4": 0, "4:2:0": 2}
 
-    Chroma is not halved, unless `halved`: where it is (4:2:0), the decoder's rounding alternates from column to column, and that alone tells
-    quarter turns apart modulo 180 (38 % where chance is 25 %), whatever a puzzle does that moves pixels exactly.
+
+def texture(number, jpeg=None, size=360) -> torch.Tensor:
+    """A random picture with the spectrum of a photograph and no direction; uint8 [size, size, 3]. Nothing in it says which way is
+    up, so whatever tells how it was turned was put there by the turning.
+
+    jpeg: a key of SUBSAMPLING, to have it through a JPEG file of quality 92. That leaves a direction: the standard tables quantise
+    rows and columns differently, and where chroma is halved (4:2:0) its rounding alternates from column to column. A puzzle that
+    moves pixels exactly keeps it.
     """
     from PIL import Image
 
@@ -400,11 +404,12 @@ def texture(number, halved=False, size=360) -> torch.Tensor:
     fall = np.maximum(np.hypot(np.fft.fftfreq(size)[:, None], np.fft.rfftfreq(size)[None]), 1 / size) ** -1.2
     waves = np.fft.irfft2(np.fft.rfft2(noise) * fall, (size, size))
     waves = waves / waves.std() * 45 + 127
-    file = io.BytesIO()
-    Image.fromarray(waves.clip(0, 255).astype(np.uint8).transpose(1, 2, 0)).save(
-        file, "JPEG", quality=92, subsampling=2 if halved else 0
-    )
-    return torch.from_numpy(np.array(Image.open(file)))
+    pixels = np.ascontiguousarray(waves.clip(0, 255).astype(np.uint8).transpose(1, 2, 0))
+    if jpeg:
+        file = io.BytesIO()
+        Image.fromarray(pixels).save(file, "JPEG", quality=92, subsampling=SUBSAMPLING[jpeg])
+        pixels = np.array(Image.open(file))
+    return torch.from_numpy(pixels)
 
 
 def pictures(folder=None) -> list:

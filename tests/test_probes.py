@@ -88,7 +88,10 @@ def test_limits_are_over_images(draw):
 def test_textures_are_drawn_when_asked_for():
     some = probes.Textures(range(10))[1::2]
     assert len(some) == 5 and torch.equal(some[2], probes.texture(5)) and not torch.equal(some[1], some[2])
-    assert not torch.equal(probes.Textures(range(9), halved=True)[3], probes.texture(3))
+    through = [probes.Textures(range(9), jpeg)[3] for jpeg in (None, "4:4:4", "4:2:0")]
+    assert torch.equal(through[0], probes.texture(3))
+    apart = [(a.float() - b.float()).abs().mean() for a, b in ((through[0], through[1]), (through[1], through[2]))]
+    assert all(0 < difference < 10 for difference in apart), apart
 
 
 def test_visible_copies_and_edges_are_found(images):
