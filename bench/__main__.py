@@ -1,7 +1,8 @@
 """`python bench/` measures everything that this machine can run; `python bench/ NAME…` some of it.
 
 Ours and the peer run in turn (A B A B …) in one process on the same random inputs, after a check that they agree; figures
-are medians. One table is printed, and one JSON file a machine is written to bench/results/.
+are medians. One table is printed, and one JSON file a machine is written to bench/results/. Where no peer can run, ours is timed
+alone. On a GPU, rows say what share they reach of the rates of a large copy and of a large bfloat16 matrix product.
 """
 
 import argparse
@@ -14,6 +15,7 @@ import learner
 import loss
 import render
 import rollout
+import sampling
 import step
 import stream
 import torch
@@ -27,16 +29,19 @@ BENCHES = {
     "learner": learner,
     "rollout": rollout,
     "step": step,
+    "sampling": sampling,
     "decode": decode,
 }
 
 
-def interleaved(ours, peer, seconds):
-    """Medians of both, in seconds a call: warmed up, then in turn until `seconds` have gone by, three rounds at least."""
-    ours(), peer(), finish()
-    times, start = ([], []), time.perf_counter()
+def interleaved(runs, seconds):
+    """Medians of each, in seconds a call: warmed up, then in turn until `seconds` have gone by, three rounds at least."""
+    for run in runs:
+        run()
+    finish()
+    times, start = tuple([] for _ in runs), time.perf_counter()
     while len(times[0]) < 3 or time.perf_counter() - start < seconds:
-        for run, found in zip((ours, peer), times):
+        for run, found in zip(runs, times):
             begin = time.perf_counter()
             run()
             finish()
@@ -64,16 +69,38 @@ def copy_bandwidth(device="cpu"):
     return statistics.median(found)
 
 
-def matrix_rate():
-    """GFLOP/s of a float32 matrix product of 1,536."""
-    a, b = torch.randn(1536, 1536), torch.randn(1536, 1536)
+def matrix_rate(n=1536, **options):
+    """GFLOP/s of a matrix product of n x n."""
+    a, b = torch.randn(2, n, n, **options)
     a @ b
+    finish()
     found = []
     for _ in range(5):
         begin = time.perf_counter()
         a @ b
-        found.append(2 * 1536**3 / (time.perf_counter() - begin) / 1e9)
+        finish()
+        found.append(2 * n**3 / (time.perf_counter() - begin) / 1e9)
     return statistics.median(found)
+
+
+def rows_of(name):
+    """A benchmark's rows, or one that says which package it lacks."""
+    try:
+        yield from BENCHES[name].rows()
+    except ModuleNotFoundError as problem:
+        yield {"what": name, "against": "", "goal": "", "ours": None, "peer": None, "why_not": f"needs {problem.name}"}
+
+
+def shares(row, seconds, ceilings) -> dict:
+    """How near a row comes to what bounds it: the bytes that it has to move at the rate of a copy, its operations at that of a
+    matrix product (bfloat16's on a GPU)."""
+    moved, flops, out = row.pop("bytes", None), row.pop("flops", None), {}
+    cuda = row.get("device") == "cuda"
+    if moved:
+        out["share_of_copy"] = moved / seconds / 1e9 / ceilings["cuda_copy_gb_s" if cuda else "copy_gb_s"]
+    if flops and cuda:
+        out["share_of_products"] = flops / seconds / 1e9 / ceilings["cuda_matrix_bf16_gflop_s"]
+    return out
 
 
 def main():
@@ -97,19 +124,17 @@ def main():
     }
     if torch.cuda.is_available():
         found["ceilings"]["cuda_copy_gb_s"] = copy_bandwidth("cuda")
+        found["ceilings"]["cuda_matrix_bf16_gflop_s"] = matrix_rate(8192, device="cuda", dtype=torch.bfloat16)
     for name in arguments.names or BENCHES:
-        for row in BENCHES[name].rows():
-            ours, peer = row.pop("ours"), row.pop("peer")
-            if peer is None:  # can't run here; the row says why
-                found["rows"].append({"bench": name, **row})
-                continue
-            (a, b), rounds = interleaved(ours, peer, arguments.seconds)
-            moved, cuda = row.pop("bytes", None), row.get("device") == "cuda"
-            ceiling = found["ceilings"]["cuda_copy_gb_s" if cuda else "copy_gb_s"]
-            found["rows"].append(
-                {"bench": name, **row, "ours_s": a, "peer_s": b, "ratio": b / a, "rounds": rounds}
-                | ({"share_of_copy": moved / a / 1e9 / ceiling} if moved else {})
-            )
+        for row in rows_of(name):
+            sides = {"ours_s": row.pop("ours"), "peer_s": row.pop("peer")}
+            runs = {side: run for side, run in sides.items() if run}  # what can't run here; the row says why
+            times, rounds = interleaved([*runs.values()], arguments.seconds) if runs else ([], 0)
+            row |= dict(zip(runs, times)) | ({"rounds": rounds} if runs else {})
+            if len(runs) == 2:
+                row["ratio"] = row["peer_s"] / row["ours_s"]
+            bounds = shares(row, times[0], found["ceilings"]) if runs else {}
+            found["rows"].append({"bench": name, **row, **bounds})
     show(found)
     path = results_file("kernels", found)
     if path.exists():  # rows that were not run this time stay
@@ -121,6 +146,8 @@ def main():
 
 def notes(row, ceilings):
     """Lines below a row: where its time goes, and on a GPU how near its steps come to reading what they must at the copy rate."""
+    if "peak_gb" in row:
+        yield "{:.1f} GB at most, {:.1f} planned".format(*row["peak_gb"])
     if "split_s" in row:
         whole = sum(row["split_s"].values())
         yield ", ".join(f"{name} {part / whole:.0%}" for name, part in row["split_s"].items())
@@ -134,26 +161,22 @@ def show(found):
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(
-        title=f"{found['cpu']}, {found['cores']} cores, {found['ceilings']['copy_gb_s']:.1f} GB/s copy, "
-        f"{found['ceilings']['matrix_fp32_gflop_s']:.0f} GFLOP/s fp32"
-    )
-    for column in ("what", "against", "ours, ms", "peer, ms", "peer / ours", "goal", "of copy rate", "extra MB"):
+    ceilings = found["ceilings"]
+    title = f"{found['cpu']}, {found['cores']} cores, {ceilings['copy_gb_s']:.1f} GB/s copy, {ceilings['matrix_fp32_gflop_s']:.0f} GFLOP/s fp32"
+    if "gpu" in found:
+        title += f"\n{found['gpu']}, {ceilings['cuda_copy_gb_s']:,.0f} GB/s copy, {ceilings['cuda_matrix_bf16_gflop_s'] / 1e3:.0f} TFLOP/s bf16"
+    table = Table(title=title)
+    for column in ("what", "against", "ours, ms", "peer, ms", "peer / ours", "goal", "of the bound", "extra MB"):
         table.add_column(column, justify="left" if column in ("what", "against") else "right")
     for row in found["rows"]:
-        row = {**row, "what": "\n".join([row["what"], *notes(row, found["ceilings"])])}
-        if "ratio" not in row:
-            table.add_row(row["what"], row["against"], "", "", row["why_not"], row["goal"], "", "")
-            continue
-        share = f"{row['share_of_copy']:.0%}" if "share_of_copy" in row else ""
+        bounds = {"share_of_copy": "copy", "share_of_products": "products"}
         table.add_row(
-            row["what"],
+            "\n".join([row["what"], *notes(row, ceilings)]),
             row["against"],
-            f"{1e3 * row['ours_s']:.2f}",
-            f"{1e3 * row['peer_s']:.2f}",
-            f"{row['ratio']:.2f}",
+            *(f"{1e3 * row[side]:.2f}" if side in row else "" for side in ("ours_s", "peer_s")),
+            f"{row['ratio']:.2f}" if "ratio" in row else row["why_not"],
             row["goal"],
-            share,
+            "\n".join(f"{row[key]:.0%} ({name})" for key, name in bounds.items() if key in row),
             " / ".join(map(str, row.get("extra_mb", ()))),
         )
     Console(width=160).print(table)

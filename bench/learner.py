@@ -1,46 +1,28 @@
-"""Forward, loss and backward of one group: shared prefix against the same model on separate padded sequences."""
-
-import tempfile
+"""Forward, loss and backward with a prompt shared by its completions, against the same on separate sequences: on a CPU one group
+through transformers' own model, on a GPU whole updates of three groups by the learner itself."""
 
 import torch
+from grpo import SMALL, Case, shape
 
-from sslr1 import model, ops, puzzles
-from sslr1.model.tiny import build_tiny
+from sslr1 import model, ops
 
-G, NEW, TEXT_HEADS = (
-    16,
-    32,
-    {"hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 6, "num_attention_heads": 8},
-)
-VISION = {
-    "depth": 4,
-    "hidden_size": 128,
-    "intermediate_size": 256,
-    "out_hidden_size": 256,
-    "fullatt_block_indexes": [1, 3],
-}
-
-
-def network_and_prompt():
-    """A 6-layer, 256-wide model with a 4-layer, 128-wide vision tower, and a prompt of 400 visual tokens."""
-    folder = tempfile.mkdtemp()
-    build_tiny(folder, text=TEXT_HEADS, vision=VISION, max_pixels=560 * 560)
-    network, tokenizer = model.load_model(folder), model.load_tokenizer(folder)
-    image = torch.randint(0, 256, (575, 575, 3), dtype=torch.uint8)
-    batch = puzzles.make(
-        [image], "rotation", level=2, spec=ops.PatchSpec.from_pretrained(folder), thinking=False, wordings=1
-    )
-    (prompt,) = model.prompts(batch, tokenizer)
-    assert int((prompt.input_ids == network.config.image_token_id).sum()) == 400
-    return network, tokenizer, prompt
+G, NEW = 16, 32
 
 
 def rows():
-    network, _, prompt = network_and_prompt()
-    samples = [model.Sample(torch.randint(0, 300, (NEW,)), torch.zeros(NEW), "", "stop") for _ in range(G)]
-    rewards = torch.rand(1, G)
+    if shape() is SMALL:
+        yield from one_group()
+    else:
+        yield from updates(Case(shape(), visual=38 * 38, prompts=3, group_size=16, new=200))
+
+
+def one_group():
+    case = Case(SMALL, visual=400, prompts=1, group_size=G, new=NEW)
+    network = case.plain()
+    groups, rewards = case.groups()
+    (prompt,), (samples,) = zip(*((group.prompt, group.samples) for group in groups))
     policy = model.Policy(network)
-    packed = model.pack([model.Group(prompt, samples)], **policy.pack_options)
+    packed = model.pack(groups, **policy.pack_options)
 
     def ours():
         policy.zero_grad()
@@ -83,4 +65,32 @@ def rows():
         "ours": ours,
         "peer": peer,
         "goal": "4",
+    }
+
+
+def updates(case):
+    """The peer is the same learner, kernels and all, given a group for each completion: what differs is the shared prompt alone."""
+    groups, rewards = case.groups()
+    advantages = ops.advantages(rewards).reshape(-1, 1)
+    alone = [model.Group(group.prompt, [sample]) for group in groups for sample in group.samples]
+
+    def ours():
+        return case.learner.step(groups, rewards)
+
+    def peer():
+        return case.learner.step(alone, rewards.reshape(-1, 1), advantages=advantages)
+
+    mine, theirs = ours(), peer()
+    assert mine["tokens"] == theirs["tokens"] == rewards.numel() * case.new
+    assert abs(mine["grad_norm"] - theirs["grad_norm"]) <= 0.02 * theirs["grad_norm"] and mine["grad_norm"] > 0
+    length = len(groups[0].prompt.input_ids)
+    yield {
+        "what": f"learner, {case.shape.called}: an update from {case.prompts} prompts of {length:,} tokens, G = {case.group_size}, "
+        f"{case.new} new tokens, {case.shape.dtype}",
+        "against": "the same learner on as many separate sequences",
+        "ours": ours,
+        "peer": peer,
+        "goal": "5",
+        "flops": mine["flops"],
+        "device": case.shape.device,
     }

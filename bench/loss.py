@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 
 from sslr1 import ops
+from sslr1.ops import row_loss
 
 G, ENTROPY = 8, 0.01
 SHAPES = {
@@ -131,9 +132,11 @@ def rows():
             if why_not:
                 yield {**row, "ours": None, "peer": None, "why_not": why_not}
                 continue
-            extra = {}
-            if cpu and "bonus" in against:
-                extra = {"extra_mb": [round(peak(f.__name__, N, D, V)) for f in (ours, peer)]}
+            extra = {"flops": 6 * N * D * V, "device": device}
+            if not cpu:
+                extra["extra_mb"] = [round(cuda_peak(f)) for f in (ours, peer)]
+            elif "bonus" in against:
+                extra["extra_mb"] = [round(peak(f.__name__, N, D, V)) for f in (ours, peer)]
             yield {**row, "ours": ours, "peer": peer, **extra}
         half = Case(N, D, V, dtype, device, equal_rewards=4)
         yield {
@@ -150,13 +153,62 @@ def rows():
             -(all_logprobs.exp() * all_logprobs).sum(-1)
             return all_logprobs.gather(-1, case.tokens[:, None])
 
+        def forward(case=case):
+            return ops.token_logprobs(case.hidden.detach(), case.head.detach(), case.tokens)
+
         yield {
             "what": f"log-probs and entropy, no gradient: {shape}",
             "against": "eager: all logits at once",
-            "ours": lambda case=case: ops.token_logprobs(case.hidden.detach(), case.head.detach(), case.tokens),
+            "ours": forward,
             "peer": forward_eager,
             "goal": "",
+            "flops": 2 * N * D * V,
+            "device": device,
+            **({} if cpu else {"extra_mb": [round(cuda_peak(f)) for f in (forward, forward_eager)]}),
         }
+        yield row_kernel(V, dtype, device)
+
+
+def row_kernel(V, dtype, device):
+    """A chunk's logits to their gradient: what stands between the loss's matrix products."""
+    height, wide = (4096, torch.float32) if device == "cuda" else (256, torch.float32)
+    logits, start = (torch.empty(height, V, device=device) for _ in range(2))
+    start.normal_(std=3)
+    slopes = torch.empty(height, V, device=device, dtype=dtype) if dtype != wide else logits
+    tokens = torch.randint(0, V, (height,), device=device)
+    ones = torch.ones(height, device=device)
+    data = row_loss.Coefficients(torch.randn(height, device=device), ones / height, 0 * ones, 0.01 * ones)
+
+    def run(backend):
+        return row_loss.row_loss(logits, tokens, data, 1.0, backend, slopes)
+
+    backend = row_loss.choose_backend("auto", wide, logits.device)
+    logits.copy_(start)
+    expected = run("reference")[0]
+    logits.copy_(start)
+    assert (run(backend)[0] - expected).abs().max() <= 1e-4
+    logits.copy_(start)
+    return {
+        "what": f"row kernel, {backend}: {height:,} rows of logits to their gradient, V={V:,} {str(dtype).removeprefix('torch.')}",
+        "against": "plain PyTorch in float64",
+        "ours": lambda: run(backend),
+        "peer": lambda: run("reference"),
+        "goal": "",
+        "bytes": logits.nbytes + slopes.nbytes,
+        "device": device,
+    }
+
+
+def cuda_peak(run) -> float:
+    """MB that a call adds on the GPU; its second, since the first compiles."""
+    run()
+    torch.cuda.synchronize()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    kept = run()
+    torch.cuda.synchronize()
+    del kept
+    return (torch.cuda.max_memory_allocated() - before) / 1e6
 
 
 def check(device, dtype):

@@ -13,6 +13,9 @@ from sslr1 import ops, puzzles
 
 
 def rows():
+    if torch.cuda.is_available():
+        yield on_gpu(256, "cuda")
+        return
     spec = ops.PatchSpec()
     images = [torch.from_numpy(photograph()) for _ in range(4)]
     processor = Qwen2VLImageProcessorPil(min_pixels=spec.min_pixels, max_pixels=spec.max_pixels)
@@ -77,3 +80,25 @@ def rows():
             "goal": "",
             "bytes": len(values) * 14 * 14 * 3 + values.numel() * values.element_size(),
         }
+
+
+def on_gpu(count, device):
+    """Quarter turns of images that lie on the device already, to bfloat16 patches."""
+    spec = ops.PatchSpec(dtype=torch.bfloat16)
+    images = list(torch.randint(0, 256, (count, 448, 448, 3), dtype=torch.uint8, device=device))
+    plan = puzzles.make(images, "rotation", level=2, spec=spec).plan
+
+    def render(backend="auto"):
+        return ops.render_patches(images, plan, spec, backend)
+
+    values, _ = render()
+    assert torch.equal(values, render("reference")[0])
+    return {
+        "what": f"{count} images of 448x448 on the GPU, quarter turns, planned already → bf16 patches",
+        "against": "the reference in plain PyTorch",
+        "ours": render,
+        "peer": lambda: render("reference"),
+        "goal": "",
+        "bytes": sum(image.nbytes for image in images) + values.nbytes,
+        "device": device,
+    }

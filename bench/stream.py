@@ -9,7 +9,6 @@ import torch
 from PIL import Image
 
 from sslr1 import puzzles
-from sslr1.data import Decoder
 
 IMAGES, STEP = 64, 8
 
@@ -27,6 +26,8 @@ def photograph(size=(480, 640)):
 
 
 def rows():
+    from sslr1.data import Decoder  # which needs more packages than the other benchmarks
+
     files = []
     for _ in range(IMAGES):
         out = io.BytesIO()

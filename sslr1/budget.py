@@ -11,7 +11,6 @@ import torch
 from transformers import AttentionInterface
 
 from sslr1 import model, ops
-from sslr1.config import Config
 from sslr1.model import shared_prefix
 from sslr1.ops.chunks import default_height
 from sslr1.rollout.cache import bytes_a_token, logit_bytes, places_for
@@ -30,8 +29,8 @@ class Line:
     when: str = "always"
 
 
-def plan(config: Config, path, ranks: int, device="cuda") -> tuple[list, list]:
-    """(memory lines, communication lines) of one rank. path: the model folder. Raises UserError as loading does."""
+def plan(config, path, ranks: int, device="cuda") -> tuple[list, list]:
+    """(memory lines, communication lines) of one rank. config: a Config, or what has its values; path: the model folder. Raises UserError as loading does."""
     network = model.skeleton(path)
     model.freeze(network, config.model.frozen)
     dtype = 4 if config.model.dtype == "float32" or (config.model.dtype == "auto" and device == "cpu") else 2
@@ -162,7 +161,7 @@ def peak(memory) -> float:
     return of["always"] + max(of["learner"], of["rollout"])
 
 
-def report(config: Config, path, ranks: int) -> str:
+def report(config, path, ranks: int) -> str:
     memory, traffic = plan(config, path, ranks)
     lines = [
         f"{ranks} GPU(s), {config.train.replicate} cop{'y' if config.train.replicate == 1 else 'ies'} of the model; GB on each:"

@@ -35,7 +35,7 @@ def test_files_import_from_floors_below(path):
     mine = path.relative_to(ROOT / "sslr1").with_suffix("").parts[0]
     for other in set(imported(path)) - {mine}:
         if other == "config":  # beside them all, seen by entry points, the learner and checkpoints
-            assert FLOOR[mine] == len(FLOORS) - 1 or mine in ("learner", "checkpoint", "budget")
+            assert FLOOR[mine] == len(FLOORS) - 1 or mine in ("learner", "checkpoint")
         elif mine == "config":
             assert other in ("errors", "puzzles")
         elif path.name == "tiny.py" and other == "puzzles":

@@ -15,7 +15,6 @@ from threading import local
 
 import numpy as np
 import torch
-from simplejpeg import decode_jpeg
 
 from sslr1.data import headers
 from sslr1.errors import UserError
@@ -67,6 +66,8 @@ def _turbo(data, header, max_side):
     size = header.height, header.width
     if _reduced(size, max_side) or header.height * header.width > MOST_PIXELS * len(data):
         return None
+    from simplejpeg import decode_jpeg  # here, so that nothing but decoding needs it
+
     try:
         image = empty(*size, 3, dtype=torch.uint8)
         decode_jpeg(data, buffer=image.numpy())

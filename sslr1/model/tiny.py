@@ -120,14 +120,21 @@ def tiny_tokenizer():
 
 
 def build_tiny(
-    folder, seed: int = 0, tie: bool = True, text=None, vision=None, max_pixels=None, family: str = "qwen2_5_vl"
+    folder,
+    seed: int = 0,
+    tie: bool = True,
+    text=None,
+    vision=None,
+    max_pixels=None,
+    family: str = "qwen2_5_vl",
+    dtype: str = "float32",
 ) -> Path:
     """Write the model to `folder` (made if missing) and return it: 0.65 million parameters (Qwen3-VL: 1.2) unless `text` and
     `vision` change the configuration. theta 2 and a wide initialisation make place along an image's width visible to so
     small a model.
 
     seed: of the weights; tie: head and embeddings share one matrix; max_pixels: the processor's bound on a canvas, 16 visual
-    tokens if not given; family: a key of FAMILIES."""
+    tokens if not given; family: a key of FAMILIES; dtype: of the files. Weights are drawn on torch's default device."""
     import torch
     from transformers import AutoConfig, AutoModelForImageTextToText, GenerationConfig
 
@@ -143,7 +150,7 @@ def build_tiny(
     )
     config = AutoConfig.for_model(
         family,
-        text_config={**TEXT, **own["text"], **(text or {}), **special},
+        text_config={**TEXT, **own["text"], **special, **(text or {})},
         vision_config={**VISION, **own["vision"], **(vision or {})},
         image_token_id=ids["<|image_pad|>"],
         video_token_id=ids["<|video_pad|>"],
@@ -158,7 +165,7 @@ def build_tiny(
         eos_token_id=[ids["<|im_end|>"], ids["<|endoftext|>"]], pad_token_id=ids["<|endoftext|>"]
     )
     folder = Path(folder)
-    model.save_pretrained(folder)
+    model.to(getattr(torch, dtype)).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     processor = dict(own["processor"])
     if max_pixels and "size" in processor:

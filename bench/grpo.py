@@ -1,0 +1,191 @@
+"""What learner, rollout and step are measured on: a small Qwen2.5-VL on a CPU, one of the published 3B model's shape on a GPU, both
+of random weights; and the parts of a GRPO step, put together as sslr1.build and sslr1.run do from a configuration, for machines
+without pydantic.
+"""
+
+import tempfile
+from dataclasses import dataclass
+from functools import cached_property
+from types import SimpleNamespace
+
+import torch
+
+from sslr1 import model, ops, puzzles
+from sslr1.learner import Learner
+from sslr1.model import parallel
+from sslr1.model.tiny import build_tiny
+from sslr1.rollout import Engine, SamplerWeights
+
+UNIT = 28  # px a side of a visual token
+
+
+@dataclass(frozen=True)
+class Shape:
+    """called: how rows name the model; text, vision: `build_tiny`'s; dtype: of its files, and what it computes in; token_budget,
+    recompute, moments: as in the configuration."""
+
+    called: str
+    text: dict
+    vision: dict
+    device: str = "cpu"
+    dtype: str = "float32"
+    token_budget: int = 16384
+    recompute: int = 0
+    moments: str = "float32"
+
+
+SMALL = Shape(
+    "6 layers of 256, a vision tower of 4 layers of 128",
+    dict(hidden_size=256, intermediate_size=512, num_hidden_layers=6, num_attention_heads=8),
+    dict(depth=4, hidden_size=128, intermediate_size=256, out_hidden_size=256, fullatt_block_indexes=[1, 3]),
+)
+# As Qwen/Qwen2.5-VL-3B-Instruct's config.json has it; in AdamW's moments it is configs/qwen2.5-vl-3b-one-gpu.yaml's.
+LARGE = Shape(
+    "Qwen2.5-VL-3B",
+    dict(
+        hidden_size=2048,
+        intermediate_size=11_008,
+        num_hidden_layers=36,
+        num_attention_heads=16,
+        num_key_value_heads=2,
+        vocab_size=151_936,
+        max_position_embeddings=128_000,
+        initializer_range=0.02,
+        rms_norm_eps=1e-6,
+        rope_parameters={"rope_type": "default", "rope_theta": 1e6, "mrope_section": [16, 24, 24]},
+    ),
+    dict(
+        depth=32,
+        hidden_size=1280,
+        intermediate_size=3420,
+        num_heads=16,
+        out_hidden_size=2048,
+        fullatt_block_indexes=[7, 15, 23, 31],
+        window_size=112,
+        initializer_range=0.02,
+    ),
+    device="cuda",
+    dtype="bfloat16",
+    recompute=1,
+    moments="bfloat16",
+)
+
+
+def shape() -> Shape:
+    """The one that this machine is measured with."""
+    return LARGE if torch.cuda.is_available() else SMALL
+
+
+class Case:
+    """A model folder of a shape, whose pictures have `visual` tokens (a square number), and what is made of it when it is asked
+    for. prompts, group_size, new: of a step, completions all of `new` tokens."""
+
+    def __init__(self, shape, visual, prompts, group_size, new):
+        self.shape, self.visual, self.prompts, self.group_size, self.new = shape, visual, prompts, group_size, new
+        self.side = UNIT * round(visual**0.5)
+        assert (self.side // UNIT) ** 2 == visual
+        with torch.device(shape.device):
+            self.folder = build_tiny(
+                tempfile.mkdtemp(), text=shape.text, vision=shape.vision, max_pixels=self.side**2, dtype=shape.dtype
+            )
+        self.tokenizer = model.load_tokenizer(self.folder)
+        self.dtype = getattr(torch, shape.dtype)
+        self.spec = ops.PatchSpec.from_pretrained(self.folder, dtype=self.dtype)
+        edge = self.side + UNIT // 2 + 1
+        self.images = list(torch.randint(0, 256, (prompts, edge, edge, 3), dtype=torch.uint8))
+        # the configuration's values, as tests/test_bench.py sees to, but for a learning rate that leaves a random model be
+        self.optim = SimpleNamespace(
+            lr=1e-6,
+            betas=(0.9, 0.99),
+            eps=1e-8,
+            weight_decay=0.0,
+            moments=shape.moments,
+            clip_norm=1.0,
+            warmup_steps=10,
+            schedule="constant",
+        )
+        self.loss = SimpleNamespace(
+            loss_type="dapo",
+            advantage="group",
+            is_cap=2.0,
+            clip_low=0.2,
+            clip_high=0.2,
+            kl_coef=0.0,
+            entropy_coef=0.0,
+            updates=1,
+        )
+        self.rollout = SimpleNamespace(
+            prompts=prompts, group_size=group_size, max_tokens=new, wave_rows=1024, wave_groups=0
+        )
+
+    def draw(self):
+        """The puzzles: one picture each, and a question."""
+        return puzzles.make(self.images, "rotation", level=2, spec=self.spec, thinking=False, wordings=1)
+
+    def groups(self):
+        """Groups of completions that were not drawn by the model, and their rewards [P, G]."""
+        out = []
+        for prompt in model.prompts(self.draw(), self.tokenizer):
+            tokens = torch.randint(0, 300, (self.group_size, self.new))
+            out.append(model.Group(prompt, [model.Sample(ids, torch.zeros(self.new), "", "length") for ids in tokens]))
+        return out, torch.rand(self.prompts, self.group_size)
+
+    @cached_property
+    def world(self):
+        return parallel.start(self.shape.device)
+
+    @cached_property
+    def _trained(self):
+        network = model.skeleton(self.folder)
+        weights = SamplerWeights(network, self.dtype)
+        policy = parallel.shard(model.Policy(network), self.world, self.dtype, recompute=self.shape.recompute)
+        parallel.materialize(policy, self.world.device)
+        model.load_weights(policy.model, self.folder)
+        return policy, weights.attach(policy, self.world)
+
+    @cached_property
+    def policy(self):
+        return self._trained[0]
+
+    @cached_property
+    def weights(self):
+        return self._trained[1]
+
+    @cached_property
+    def learner(self):
+        return Learner(
+            self.policy,
+            self.world,
+            optim=self.optim,
+            loss=self.loss,
+            temperature=1.0,
+            max_tokens=self.new,
+            token_budget=self.shape.token_budget,
+            steps=1000,
+        )
+
+    def engine(self, network):
+        """One for a model that is not sharded, which never stops early."""
+        engine = Engine(network, self.tokenizer, max_tokens=self.new)
+        engine.suppressed, engine.stop_ids = sorted({*engine.suppressed, *engine.stop_ids}), [-1]
+        return engine
+
+    def plain(self):
+        """transformers' own model of the folder."""
+        return model.load_model(self.folder, self.dtype).to(self.shape.device)
+
+    def planned_gb(self):
+        """What `--plan 1` says that such a step takes at most."""
+        from sslr1 import budget
+
+        settings = SimpleNamespace(
+            model=SimpleNamespace(frozen="none", dtype=self.shape.dtype),
+            train=SimpleNamespace(
+                replicate=1, token_budget=self.shape.token_budget, recompute=self.shape.recompute, compile=False
+            ),
+            data=SimpleNamespace(max_side=self.side),
+            rollout=self.rollout,
+            optim=self.optim,
+            loss=self.loss,
+        )
+        return budget.peak(budget.plan(settings, self.folder, 1, self.shape.device)[0])
