@@ -1,8 +1,10 @@
 """What the ranks of `test_ranks.py` run: learner steps on this rank's share of recorded groups; results go to a folder."""
 
+import os
 import sys
 
 import torch
+import torch.distributed as dist
 from safetensors.torch import save_file
 
 from sslr1 import model
@@ -85,13 +87,21 @@ def check_copies(folder, world, options, groups, rewards):
         assert parallel.all_reduce(sums[:1].clone(), "max") == parallel.all_reduce(sums[1:].clone(), "min"), name
 
 
-def main(out, seed, budget, share, replicate, recompute, *folders):
+def start(device):
+    """As a run does, but for ranks that share one GPU, which NCCL refuses: gloo takes them."""
+    if device == "cuda" and int(os.environ.get("WORLD_SIZE", 1)) > torch.cuda.device_count():
+        os.environ["LOCAL_RANK"] = "0"
+        dist.init_process_group("gloo")
+    return parallel.start(device)
+
+
+def main(out, seed, budget, share, replicate, recompute, device, *folders):
     from skimage import data
 
     photographs = [torch.from_numpy(f().copy()) for f in (data.astronaut, data.coffee, data.chelsea, data.rocket)]
-    world = parallel.start("cpu")
+    world = start(device)
     torch.set_num_threads(1)
-    torch.use_deterministic_algorithms(True)
+    torch.use_deterministic_algorithms(device == "cpu")
     own = {"even": lambda n: n % world.size == world.rank, "uneven": lambda n: (n == 3) == (world.rank == 1)}[share]
     mine = [n for n in range(4) if world.size == 1 or own(n)]
     options, results = (int(budget), int(replicate), int(recompute)), {}
@@ -106,7 +116,7 @@ def main(out, seed, budget, share, replicate, recompute, *folders):
         results[f"gradients {number}"] = gradients(folder, world, options, *part)
     results["updates"] = updates_with_a_reference(folders[0], world, options, *parts[0])
     if world.main:
-        flat = {f"{part}/{name}": x.contiguous() for part, found in results.items() for name, x in found.items()}
+        flat = {f"{part}/{name}": x.cpu().contiguous() for part, found in results.items() for name, x in found.items()}
         save_file(flat, f"{out}/result.safetensors")
     parallel.stop()
 
