@@ -32,9 +32,13 @@ PUZZLES = ("rotation", "ordering", "similarity", "inpainting", "correspondence")
 PICTURES = ("similarity", "inpainting")  # which compare pictures' hues
 
 
+def shares(mixture):
+    return "puzzles.mixture={" + ", ".join(f"{name}: {share}" for name, share in mixture.items()) + "}"
+
+
 def only(*trained, of=PUZZLES):
     """A mixture of these puzzles in equal shares; the others are held out to be asked and never trained on."""
-    return "puzzles.mixture={" + ", ".join(f"{name}: {int(name in trained)}" for name in of) + "}"
+    return shares({name: int(name in trained) for name in of})
 
 
 TINTED = f"data.path={FOLDER / 'tinted'}"
@@ -48,7 +52,7 @@ FORMS = {
         "puzzles.curriculum=adaptive",
         "rollout.max_tokens=32",
     ],
-    "pictures": [only(*PICTURES, of=PICTURES), TINTED],
+    "pictures": [shares({name: 1 if name in PICTURES else 0.15 for name in PUZZLES}), TINTED],
     "pictures-near": [only(*PICTURES, of=PICTURES), TINTED],
     "points": ["puzzles.mixture={correspondence: 1}"],
     "nine": ["puzzles.mixture={ordering: 1}", "puzzles.levels.ordering=3", "rollout.max_tokens=32"],
@@ -64,13 +68,14 @@ FORMAT_ONLY = ["train.warmup.steps=120"]
 SHOWN = "train.warmup.answers=right"
 WARMUPS = {
     "levels": ["train.warmup.steps=240"],
-    "pictures": [SHOWN, "train.warmup.steps=300"],
+    "pictures": [SHOWN, f"train.warmup.right_for=[{', '.join(PICTURES)}]", "train.warmup.steps=300"],
     "pictures-near": [SHOWN, "train.warmup.steps=1000"],
     "points": [SHOWN, "train.warmup.steps=400"],
     "nine": [SHOWN, "train.warmup.steps=150"],
 }
-# … and on, with other puzzles each time, until this share of the held-out ones of every kind is right: when that is depends on the seed.
-UNTIL = {"pictures": 0.5}
+# … and on, with other puzzles each time, until this share of the held-out ones of each of these kinds is right: when that is
+# depends on the seed.
+UNTIL = {"pictures": (PICTURES, 0.5)}
 ON = "train.warmup.steps=50"
 MOST = 20  # times: a seed that doesn't come to it begins with what it has
 BONUS = "loss.entropy_coef=0.01"
@@ -81,8 +86,8 @@ RUNS = {
     "only-rotation": ("direct", [only("rotation")]),
     "only-ordering": ("direct", [only("ordering"), BONUS, "train.steps=200"]),
     "thinking-rotation": ("thinking", []),
-    "only-similarity": ("pictures", [only("similarity", of=PICTURES), *MORE]),
-    "only-inpainting": ("pictures", [only("inpainting", of=PICTURES), *MORE]),
+    "only-similarity": ("pictures", [only("similarity"), *MORE]),
+    "only-inpainting": ("pictures", [only("inpainting"), *MORE]),
     "only-correspondence": ("direct", [only("correspondence"), BONUS]),
     "near-similarity": ("pictures-near", [only("similarity", of=PICTURES), *MORE]),
     "shown-correspondence": ("points", [BONUS, "train.steps=100"]),
@@ -124,7 +129,7 @@ def warmed_up(form, seed) -> Path:
             options = [*own, *FORMS[form], *WARMUPS.get(form, FORMAT_ONLY), *([ON] if turn else [])]
             call("sslr1.warmup", str(CONFIG), str(part), *options, log=FOLDER / f"{part.name}.log")
         model = part
-        if form in UNTIL and held_out(model, form, seed) >= UNTIL[form]:
+        if form in UNTIL and held_out(model, form, seed) >= UNTIL[form][1]:
             break
     os.replace(model, folder)
     return folder
@@ -145,9 +150,9 @@ def complete(folder) -> bool:
 
 
 def held_out(model, form, seed) -> float:
-    """The share of held-out puzzles that a model solves, of the kind that it solves fewest of."""
-    out = model.with_suffix(".json")
-    options = [f"model.path={model}", f"train.seed={seed}", f"log.dir={FOLDER}", *FORMS[form], "--out", str(out)]
+    """The share of held-out puzzles that a model solves, of the kind in UNTIL that it solves fewest of."""
+    out, asked = model.with_suffix(".json"), only(*UNTIL[form][0], of=UNTIL[form][0])
+    options = [f"model.path={model}", f"train.seed={seed}", f"log.dir={FOLDER}", *FORMS[form], asked, "--out", str(out)]
     call("sslr1.evaluate", str(CONFIG), *options, log=FOLDER / f"{model.name}-asked.log")
     return min(cell["accuracy"] for cell in json.loads(out.read_text())["cells"])
 
@@ -234,16 +239,35 @@ def collect() -> Path:
         "runs": [],
     }
     path = results_file("proof", found)
-    lines = [
-        json.dumps(
-            {"run": name, "seed": seed, "warmed_up_for": warmed_up_for(RUNS[name][0], seed), **found_in(folder)},
-            ensure_ascii=False,
-        )
+    made = {
+        folder: {"run": name, "seed": seed, "warmed_up_for": warmed_up_for(RUNS[name][0], seed), **found_in(folder)}
         for folder, (name, seed) in done.items()
-    ]
+    }
+    made = recorded(path, found) | made
+    lines = [json.dumps(made[folder], ensure_ascii=False) for folder in runs() if folder in made]
     head, tail = json.dumps(found, indent=1, ensure_ascii=False).rsplit("[]", 1)  # a line a run
     path.write_text(head + "[\n" + ",\n".join(lines) + "\n ]" + tail + "\n")
     return path
+
+
+def recorded(path, now) -> dict:
+    """{folder name: what was found} of the runs that `path` holds from before and whose settings are still the same."""
+    if not path.exists():
+        return {}
+    then = json.loads(path.read_text())
+
+    def settings(found, name):
+        form, own = found["overrides"][name]
+        warmup = found["warmups"].get(form, found["warmups"][""])
+        parts = (found["forms"].get(form), warmup, found["until"].get(form), found["models"].get(form), found["config"])
+        return json.dumps([form, own, parts, found["further"]])
+
+    kept = [
+        run
+        for run in then["runs"]
+        if run["run"] in now["overrides"] and settings(then, run["run"]) == settings(now, run["run"])
+    ]
+    return {f"{run['run']}-seed-{run['seed']}": run for run in kept}
 
 
 def main():

@@ -87,6 +87,9 @@ class Warmup(Section):
         description="what it is taught: random answers teach the form and no skill; right ones are fine-tuning, for a model that "
         "can't begin to solve a puzzle and so has nothing for GRPO to reward",
     )
+    right_for: list[str] = Field(
+        [], description="puzzles that answers=right is for, all if empty; the others are shown with random answers"
+    )
 
 
 class Puzzles(Section):
@@ -293,7 +296,8 @@ class Config(Section):
     def _whole(self):
         from sslr1.puzzles import LEVELS, MIXTURE, NAMES, PAPER_LEVEL, PAPER_MIXTURE, START_LEVEL
 
-        for key, given in (("puzzles.mixture", self.puzzles.mixture), ("puzzles.levels", self.puzzles.levels)):
+        named = {"puzzles.mixture": self.puzzles.mixture, "puzzles.levels": self.puzzles.levels}
+        for key, given in (named | {"train.warmup.right_for": self.train.warmup.right_for}).items():
             for name in given:
                 if name not in NAMES:
                     raise ConfigError(f"{key}.{name} is not a puzzle; {_nearest(name, NAMES)}")

@@ -45,9 +45,10 @@ def warm_up(built, progress=None, stopping=lambda: False) -> bool:
             return False
         batch = stream.get(step)
         groups = []
-        for prompt, answer in zip(batch.prompts, batch.puzzles.answers):
+        for prompt, name, answer in zip(batch.prompts, batch.puzzles.names, batch.puzzles.answers):
             draw = keys.generator("warmup", config.train.seed, step, prompt.id)
-            content = answer.text if options.answers == "right" else random_answer_text(answer, draw)
+            right = options.answers == "right" and name in (options.right_for or [name])
+            content = answer.text if right else random_answer_text(answer, draw)
             text = f"\\boxed{{{content}}}"
             if config.puzzles.thinking:
                 text = f"<think>{THOUGHT}</think>{text}".removeprefix(built.opening)

@@ -46,6 +46,35 @@ def test_a_run_is_made_once_and_collected(bench, tmp_path, scenes, monkeypatch):
     assert learning.TABLES["accuracy"](found)[1][0][-1] == "one seed" and "rotation, 2 steps" in learning.svg(found)
 
 
+def test_results_stay_while_their_settings_do(bench, tmp_path):
+    """`make proof` on a machine without the run folders of before adds to the results that are there."""
+    proof = bench("proof")
+    now = {
+        "config": {"optim": {"lr": 1.0}},
+        "forms": {"direct": ["a"], "levels": ["b"]},
+        "warmups": {"": ["c"], "levels": ["d"]},
+        "further": ["e"],
+        "until": {},
+        "models": {},
+        "overrides": {"one": ("direct", ["f"]), "two": ("levels", [])},
+    }
+    path = tmp_path / "proof.json"
+    assert proof.recorded(path, now) == {}
+    runs = [{"run": "one", "seed": 0}, {"run": "two", "seed": 0}, {"run": "two", "seed": 1}, {"run": "gone", "seed": 0}]
+    for changes, kept in (
+        ({}, {"one-seed-0", "two-seed-0", "two-seed-1"}),
+        ({"overrides": {**now["overrides"], "one": ("direct", ["g"])}}, {"two-seed-0", "two-seed-1"}),
+        ({"warmups": {**now["warmups"], "": ["h"]}}, {"two-seed-0", "two-seed-1"}),
+        ({"warmups": {"": ["c"]}}, {"one-seed-0"}),
+        ({"forms": {**now["forms"], "levels": ["i"]}}, {"one-seed-0"}),
+        ({"models": {"levels": {}}}, {"one-seed-0"}),
+        ({"until": {"direct": [["rotation"], 0.5]}}, {"two-seed-0", "two-seed-1"}),
+        ({"config": {"optim": {"lr": 2.0}}}, set()),
+    ):
+        path.write_text(json.dumps({**now, **changes, "runs": runs}))
+        assert set(proof.recorded(path, now)) == kept, changes
+
+
 def made_up(before, after, name="only-rotation"):
     """Three runs of a puzzle with these held-out shares."""
     return {
@@ -109,6 +138,7 @@ def test_a_warm_up_goes_on_until_enough_is_right(bench, tmp_path, monkeypatch):
 
     def call(module, config, *options, log):
         if module == "sslr1.evaluate":
+            assert "puzzles.mixture={rotation: 1}" in options  # of those that it is taught, no others
             cells = [{"accuracy": share} for share in next(shares)]
             return Path(options[options.index("--out") + 1]).write_text(json.dumps({"cells": cells}))
         out, *options = options
@@ -119,7 +149,7 @@ def test_a_warm_up_goes_on_until_enough_is_right(bench, tmp_path, monkeypatch):
     monkeypatch.setattr(proof, "FOLDER", tmp_path)
     monkeypatch.setattr(proof, "FORMS", {"seen": [], "unseen": []})
     monkeypatch.setattr(proof, "WARMUPS", {"seen": ["train.warmup.steps=9"]})
-    monkeypatch.setattr(proof, "UNTIL", {"seen": 0.4})
+    monkeypatch.setattr(proof, "UNTIL", {"seen": (("rotation",), 0.4)})
     monkeypatch.setattr(proof, "MODELS", {"seen": {"num_hidden_layers": 5}})
     monkeypatch.setattr(proof, "build_tiny", build)
     monkeypatch.setattr(proof, "call", call)

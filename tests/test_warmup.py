@@ -16,14 +16,14 @@ def shown(monkeypatch):
     return groups_shown
 
 
-@pytest.mark.parametrize("answers", ["random", "right"])
-def test_what_is_shown(tiny, scenes, one_process, shown, answers, monkeypatch):
+@pytest.mark.parametrize("answers, right_for", [("random", []), ("right", []), ("right", ["rotation"])])
+def test_what_is_shown(tiny, scenes, one_process, shown, answers, right_for, monkeypatch):
     settings = config.check(
         {
             "model": {"path": str(tiny)},
             "data": {"path": str(scenes), "min_side": 112},
             "puzzles": {"mixture": {"rotation": 1.0, "ordering": 1.0}, "thinking": False},
-            "train": {"warmup": {"steps": 2, "batch": 16, "answers": answers}},
+            "train": {"warmup": {"steps": 2, "batch": 16, "answers": answers, "right_for": right_for}},
         }
     )
     built = build.build(settings, one_process)
@@ -31,10 +31,12 @@ def test_what_is_shown(tiny, scenes, one_process, shown, answers, monkeypatch):
     monkeypatch.setattr(progress, "show", lambda step, values: steps.append((step, values)))
     warmup.warm_up(built, progress)
     stream = built.stream(16)
+    made = [stream.build(step).puzzles for step in range(2)]
+    names = [name for batch in made for name in batch.names]
     scores = [
         built.score(answer, group.samples[0].text)
-        for step, groups in enumerate(shown)
-        for answer, group in zip(stream.build(step).puzzles.answers, groups, strict=True)
+        for batch, groups in zip(made, shown, strict=True)
+        for answer, group in zip(batch.answers, groups, strict=True)
     ]
     stream.close()
     assert (
@@ -42,8 +44,10 @@ def test_what_is_shown(tiny, scenes, one_process, shown, answers, monkeypatch):
         and len(scores) == 32
         and all(s.format_ok for s in scores)
     )
-    right = sum(s.exact for s in scores)
-    assert right == 32 if answers == "right" else right < 20
+    for name in ("rotation", "ordering"):
+        exact = [s.exact for s, n in zip(scores, names) if n == name]
+        assert len(exact) > 5
+        assert all(exact) == (answers == "right" and name in (right_for or names))
 
 
 @pytest.mark.parametrize("curriculum", ["fixed", "adaptive"])
