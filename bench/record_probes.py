@@ -1,5 +1,5 @@
 """`python bench/record_probes.py`: what blind solvers score on every puzzle at every level, for bench/results/ and the README.
-Some twenty minutes on two cores; `--count N` for fewer than 2,000 puzzles a cell."""
+Most of an hour; `--count N` for fewer than 2,000 puzzles a cell."""
 
 import argparse
 import json
@@ -14,13 +14,16 @@ from sslr1 import probes, puzzles
 def rows(count, pictures):
     """A row a finding; `shown` says what the puzzles were cut from."""
     for name in puzzles.NAMES:
+        images, shown = probes.shown(name, pictures, count), "procedural scenes"
+        if name == "rotation":
+            images, shown = list(images), "textures"  # drawn once for all levels
         for level in puzzles.LEVELS[name]:
-            shown = "textures" if name == "rotation" else "procedural scenes"
-            for found in probes.probe(probes.shown(name, pictures, count), name, level, count):
+            for found in probes.probe(images, name, level, count):
                 yield {"shown": shown, **asdict(found)}
     for jpeg in probes.SUBSAMPLING:  # what a file brings with it; the bound is on what the puzzle adds
+        images = list(probes.Textures(range(2 * count), jpeg))
         for level in puzzles.LEVELS["rotation"]:
-            for found in probes.probe(probes.Textures(range(2 * count), jpeg), "rotation", level, count):
+            for found in probes.probe(images, "rotation", level, count):
                 yield {"shown": f"textures through JPEG, {jpeg}", **asdict(found), "bound": None}
 
 

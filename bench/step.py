@@ -4,8 +4,8 @@ a small model; on a GPU 64 prompts and one of the 3B shape.
 Both sides have the same weights, pictures, questions, rewards, loss (DAPO, on policy), clipping and AdamW, and draw
 exactly as many tokens a completion. What favours TRL: its pictures are drawn and decoded before, where ours draws its
 puzzles within the step; no logging, saving and data loading is timed; and on the CPU no layer's forward pass runs twice (gradient
-checkpointing, its default, which both sides have on the GPU). What favours ours there: AdamW's moments are bfloat16, torch's are
-float32.
+checkpointing, its default, which both sides have on the GPU). There its weights, gradients and moments are all bfloat16, so that both
+sides fit; ours are float32 but for the moments.
 """
 
 import math
@@ -111,7 +111,7 @@ def make_peer(case, suppressed):
 
     optim, loss = case.optim, case.loss
     trainer = GRPOTrainer(
-        model=model.load_model(case.folder),
+        model=model.load_model(case.folder, case.dtype),
         reward_funcs=rewards,
         processing_class=make_processor(case.folder),
         train_dataset=Dataset.from_dict(data),

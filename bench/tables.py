@@ -19,7 +19,7 @@ RESULTS = ROOT / "bench" / "results"
 MACHINE = "amd-epyc-2-cores"  # the one whose results the pages show
 PAGES = ("README.md", "docs/benchmarks.md", "docs/results.md")
 CURVE, PROOF = "docs/pictures/learning.svg", "docs/pictures/proof.svg"
-ORDER = ("step", "learner", "rollout", "loss", "render", "stream", "decode")
+ORDER = ("step", "learner", "rollout", "loss", "sampling", "render", "stream", "decode")
 
 
 def load(kind):
@@ -32,7 +32,7 @@ def table(head, rows) -> str:
 
 
 def demo():
-    """Held-out accuracy of `make demo` before and after, with the standard error of the change."""
+    """Held-out accuracy of `make demo` before and after, with the standard error of the change; and what it took."""
     run = load("run-demo")
     first, last = run["held_out"][0], run["held_out"][-1]
     rows = []
@@ -43,10 +43,11 @@ def demo():
         level = run["config"]["puzzles"]["levels"][name]
         change = f"{100 * (after - before):+.1f} ± {100 * error:.1f}"
         rows.append([name, str(level), f"{chance:.1%}", f"{before:.1%}", f"**{after:.1%}**", change])
-    steps = last["step"]
-    return table(
+    steps, machine = last["step"], f"{run['cores']} cores ({run['cpu']})"
+    found = table(
         ["puzzle", "level", "chance", "after format warm-up", f"after {steps} steps of GRPO", "change ± s.e."], rows
     )
+    return f"{found}\n\n{n} held-out puzzles each, greedy; {run['elapsed_s']:.0f} s on {machine} behind the set-up."
 
 
 def benchmarks(chosen=lambda row: True):

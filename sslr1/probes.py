@@ -9,6 +9,7 @@ import io
 import itertools
 import math
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -400,16 +401,21 @@ def texture(number, jpeg=None, size=360) -> torch.Tensor:
     """
     from PIL import Image
 
-    noise = ops.generator("texture", number).standard_normal((3, size, size))
-    fall = np.maximum(np.hypot(np.fft.fftfreq(size)[:, None], np.fft.rfftfreq(size)[None]), 1 / size) ** -1.2
-    waves = np.fft.irfft2(np.fft.rfft2(noise) * fall, (size, size))
-    waves = waves / waves.std() * 45 + 127
-    pixels = np.ascontiguousarray(waves.clip(0, 255).astype(np.uint8).transpose(1, 2, 0))
+    noise = torch.from_numpy(ops.generator("texture", number).standard_normal((3, size, size), np.float32))
+    waves = torch.fft.irfft2(torch.fft.rfft2(noise) * _fall(size), (size, size))
+    pixels = (waves / waves.std() * 45 + 127).clamp(0, 255).byte().permute(1, 2, 0).contiguous().numpy()
     if jpeg:
         file = io.BytesIO()
         Image.fromarray(pixels).save(file, "JPEG", quality=92, subsampling=SUBSAMPLING[jpeg])
         pixels = np.array(Image.open(file))
     return torch.from_numpy(pixels)
+
+
+@lru_cache
+def _fall(size):
+    """How the spectrum falls with frequency, float32 [size, size // 2 + 1]."""
+    frequency = torch.hypot(torch.fft.fftfreq(size)[:, None], torch.fft.rfftfreq(size)[None])
+    return frequency.clamp(min=1 / size) ** -1.2
 
 
 def pictures(folder=None) -> list:
