@@ -22,6 +22,7 @@ OTHER = {  # values that no rule derives from the present one
     "checkpoint.background": True,
     "puzzles.mixture": {"rotation": 1.0},
     "puzzles.levels": {"rotation": 1},
+    "train.warmup.right_for": ["rotation"],
     "rollout.max_logp_gap": 0.5,
     "rollout.group_size": 4,
     "optim.betas": (0.8, 0.9),
