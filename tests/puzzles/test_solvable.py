@@ -160,25 +160,27 @@ def canvas_to_image(made, canvas):
 
 @pytest.mark.parametrize("level", LEVELS)
 def test_similarity_unwarped(images, seed, level):
-    """The candidate that, by the plan's maps, shows what the puzzle's own image holds there."""
+    """The candidate that, by the plan's maps, shows what the puzzle's own image holds there. Both are averaged over squares of
+    4x4 px: read at points, a crop that was reduced or blurred can be less like its own source than another scene is."""
     for image, made in draws(images, "similarity", level, DRAWS, seed):
         scores = []
         for i, canvas in enumerate(made.render()[0]):
-            side, every = canvas.shape[0], 6
-            y, x = np.meshgrid(np.arange(0, side, every) + 0.5, np.arange(0, side, every) + 0.5, indexing="ij")
-            u, v, _ = canvas_to_image(made, i) @ np.stack([x.ravel(), y.ravel(), np.ones(x.size)])
+            n = len(canvas) // 4 * 4
+            y, x = np.mgrid[:n, :n].reshape(2, -1) + 0.5
+            u, v, _ = canvas_to_image(made, i) @ np.stack([x, y, np.ones(n * n)])
             where = torch.tensor(np.stack([u / image.shape[1], v / image.shape[0]], -1) * 2 - 1, dtype=torch.float32)
             held = F.grid_sample(
-                image.permute(2, 0, 1)[None].float(), where[None, None], align_corners=False, padding_mode="border"
-            )[0, :, 0].T
-            seen = canvas[::every, ::every].reshape(-1, 3).float()
+                image.permute(2, 0, 1)[None].float(), where.view(1, n, n, 2), align_corners=False, padding_mode="border"
+            )
+            seen = canvas[:n, :n].permute(2, 0, 1)[None].float()
+            held, seen = (F.avg_pool2d(picture, 4)[0].flatten(1).T for picture in (held, seen))
             if level >= 3:  # tones were moved along a curve, in order
                 held, seen = (x.argsort().argsort()[:, None].float() for x in (held @ torch.tensor(LUMA), seen.mean(1)))
             design = torch.cat([held, torch.ones(len(held), 1)], 1)  # whatever the colours were mapped to
             fit = design @ torch.linalg.lstsq(design, seen).solution
             scores.append(((seen - fit) ** 2).sum() / ((seen - seen.mean(0)) ** 2).sum())
         assert "ABCDEFGH"[int(np.argmin(scores[1:]))] == made.answers[0].value
-        assert scores[0] < 0.5
+        assert scores[0] < 0.25
 
 
 @pytest.mark.parametrize("level", LEVELS)
