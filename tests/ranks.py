@@ -1,7 +1,10 @@
-"""What the ranks of `test_ranks.py` run: learner steps on this rank's share of recorded groups; results go to a folder."""
+"""What the ranks of `test_ranks.py` run: learner steps on this rank's share of recorded groups; results go to files."""
 
+import json
 import os
 import sys
+from functools import partial
+from pathlib import Path
 
 import torch
 import torch.distributed as dist
@@ -87,28 +90,29 @@ def check_copies(folder, world, options, groups, rewards):
         assert parallel.all_reduce(sums[:1].clone(), "max") == parallel.all_reduce(sums[1:].clone(), "min"), name
 
 
-def start(device):
-    """As a run does, but for ranks that share one GPU, which NCCL refuses: gloo takes them."""
-    if device == "cuda" and int(os.environ.get("WORLD_SIZE", 1)) > torch.cuda.device_count():
-        os.environ["LOCAL_RANK"] = "0"
-        dist.init_process_group("gloo")
+def start(rank, size, store, device):
+    """As torchrun would have it, but that gloo is chosen for ranks that share one GPU, which NCCL refuses."""
+    if size > 1:
+        os.environ.update(RANK=str(rank), WORLD_SIZE=str(size), LOCAL_RANK="0")
+        dist.init_process_group("gloo", store=dist.FileStore(store, size), rank=rank, world_size=size)
     return parallel.start(device)
 
 
-def main(out, seed, budget, share, replicate, recompute, device, *folders):
+def run(rank, size, store, out, seed, folders, budget=100_000, share="even", replicate=1, recompute=0, device="cpu"):
+    """One rank of one case."""
     from skimage import data
 
     photographs = [torch.from_numpy(f().copy()) for f in (data.astronaut, data.coffee, data.chelsea, data.rocket)]
-    world = start(device)
+    world = start(rank, size, store, device)
     torch.set_num_threads(1)
     torch.use_deterministic_algorithms(device == "cpu")
     own = {"even": lambda n: n % world.size == world.rank, "uneven": lambda n: (n == 3) == (world.rank == 1)}[share]
     mine = [n for n in range(4) if world.size == 1 or own(n)]
-    options, results = (int(budget), int(replicate), int(recompute)), {}
-    recorded = [make_groups(folder, photographs, int(seed)) for folder in folders]
+    options, results = (budget, replicate, recompute), {}
+    recorded = [make_groups(folder, photographs, seed) for folder in folders]
     parts = [([groups[n] for n in mine], rewards[mine].double()) for groups, rewards in recorded]
     results["two steps"] = two_steps(folders[0], world, options, parts[0][0], parts[0][1].float())
-    if int(replicate) > 1:
+    if replicate > 1:
         check_copies(folders[0], world, options, *parts[0])
     check_dealing(folders[0], world, recorded[0][0], recorded[0][1], mine, share == "uneven")
     keep_dtype()
@@ -117,8 +121,16 @@ def main(out, seed, budget, share, replicate, recompute, device, *folders):
     results["updates"] = updates_with_a_reference(folders[0], world, options, *parts[0])
     if world.main:
         flat = {f"{part}/{name}": x.cpu().contiguous() for part, found in results.items() for name, x in found.items()}
-        save_file(flat, f"{out}/result.safetensors")
+        save_file(flat, out)
     parallel.stop()
+
+
+def main(path):
+    """Cases, as {out, size, …}, one after the other; ranks are forks of this process, which spares each its imports."""
+    for case in json.loads(Path(path).read_text()):
+        size, out = case.pop("size"), case["out"]
+        call = partial(run, size=size, store=f"{out}.store", **case)
+        torch.multiprocessing.start_processes(call, nprocs=size, start_method="fork")
 
 
 if __name__ == "__main__":

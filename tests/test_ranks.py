@@ -1,6 +1,8 @@
 """World sizes: the same step on one rank, two and three, and on two copies of the model on two ranks each. Groups are dealt anew
 to the ranks on the way, and the model has either family's patch size, a tied and an untied head."""
 
+import json
+
 import pytest
 from safetensors.torch import load_file
 
@@ -8,10 +10,15 @@ from sslr1.model.tiny import build_tiny
 from tests.conftest import launch
 
 
-def step(out, seed, folders, ranks, budget=100_000, share="even", replicate=1, recompute=0, device="cpu"):
-    out.mkdir()
-    launch("tests.ranks", out, seed, budget, share, replicate, recompute, device, *folders, ranks=ranks)
-    return load_file(out / "result.safetensors")
+def steps(folder, seed, models, cases):
+    """{name: results} of each {name: case}."""
+    asked = [
+        {"out": str(folder / f"{n}.safetensors"), "seed": seed, "folders": [str(m) for m in models], **case}
+        for n, case in enumerate(cases.values())
+    ]
+    (folder / "cases.json").write_text(json.dumps(asked))
+    launch("tests.ranks", folder / "cases.json", timeout=600)
+    return {name: load_file(one["out"]) for name, one in zip(cases, asked)}
 
 
 def compare(one, other, name, exact=1e-12, updated=1e-8, close=1e-5):
@@ -32,23 +39,23 @@ def compare(one, other, name, exact=1e-12, updated=1e-8, close=1e-5):
 
 
 def test_one_rank_and_more_take_the_same_step(tmp_path, tiny, seed):
-    folders = [tiny, build_tiny(tmp_path / "model", family="qwen3_vl", tie=False)]
-    one = step(tmp_path / "1", seed, folders, 1)
     cases = {
-        "2": (2, 100_000, "even"),
-        "2, uneven, micro-batches, recomputed": (2, 230, "uneven", 1, 1),
-        "3": (3, 100_000, "even"),
-        "2 copies on 2 ranks each": (4, 100_000, "even", 2, 1),
+        "1": dict(size=1),
+        "2": dict(size=2),
+        "2, uneven, micro-batches, recomputed": dict(size=2, budget=230, share="uneven", recompute=1),
+        "3": dict(size=3),
+        "2 copies on 2 ranks each": dict(size=4, replicate=2, recompute=1),
     }
-    for name, case in cases.items():
-        compare(one, step(tmp_path / name, seed, folders, *case), name)
+    found = steps(tmp_path, seed, [tiny, build_tiny(tmp_path / "model", family="qwen3_vl", tie=False)], cases)
+    for name in list(cases)[1:]:
+        compare(found["1"], found[name], name)
 
 
 @pytest.mark.gpu
 def test_two_ranks_on_one_gpu(tmp_path, tiny, seed):
     """FSDP2 on CUDA tensors, by gloo; and the GPU's step is the CPU's."""
     pytest.importorskip("pydantic")
-    one = step(tmp_path / "cpu", seed, [tiny], 1)
-    for name, ranks in (("one rank", 1), ("two ranks", 2)):
-        found = step(tmp_path / name, seed, [tiny], ranks, device="cuda")
-        compare(one, found, name, exact=1e-10, updated=1e-6, close=1e-4)
+    cases = {"cpu": dict(size=1), "1": dict(size=1, device="cuda"), "2": dict(size=2, device="cuda")}
+    found = steps(tmp_path, seed, [tiny], cases)
+    for name in ("1", "2"):
+        compare(found["cpu"], found[name], name, exact=1e-10, updated=1e-6, close=1e-4)

@@ -16,6 +16,7 @@ import torch
 from safetensors.torch import load_file
 
 from sslr1 import glossary, ops
+from sslr1 import train as program
 from sslr1.data import Decoder, ImageFolder
 from tests.conftest import ROOT, launch
 from tests.test_trackers import scalars
@@ -35,19 +36,14 @@ SMALL = (
 )
 
 
+def arguments(tmp_path, tiny, scenes, name, *overrides):
+    """Of a small run."""
+    own = {"model.path": tiny, "data.path": scenes, "log.dir": tmp_path, "log.name": name}
+    return ROOT / "configs/tiny.yaml", *(f"{key}={value}" for key, value in own.items()), *SMALL, *overrides
+
+
 def train(tmp_path, tiny, scenes, name, *overrides, ranks=1, program="sslr1.train", **options):
-    return launch(
-        program,
-        "configs/tiny.yaml",
-        f"model.path={tiny}",
-        f"data.path={scenes}",
-        f"log.dir={tmp_path}",
-        f"log.name={name}",
-        *SMALL,
-        *overrides,
-        ranks=ranks,
-        **options,
-    )
+    return launch(program, *arguments(tmp_path, tiny, scenes, name, *overrides), ranks=ranks, **options)
 
 
 @pytest.fixture(scope="module")
@@ -288,7 +284,7 @@ def test_sigterm_ends_the_step_and_saves(tmp_path, warm, scenes):
         (["data.min_side=5000"], "the shorter side is under data.min_side 5000"),
     ],
 )
-def test_errors_end_in_one_line(tmp_path, tiny, scenes, overrides, words):
+def test_errors_end_in_one_line(tmp_path, tiny, scenes, overrides, words, monkeypatch, capfd):
     places = {name: tmp_path / name for name in ("empty", "no_tokenizer", "remote", "other")}
     places["empty"].mkdir()
     for name in ("no_tokenizer", "remote", "other"):
@@ -297,10 +293,21 @@ def test_errors_end_in_one_line(tmp_path, tiny, scenes, overrides, words):
     for name, change in (("remote", {"auto_map": {"AutoModel": "x.Y"}}), ("other", {"model_type": "llama"})):
         path = places[name] / "config.json"
         path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
-    done = train(tmp_path, tiny, scenes, "run", *[o.format(**places) for o in overrides], check=False)
-    assert done.returncode == 2
+    asked = arguments(tmp_path, tiny, scenes, "run", *[o.format(**places) for o in overrides])
+    monkeypatch.setattr(sys, "argv", ["sslr1.train", *map(str, asked)])
+    with pytest.raises(SystemExit) as ended:
+        program.main()
+    assert ended.value.code == 2
+    printed = capfd.readouterr().err
+    lines = printed.strip().splitlines()
+    assert len(lines) == 1 and lines[0].startswith("error: ") and words in lines[0], printed
+
+
+def test_an_error_of_the_program(tmp_path, tiny, scenes):
+    """As a user meets it."""
+    done = train(tmp_path, tiny, scenes, "run", f"model.path={tmp_path}", check=False)
     lines = done.stderr.strip().splitlines()
-    assert len(lines) == 1 and lines[0].startswith("error: ") and words in lines[0], done.stderr
+    assert done.returncode == 2 and len(lines) == 1 and lines[0].startswith("error: "), done.stderr
 
 
 def test_ranks_must_divide_the_batch(tmp_path, tiny, scenes):
