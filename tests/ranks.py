@@ -126,11 +126,13 @@ def run(rank, size, store, out, seed, folders, budget=100_000, share="even", rep
 
 
 def main(path):
-    """Cases, as {out, size, …}, one after the other; ranks are forks of this process, which spares each its imports."""
+    """Cases, as {out, size, …}, one after the other; ranks are forks of this process, which spares each its imports, but where
+    they use CUDA, which a fork may not."""
     for case in json.loads(Path(path).read_text()):
         size, out = case.pop("size"), case["out"]
         call = partial(run, size=size, store=f"{out}.store", **case)
-        torch.multiprocessing.start_processes(call, nprocs=size, start_method="fork")
+        method = "spawn" if case.get("device") == "cuda" else "fork"
+        torch.multiprocessing.start_processes(call, nprocs=size, start_method=method)
 
 
 if __name__ == "__main__":
