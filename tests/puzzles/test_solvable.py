@@ -16,8 +16,8 @@ from sslr1.puzzles.plan import canvas_size
 
 # level and number of puzzles: new ones each time, more for `make test-slow`
 DRAWS = [
-    pytest.param(level, count, marks=[pytest.mark.slow] * (count > 200))
-    for count in (200, 2000)
+    pytest.param(level, count, marks=[pytest.mark.slow] * (count > 500))
+    for count in (500, 2000)
     for level in (1, 2, 3, 4)
 ]
 
