@@ -87,8 +87,7 @@ def by_the_book(
         term = term - bonus * entropy
         each = {"dapo": 1 / T, "cispo": 1 / T, "dr_grpo": 1 / (S * max_tokens)}.get(loss_type, 1 / (S * len(rows)))
         total = total + term.sum() * each
-        # an entropy is the difference of logits' sizes: one under a nat is no more exact than one of a nat
-        absolute += float(term.detach().abs().clamp(min=bonus).sum()) * each
+        absolute += float(term.detach().abs().sum()) * each
     return (total, absolute) if with_absolute else total
 
 
