@@ -44,16 +44,17 @@ def advantages(rewards, kind="group", reward_std=None):
         raise ValueError(f"rewards must be [P, G], got shape {tuple(rewards.shape)}")
     if rewards.numel() == 0:
         return rewards.clone()
-    centred = rewards - rewards.mean(1, keepdim=True)
+    exact = rewards.double()  # a reward near its group's mean would lose its digits
+    centred = exact - exact.mean(1, keepdim=True)
     if kind == "group":
-        spread = rewards.std(1, keepdim=True) if rewards.shape[1] > 1 else torch.zeros_like(centred)
+        spread = exact.std(1, keepdim=True) if exact.shape[1] > 1 else torch.zeros_like(centred)
         centred = centred / (spread + 1e-4)
     elif kind == "batch":
         if reward_std is None:
-            reward_std = rewards.std() if rewards.numel() > 1 else rewards.new_zeros(())
+            reward_std = exact.std() if exact.numel() > 1 else exact.new_zeros(())
         centred = centred / (reward_std + 1e-4)
     flat = rewards.amax(1, keepdim=True) == rewards.amin(1, keepdim=True)
-    return centred.masked_fill(flat, 0)
+    return centred.masked_fill(flat, 0).to(rewards.dtype)
 
 
 @torch.no_grad()
