@@ -95,8 +95,9 @@ def one_process():
     parallel.stop()
 
 
-def launch(*arguments, ranks=1, check=True, timeout=300, **environment):
-    """Run `python -m …` or, for several ranks, `torchrun … -m …` in a process of its own; returns the finished process."""
+def launch_anew(*arguments, ranks=1, check=True, timeout=300, **environment):
+    """As a user does, `python -m …` or, for several ranks, `torchrun … -m …`; returns the finished process. `tests.forks` has a
+    `launch` that costs less."""
     start = (
         [sys.executable]
         if ranks == 1

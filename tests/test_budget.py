@@ -1,8 +1,6 @@
 """The planner's arithmetic against what a learner holds, and its command."""
 
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -12,6 +10,7 @@ from sslr1 import budget, config, entry, model, ops
 from sslr1.model import parallel
 from sslr1.ops.chunks import default_height
 from sslr1.rollout.cache import GroupCache
+from tests.forks import launch
 from tests.model.test_load import PUBLISHED, published
 from tests.test_learner import make_groups, make_learner
 
@@ -123,10 +122,8 @@ def test_height_is_what_the_loss_takes(monkeypatch):
 
 
 def test_the_command(tmp_path, capsys):
-    arguments = ["configs/tiny.yaml", "--plan", "8", f"log.dir={tmp_path}"]
-    run = [sys.executable, "-m", "sslr1.train"]
-    done = subprocess.run([*run, *arguments], cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0 and "at most" in done.stdout and not list(tmp_path.glob("*/metrics.jsonl"))
+    done = launch("sslr1.train", "configs/tiny.yaml", "--plan", 8, f"log.dir={tmp_path}")
+    assert "at most" in done.stdout and not list(tmp_path.glob("*/metrics.jsonl"))
     with pytest.raises(SystemExit) as ended:
         entry.plan(ROOT / "configs" / "tiny.yaml", [], 7)
     assert ended.value.code == 2 and capsys.readouterr().err.startswith("error: --plan 7")

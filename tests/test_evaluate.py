@@ -10,7 +10,7 @@ from rich.console import Console
 from sslr1 import benchmarks, config, evaluate, scoring, tables
 from sslr1.data import ImageFolder
 from sslr1.errors import UserError
-from tests.conftest import launch
+from tests.forks import launch
 from tests.test_benchmarks import a_row, png, write
 
 OPTIONS = ("train.threads=1", "rollout.max_tokens=6")

@@ -15,7 +15,7 @@ from sslr1.data import Decoder, ImageFolder, ImageStore, Pool
 from sslr1.errors import UserError
 from sslr1.integrations import easyr1, ms_swift, trl, verl
 from sslr1.puzzles.series import Address
-from tests.conftest import launch
+from tests.forks import launch
 
 
 def command(monkeypatch, *arguments):

@@ -3,7 +3,7 @@
 from PIL import Image
 
 from sslr1 import puzzles
-from tests.conftest import launch
+from tests.forks import launch
 
 
 def test_a_sheet_a_puzzle_and_a_page(photographs, tmp_path):

@@ -9,7 +9,7 @@ import torch
 
 from sslr1 import probes, puzzles
 from sslr1.puzzles import correspondence, rotation
-from tests.conftest import launch
+from tests.forks import launch
 
 CASES = [(name, level) for name in puzzles.NAMES for level in (1, 2, 3, 4)]
 

@@ -7,7 +7,7 @@ import pytest
 from safetensors.torch import load_file
 
 from sslr1.model.tiny import build_tiny
-from tests.conftest import launch
+from tests.forks import launch
 
 
 def steps(folder, seed, models, cases):

@@ -15,7 +15,8 @@ from sslr1 import charts, config, model, ops, puzzles, report
 from sslr1.records import JsonLines
 from sslr1.samples import Samples
 from tests.browser import CHROMIUM, Page
-from tests.conftest import ROOT, launch
+from tests.conftest import ROOT
+from tests.forks import launch
 
 NASTY = [
     "<script>alert(1)</script>",

@@ -1,11 +1,9 @@
 """The command as a user runs it: real JPEG files, torchrun, resuming, and errors in one line."""
 
 import json
-import os
 import re
 import shutil
 import signal
-import subprocess
 import sys
 import time
 from dataclasses import replace
@@ -18,7 +16,8 @@ from safetensors.torch import load_file
 from sslr1 import glossary, ops
 from sslr1 import train as program
 from sslr1.data import Decoder, ImageFolder
-from tests.conftest import ROOT, launch
+from tests.conftest import ROOT, launch_anew
+from tests.forks import Program, launch
 from tests.test_trackers import scalars
 
 SMALL = (
@@ -42,8 +41,8 @@ def arguments(tmp_path, tiny, scenes, name, *overrides):
     return ROOT / "configs/tiny.yaml", *(f"{key}={value}" for key, value in own.items()), *SMALL, *overrides
 
 
-def train(tmp_path, tiny, scenes, name, *overrides, ranks=1, program="sslr1.train", **options):
-    return launch(program, *arguments(tmp_path, tiny, scenes, name, *overrides), ranks=ranks, **options)
+def train(tmp_path, tiny, scenes, name, *overrides, program="sslr1.train", launch=launch, **options):
+    return launch(program, *arguments(tmp_path, tiny, scenes, name, *overrides), **options)
 
 
 @pytest.fixture(scope="module")
@@ -177,8 +176,8 @@ def test_the_sampler_learns_from_where_it_stopped(unbroken, tmp_path, warm, scen
 
 
 def test_two_ranks_train_alike_and_go_on_as_one(unbroken, tmp_path, warm, scenes):
-    """Two ranks make the run of one, up to rounding; a checkpoint of two is resumed by one."""
-    train(tmp_path, warm, scenes, "two", "train.steps=4", ranks=2)
+    """Two ranks of torchrun make the run of one, up to rounding; a checkpoint of two is resumed by one."""
+    train(tmp_path, warm, scenes, "two", "train.steps=4", ranks=2, launch=launch_anew)
     one, two = records(unbroken[0])[:5], records(tmp_path / "two")
     for a, b in zip(one, two):
         for key in ("reward", "entropy", "grad_norm", "eval/rotation/exact"):
@@ -241,22 +240,8 @@ def test_other_settings_are_refused_in_the_same_folder(unbroken, tmp_path, warm,
 
 
 def test_sigterm_ends_the_step_and_saves(tmp_path, warm, scenes):
-    command = [
-        sys.executable,
-        "-m",
-        "sslr1.train",
-        "configs/tiny.yaml",
-        f"model.path={warm}",
-        f"data.path={scenes}",
-        f"log.dir={tmp_path}",
-        "log.name=long",
-        *SMALL,
-        "train.steps=10000",
-        "checkpoint.every=10000",
-    ]
-    process = subprocess.Popen(
-        command, cwd=ROOT, stdout=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}
-    )
+    endless = arguments(tmp_path, warm, scenes, "long", "train.steps=10000", "checkpoint.every=10000")
+    process = Program("sslr1.train", *endless)
     metrics = tmp_path / "long" / "metrics.jsonl"
     while process.poll() is None and (not metrics.exists() or len(metrics.read_text().splitlines()) < 4):
         time.sleep(0.1)
@@ -305,7 +290,7 @@ def test_errors_end_in_one_line(tmp_path, tiny, scenes, overrides, words, monkey
 
 def test_an_error_of_the_program(tmp_path, tiny, scenes):
     """As a user meets it."""
-    done = train(tmp_path, tiny, scenes, "run", f"model.path={tmp_path}", check=False)
+    done = train(tmp_path, tiny, scenes, "run", f"model.path={tmp_path}", check=False, launch=launch_anew)
     lines = done.stderr.strip().splitlines()
     assert done.returncode == 2 and len(lines) == 1 and lines[0].startswith("error: "), done.stderr
 

@@ -2,8 +2,8 @@
 
 import pytest
 
-from tests.conftest import launch
 from tests.faults.runs import SMALL, command, finish
+from tests.forks import launch
 
 
 @pytest.fixture(scope="session")

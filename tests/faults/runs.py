@@ -11,6 +11,7 @@ from safetensors import safe_open
 
 from sslr1 import checkpoint
 from tests.conftest import ROOT
+from tests.forks import Program
 
 SMALL = (
     "data.min_side=112",
@@ -43,6 +44,8 @@ def command(folder, model, images, *overrides, ranks=1, program="sslr1.train", t
 
 def start(line, **environment):
     """The command as a process that leads a group of its own."""
+    if line[:2] == [sys.executable, "-m"] and line[2] != "torch.distributed.run":
+        return Program(*line[2:], **environment)
     env = {**os.environ, "OMP_NUM_THREADS": "1", **environment}
     pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     return subprocess.Popen(line, cwd=ROOT, env=env, start_new_session=True, **pipes)

@@ -17,11 +17,11 @@ from sslr1.data import BadImages, Decoder, ImageFolder, ImageStore, bad, headers
 from sslr1.data.scenes import scene
 from sslr1.errors import UserError
 from sslr1.run import Run
-from tests.conftest import launch
 from tests.data import kinds
 from tests.data.test_data import content, stream
 from tests.data.test_shards import archive
 from tests.faults.epoch import epoch
+from tests.forks import launch
 from tests.test_train import records, train
 
 NOTHING_ELSE = {"rotation": 0.6, "ordering": 0.4}  # puzzles that show no image but their own

@@ -6,8 +6,8 @@ import pytest
 from safetensors.torch import load_file
 
 from sslr1 import checkpoint, model
-from tests.conftest import launch
 from tests.faults.runs import check_whole, command, finish, records
+from tests.forks import launch
 from tests.test_learner import make_groups, make_learner
 
 
