@@ -33,11 +33,12 @@ TAKEN_ALONG = (
 class Program:
     """`python -m module arguments…`, as far as tests use a Popen. Leads a process group of its own."""
 
-    def __init__(self, module, *arguments, **environment):
+    def __init__(self, module, *arguments, cwd=ROOT, **environment):
         self.args = (module, *arguments)
         (out, self.stdout), (err, self.stderr), (status, ours) = (_pipe() for _ in range(3))
         request = {
             "argv": [module, *map(str, arguments)],
+            "cwd": str(cwd),
             "environ": {**os.environ, "OMP_NUM_THREADS": "1", **environment},
         }
         socket.send_fds(_server(), [json.dumps(request).encode()], [out, err, status])
@@ -81,10 +82,11 @@ class Program:
             os.killpg(self.pid, signal.SIGKILL)
 
 
-def launch(*command, ranks=1, check=True, timeout=300, **environment):
-    """Run `python -m …`, as several ranks if asked, to its end; returns the finished process with what all have printed."""
+def launch(*command, ranks=1, check=True, timeout=300, **options):
+    """Run `python -m …`, as several ranks if asked, to its end; returns the finished process with what all have printed.
+    options: `cwd` and the environment."""
     own = [{}] if ranks == 1 else _ranks(ranks)
-    programs, end = [Program(*command, **environment, **variables) for variables in own], time.monotonic() + timeout
+    programs, end = [Program(*command, **options, **variables) for variables in own], time.monotonic() + timeout
     try:
         while any(p.poll() is None for p in programs) and not any(p.poll() for p in programs):
             if time.monotonic() > end:
@@ -165,6 +167,7 @@ def serve(channel):
             os.dup2(fd, standard)
             os.close(fd)
         request = json.loads(request)
+        os.chdir(request["cwd"])
         os.environ.clear()
         os.environ.update(request["environ"])
         return request["argv"]

@@ -4,10 +4,12 @@ import importlib
 import json
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from tests.conftest import ROOT
+from tests.forks import launch
 
 
 @pytest.fixture
@@ -17,6 +19,14 @@ def bench(monkeypatch):
     yield importlib.import_module
     for name in ("proof", "learning", "machine", "curve"):
         sys.modules.pop(name, None)
+
+
+def fork(command, stdout, stderr, env):
+    """`subprocess.run` of `python -m …`, less its imports."""
+    assert command[:2] == [sys.executable, "-m"] and stdout is stderr
+    done = launch(*command[2:], check=False, cwd=Path.cwd(), **env)
+    stdout.write(done.stdout + done.stderr)
+    return done
 
 
 def test_a_run_is_made_once_and_collected(bench, tmp_path, scenes, monkeypatch):
@@ -32,6 +42,7 @@ def test_a_run_is_made_once_and_collected(bench, tmp_path, scenes, monkeypatch):
     monkeypatch.setattr(proof, "write_scenes", lambda *_, **__: None)
     monkeypatch.setattr(proof, "results_file", lambda kind, found: tmp_path / f"{kind}.json")
     monkeypatch.setattr(sys, "argv", ["proof.py", "--jobs", "1"])
+    monkeypatch.setattr(proof, "subprocess", SimpleNamespace(run=fork))
     assert not proof.finished("only-rotation-seed-5")
     proof.main()
     found = json.loads((tmp_path / "proof.json").read_text())

@@ -283,7 +283,7 @@ def test_similarity_from_pixels(gallery, seed, level):
     assert right >= 0.95 * count, right / count
 
 
-def alignment(a, b, n=40, N=120):
+def alignment(a, b, n=32, N=96):
     """How surely two views show the same: the correlation of their local patterns where they overlap, times the root of that
     area, over flips, scales, aspects and shifts; by FFT, [variants, N, N]."""
     fixed = pattern(F.interpolate(grey(a), (n, n), mode="bilinear", antialias=True))
