@@ -9,6 +9,7 @@ from dataclasses import asdict
 from machine import machine, results_file
 
 from sslr1 import probes, puzzles
+from sslr1.textures import SUBSAMPLING, Textures
 
 
 def rows(count, pictures):
@@ -20,8 +21,8 @@ def rows(count, pictures):
         for level in puzzles.LEVELS[name]:
             for found in probes.probe(images, name, level, count):
                 yield {"shown": shown, **asdict(found)}
-    for jpeg in probes.SUBSAMPLING:  # what a file brings with it; the bound is on what the puzzle adds
-        images = list(probes.Textures(range(2 * count), jpeg))
+    for jpeg in SUBSAMPLING:  # what a file brings with it; the bound is on what the puzzle adds
+        images = list(Textures(range(2 * count), jpeg))
         for level in puzzles.LEVELS["rotation"]:
             for found in probes.probe(images, "rotation", level, count):
                 yield {"shown": f"textures through JPEG, {jpeg}", **asdict(found), "bound": None}

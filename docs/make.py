@@ -18,6 +18,7 @@ from sslr1 import config, glossary, preview, probes, puzzles
 from sslr1.data import images, stream
 from sslr1.data.decode import NEAR
 from sslr1.puzzles import batch, curriculum, prompts, reward
+from sslr1.settings import Data, Section
 
 HERE = Path(__file__).parent
 PLAIN = r"\boxed{{{}}}"
@@ -73,7 +74,7 @@ def configuration() -> str:
         rows, inner = [], []
         for name, field in owner.model_fields.items():
             key = f"{path}.{name}"
-            if isinstance(field.annotation, type) and issubclass(field.annotation, config.Section):
+            if isinstance(field.annotation, type) and issubclass(field.annotation, Section):
                 inner.append((field.annotation, key))
                 continue
             free = key in config.IMMATERIAL or path in config.IMMATERIAL
@@ -288,7 +289,7 @@ def flat_groups() -> str:
 
 
 def data_numbers() -> str:
-    fields = config.Data.model_fields
+    fields = Data.model_fields
     side = fields["max_side"].default
     rows = [
         ("files", ", ".join(f"`{suffix}`" for suffix in images.SUFFIXES) + ", any case, in folders of any depth"),
@@ -311,7 +312,7 @@ def held_out() -> str:
     rows = []
     for n in (16, 100, 150, 2000, 20_000, 118_287):
         folder = images.ImageFolder("", [(str(i), 0) for i in range(n)])
-        train, held = folder.hold_out(config.Data.model_fields["holdout"].default)
+        train, held = folder.hold_out(Data.model_fields["holdout"].default)
         rows.append((f"{n:,}", f"{len(held):,}", f"{len(train):,}"))
     return table(("images", "held out", "to train on"), rows)
 

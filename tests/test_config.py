@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from sslr1 import config
+from sslr1.settings import Optim, Section
 from tests import fuzz
 from tests.fuzz import config as fuzzed
 
@@ -131,7 +132,7 @@ def test_files_that_are_no_configuration(tmp_path):
 def test_a_section_with_nothing_in_it_is_its_defaults(tmp_path):
     path = tmp_path / "c.yaml"
     path.write_text("model: {path: m}\ndata: {path: d}\noptim:\n  # lr: 1\n")
-    assert config.load(path).optim == config.Optim() and config.load(path, ["optim.lr=2"]).optim.lr == 2
+    assert config.load(path).optim == Optim() and config.load(path, ["optim.lr=2"]).optim.lr == 2
 
 
 def test_whatever_is_written_is_a_configuration_or_one_line(seed):
@@ -149,7 +150,7 @@ def test_resolved_configuration_reads_back(tmp_path):
 def test_every_setting_is_described():
     def fields(section, path=""):
         for name, field in section.model_fields.items():
-            if isinstance(field.annotation, type) and issubclass(field.annotation, config.Section):
+            if isinstance(field.annotation, type) and issubclass(field.annotation, Section):
                 yield from fields(field.annotation, f"{path}{name}.")
             else:
                 yield f"{path}{name}", field.description

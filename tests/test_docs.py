@@ -6,6 +6,7 @@ import runpy
 import pytest
 
 from sslr1 import budget, config, glossary, puzzles
+from sslr1.settings import Section
 from tests.conftest import ROOT
 from tests.model.test_load import published
 
@@ -35,7 +36,7 @@ def keys(section=config.Config, path=""):
     """Every key of the configuration, and its sections."""
     for name, field in section.model_fields.items():
         yield f"{path}{name}"
-        if isinstance(field.annotation, type) and issubclass(field.annotation, config.Section):
+        if isinstance(field.annotation, type) and issubclass(field.annotation, Section):
             yield from keys(field.annotation, f"{path}{name}.")
 
 

@@ -9,6 +9,7 @@ import torch
 
 from sslr1 import probes, puzzles
 from sslr1.puzzles import correspondence, rotation
+from sslr1.textures import Textures, texture
 from tests.forks import launch
 
 CASES = [(name, level) for name in puzzles.NAMES for level in (1, 2, 3, 4)]
@@ -23,7 +24,7 @@ def images():
 
 @pytest.fixture(scope="module")
 def textures():
-    return [probes.texture(i) for i in range(200)]
+    return [texture(i) for i in range(200)]
 
 
 def bounded(findings, errors=0.0):
@@ -86,10 +87,10 @@ def test_limits_are_over_images(draw):
 
 
 def test_textures_are_drawn_when_asked_for():
-    some = probes.Textures(range(10))[1::2]
-    assert len(some) == 5 and torch.equal(some[2], probes.texture(5)) and not torch.equal(some[1], some[2])
-    through = [probes.Textures(range(9), jpeg)[3] for jpeg in (None, "4:4:4", "4:2:0")]
-    assert torch.equal(through[0], probes.texture(3))
+    some = Textures(range(10))[1::2]
+    assert len(some) == 5 and torch.equal(some[2], texture(5)) and not torch.equal(some[1], some[2])
+    through = [Textures(range(9), jpeg)[3] for jpeg in (None, "4:4:4", "4:2:0")]
+    assert torch.equal(through[0], texture(3))
     apart = [(a.float() - b.float()).abs().mean() for a, b in ((through[0], through[1]), (through[1], through[2]))]
     assert all(0 < difference < 10 for difference in apart), apart
 

@@ -6,6 +6,7 @@ import shutil
 import pytest
 
 from sslr1 import checkpoint, config
+from sslr1.settings import Section
 from tests.faults.runs import command, finish
 
 GOOD = {"model": {"path": "m"}, "data": {"path": "d"}}
@@ -41,7 +42,7 @@ def settings(section, path=""):
     """(dotted key, field) of every setting."""
     for name, field in section.model_fields.items():
         kind = field.annotation
-        if isinstance(kind, type) and issubclass(kind, config.Section):
+        if isinstance(kind, type) and issubclass(kind, Section):
             yield from settings(kind, f"{path}{name}.")
         else:
             yield f"{path}{name}", field

@@ -9,12 +9,13 @@ import yaml
 from hypothesis import strategies as st
 
 from sslr1 import config
+from sslr1.settings import Section
 
 
 def _fields(section, path=()):
     for name, field in section.model_fields.items():
         yield (*path, name), field
-        if isinstance(field.annotation, type) and issubclass(field.annotation, config.Section):
+        if isinstance(field.annotation, type) and issubclass(field.annotation, Section):
             yield from _fields(field.annotation, (*path, name))
 
 
