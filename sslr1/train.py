@@ -11,7 +11,6 @@ from dataclasses import dataclass
 import torch
 
 from sslr1 import entry
-from sslr1.run import Run
 
 
 def train(built, run):
@@ -92,8 +91,11 @@ def main():
     arguments = parser.parse_intermixed_args()
     if arguments.plan is not None:
         return entry.plan(arguments.config, arguments.overrides, arguments.plan)
-    with entry.built(arguments.config, arguments.overrides, run=True) as built, Run(built) as run:
-        train(built, run)
+    with entry.built(arguments.config, arguments.overrides, run=True) as built:
+        from sslr1.run import Run  # behind the configuration's check: what it imports takes seconds
+
+        with Run(built) as run:
+            train(built, run)
 
 
 if __name__ == "__main__":

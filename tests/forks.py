@@ -22,6 +22,7 @@ PROGRAMS = tuple(f"sslr1.{name}" for name in ("train", "warmup", "evaluate", "pr
 TAKEN_ALONG = (
     *PROGRAMS,
     "sslr1.build",
+    "sslr1.run",
     "transformers.models.auto.modeling_auto",
     "transformers.models.qwen2_5_vl.modeling_qwen2_5_vl",
     "transformers.models.qwen3_vl.modeling_qwen3_vl",
