@@ -5,7 +5,7 @@ import subprocess
 from glob import glob
 from pathlib import Path
 
-from pybind11.setup_helpers import Pybind11Extension, build_ext
+from pybind11.setup_helpers import ParallelCompile, Pybind11Extension, build_ext
 from setuptools import setup
 
 NVCC = shutil.which("nvcc") or next(iter(glob("/usr/local/cuda/bin/nvcc")), None)
@@ -24,7 +24,7 @@ class BuildWithCuda(build_ext):
         target.parent.mkdir(parents=True, exist_ok=True)
         flags = [flag for a in ARCHITECTURES for flag in ("-gencode", a)]
         subprocess.check_call(
-            [NVCC, "-O3", "-std=c++17", "-Xcompiler", "-fPIC", *flags, "-c", source, "-o", str(target)]
+            [NVCC, "--threads", "0", "-O3", "-std=c++17", "-Xcompiler", "-fPIC", *flags, "-c", source, "-o", str(target)]
         )
         return str(target)
 
@@ -56,4 +56,5 @@ extension = Pybind11Extension(
     library_dirs=[cuda_library_folder()] if NVCC else [],
     libraries=["cudart_static", "rt", "dl"] if NVCC else [],
 )
+ParallelCompile("MAX_JOBS").install()  # files side by side, on all cores unless the variable says how many
 setup(ext_modules=[extension], cmdclass={"build_ext": BuildWithCuda})
