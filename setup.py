@@ -24,7 +24,20 @@ class BuildWithCuda(build_ext):
         target.parent.mkdir(parents=True, exist_ok=True)
         flags = [flag for a in ARCHITECTURES for flag in ("-gencode", a)]
         subprocess.check_call(
-            [NVCC, "--threads", "0", "-O3", "-std=c++17", "-Xcompiler", "-fPIC", *flags, "-c", source, "-o", str(target)]
+            [
+                NVCC,
+                "--threads",
+                "0",
+                "-O3",
+                "-std=c++17",
+                "-Xcompiler",
+                "-fPIC",
+                *flags,
+                "-c",
+                source,
+                "-o",
+                str(target),
+            ]
         )
         return str(target)
 

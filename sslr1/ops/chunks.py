@@ -59,8 +59,9 @@ class Chunks:
             yield index, picked, self.logits
 
     def sharpen(self, picked):
-        """Form once more in float64, in rows with logits beyond SMALL, the few of them that a log-prob is made of: of a sum as
-        large as 90 float32 leaves 1e-5 or 2e-5, and off-policy e^(logp - old) is wrong by as much."""
+        """Form once more in float64, in rows with logits beyond SMALL, the few of them that a log-prob is made of, and shift the row
+        so that its largest is 0: of a sum as large as 90 float32 leaves 1e-5 or 2e-5, and off-policy e^(logp - old) is wrong by as
+        much."""
         large = torch.maximum(self.logits.amax(1), -self.logits.amin(1)) > SMALL * self.temperature
         if not large.is_cuda and not large.any():  # a GPU would have to wait for the answer
             return
@@ -72,11 +73,16 @@ class Chunks:
             )
         states, weights, found = self.exact
         states.copy_(self.states)
+        exact = []
         for place in places.unbind(1):
             weights.copy_(torch.index_select(self.weight, 0, place, out=found))
-            exact = weights.mul_(states).sum(1, keepdim=True).to(self.wide)
-            place = place[:, None]
-            self.logits.scatter_(1, place, torch.where(large[:, None], exact, self.logits.gather(1, place)))
+            exact.append(weights.mul_(states).sum(1))
+        exact = torch.stack(exact, 1)
+        # A softmax sees no shift: less the largest, those that count are small numbers, of which float32 keeps the digits
+        shift = torch.where(large, exact.amax(1), 0.0).to(self.wide)[:, None]
+        self.logits.sub_(shift)
+        sharp = torch.where(large[:, None], (exact - shift).to(self.wide), self.logits.gather(1, places))
+        self.logits.scatter_(1, places, sharp)
 
     def fill(self, column, index):
         """column[index] and zeros up to the chunk's height; None stays None."""

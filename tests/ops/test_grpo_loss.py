@@ -164,7 +164,10 @@ def check_against_float64(backend, device, shapes, dtype=torch.float32, cases=No
         rewards = torch.rand(P, G)
         rewards[torch.randint(0, P, ())] = 0.3
         exact = [x.double().requires_grad_() for x in (hidden, head)]
-        now = (exact[0].detach() @ exact[1].detach().T / temperature).log_softmax(-1)[torch.arange(N), tokens]
+        every = (exact[0].detach() @ exact[1].detach().T / temperature).log_softmax(-1)
+        if N:  # nobody draws a token of e^-100, and a float32 log-prob of -100 is not right to 1e-5
+            tokens = torch.where(every[torch.arange(N), tokens] < -50, every.argmax(-1), tokens)
+        now = every[torch.arange(N), tokens]
         for loss_type, off_policy in cases or itertools.product(LOSS_TYPES, (False, True)):
             shift = 0.4 * torch.randn(N, dtype=torch.float64)
             shift[(shift.exp() - 0.9).abs() < 1e-3] = 0.0  # at a bound both sides are right
@@ -487,7 +490,7 @@ def test_an_advantage_near_the_mean_keeps_its_digits(seed, kind):
     rewards[:, 0] = rewards[:, 1:].mean(1)  # as near to the group's mean as float32 comes
     R, std = rewards.double(), {"group": lambda R: R.std(1, keepdim=True) + 1e-4, "batch": lambda R: R.std() + 1e-4}
     expected = (R - R.mean(1, keepdim=True)) / std.get(kind, lambda R: 1.0)(R)
-    assert (expected[:, 0].abs() < 1e-5).all()
+    assert expected[:, 0].abs().median() < 1e-6 and (expected[:, 0] != 0).any()
     assert ops.advantages(rewards, kind).dtype == torch.float32
     assert torch.allclose(ops.advantages(rewards, kind).double(), expected, rtol=1e-6, atol=1e-12)
 
