@@ -22,23 +22,9 @@ class BuildWithCuda(build_ext):
     def _compile(self, source):
         target = Path(self.build_temp) / (Path(source).stem + ".cu.o")
         target.parent.mkdir(parents=True, exist_ok=True)
-        flags = [flag for a in ARCHITECTURES for flag in ("-gencode", a)]
-        subprocess.check_call(
-            [
-                NVCC,
-                "--threads",
-                "0",
-                "-O3",
-                "-std=c++17",
-                "-Xcompiler",
-                "-fPIC",
-                *flags,
-                "-c",
-                source,
-                "-o",
-                str(target),
-            ]
-        )
+        flags = ["--threads=0", "-O3", "-std=c++17", "-Xcompiler", "-fPIC"]
+        flags += [flag for a in ARCHITECTURES for flag in ("-gencode", a)]
+        subprocess.check_call([NVCC, *flags, "-c", source, "-o", str(target)])
         return str(target)
 
 
