@@ -11,6 +11,7 @@ from sslr1.config import Config
 from sslr1.data import Decoder, ImageFolder, ImageStore, Pool, PuzzleStream, bad
 from sslr1.errors import UserError
 from sslr1.model import parallel
+from sslr1.puzzles import series
 from sslr1.rollout import Engine, SamplerWeights
 
 BUILTIN_MODEL, BUILTIN_IMAGES = "builtin:tiny", "builtin:scenes"
@@ -151,6 +152,8 @@ def build(config: Config, world: parallel.World, folder: Path | None = None, dat
     tokenizer = model.load_tokenizer(model_path)
     limits = {k: v for k in ("min_pixels", "max_pixels") if (v := getattr(config.puzzles, k))}
     spec = ops.PatchSpec.from_pretrained(model_path, dtype=dtype, **limits)
+    if data:
+        series.check(_kinds(config), spec, config.puzzles.composed)
     images, evaluation = _images(config, data_path, listing) if data else (None, None)
 
     problem = None
@@ -184,18 +187,27 @@ def check_token_budget(config, images, tokenizer, spec) -> None:
     largest = sorted(images.train, key=lambda number: -store.folder.files[number][1])[:4]
     found = {number: image for number, image in zip(largest, store.get(largest)) if image is not None}
     options = dict(seed=config.train.seed, spec=spec, thinking=c.thinking, wordings=c.wordings, composed=c.composed)
-    for name in c.mixture if found else ():
-        for level in puzzles.LEVELS[name] if c.curriculum == "adaptive" else [c.levels[name]]:
-            pool = Pool(store, images.train)
+    for name, level in _kinds(config) if found else ():
+        pool = Pool(store, images.train)
+        try:
             batch = puzzles.make([*found.values()], name, index=[*found], level=level, pool=pool, **options)
-            longest = max(len(prompt.input_ids) for prompt in model.prompts(batch, tokenizer))
-            needed = longest + config.rollout.max_tokens
-            if needed > config.train.token_budget:
-                raise UserError(
-                    f"train.token_budget is {config.train.token_budget}: a prompt of {longest} tokens ({name}, level {level}) and "
-                    f"a completion of rollout.max_tokens={config.rollout.max_tokens} don't fit; set it to {needed} or more, or "
-                    "lower puzzles.max_pixels"
-                )
+        except puzzles.PoolError:  # images alike, which the stream passes over
+            continue
+        longest = max(len(prompt.input_ids) for prompt in model.prompts(batch, tokenizer))
+        needed = longest + config.rollout.max_tokens
+        if needed > config.train.token_budget:
+            raise UserError(
+                f"train.token_budget is {config.train.token_budget}: a prompt of {longest} tokens ({name}, level {level}) and "
+                f"a completion of rollout.max_tokens={config.rollout.max_tokens} don't fit; set it to {needed} or more, or "
+                "lower puzzles.max_pixels"
+            )
+
+
+def _kinds(config) -> list:
+    """[(puzzle, level)] that training may come to."""
+    c = config.puzzles
+    adaptive = c.curriculum == "adaptive"
+    return [(name, level) for name in c.mixture for level in (puzzles.LEVELS[name] if adaptive else [c.levels[name]])]
 
 
 def _images(config, data_path, listing) -> tuple[Images, Images]:

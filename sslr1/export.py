@@ -106,13 +106,14 @@ def export_puzzles(
     """
     from sslr1 import ops, puzzles
     from sslr1.data import Decoder, ImageFolder, ImageStore, Pool
-    from sslr1.puzzles.series import Series, kinds
+    from sslr1.puzzles.series import Series, check, kinds
 
     if form != "ms-swift":
         _need_pyarrow()
     asked = kinds(puzzle or puzzles.NAMES, level)
     limits = {"max_pixels": max_pixels} if max_pixels else {}
     spec = ops.PatchSpec.from_pretrained(model, **limits) if model else ops.PatchSpec(**limits)
+    check(asked, spec, options.get("composed", False))
     store = ImageStore(ImageFolder.scan(folder), Decoder(max_side=max_side), min_side)
     train, held_out = store.folder.hold_out(0.05) if val else (range(len(store.folder)), [])
     made = {}

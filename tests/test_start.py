@@ -66,3 +66,10 @@ def test_bfloat16_on_a_gpu_without_it(monkeypatch, tiny, scenes, no_model):
 def test_ranks_that_do_not_divide(tiny, scenes, no_model, sections, words):
     with pytest.raises(UserError, match=words):
         build.build(settings(tiny, scenes, **sections), parallel.World(0, 2, torch.device("cpu")))
+
+
+def test_a_sheet_for_which_the_bounds_leave_no_room(tiny, scenes, one_process, no_model):
+    with pytest.raises(
+        UserError, match=r"ordering, level 2: a sheet of .* max_pixels = 12544: change them, or don't compose"
+    ):
+        build.build(settings(tiny, scenes, puzzles=SMALL | {"composed": True}), one_process)

@@ -114,8 +114,8 @@ class PuzzleStream:
                     slot.bad += 1
                     slot.other_image()
                     continue
-                puzzle = puzzles.make(
-                    [image],
+                puzzle = _decidable(
+                    image,
                     slot.name,
                     index=[slot.number],
                     epoch=slot.epoch,
@@ -123,7 +123,7 @@ class PuzzleStream:
                     level=self.levels(step, slot.j, slot.name),
                     **self.options,
                 )
-                if puzzle.decidable[0]:
+                if puzzle:
                     decided[slot.j] = puzzle
                     self.found = True
                 else:
@@ -167,6 +167,15 @@ class _Slot:
             keys.fold("substitute", self.stream.seed, self.epoch, self.q, self.attempt) % len(numbers)
         ]
         self.name, self.tried = self.first, {self.first}
+
+
+def _decidable(image, name, **options):
+    """The puzzle of an image; None where it, or what the pool has to set against it, can't decide one."""
+    try:
+        made = puzzles.make([image], name, **options)
+    except puzzles.PoolError:
+        return None
+    return made if made.decidable[0] else None
 
 
 def held_out(store, numbers, name, level, count, *, rank=0, world_size=1, chunk=64, **options) -> list:
@@ -219,10 +228,10 @@ def _held_out_options(store, numbers, level, *, seed, spec, thinking, wordings, 
 def _wanted(image, name, number, epoch, turn, options):
     """The first attempt that is decidable and has the answer whose turn it is; None if none of a fair number is."""
     for attempt in range(64):
-        batch = puzzles.make([image], name, index=[number], epoch=epoch, attempt=attempt, **options)
-        choices = batch.answers[0].choices
-        if not batch.decidable[0]:
+        batch = _decidable(image, name, index=[number], epoch=epoch, attempt=attempt, **options)
+        if batch is None:
             return None
+        choices = batch.answers[0].choices
         if not choices or batch.answers[0].value == choices[turn % len(choices)]:
             return attempt
     return None

@@ -61,18 +61,19 @@ def dataset(images, puzzle=None, *, level=None, count=None, seed=0, pool=None, *
     these images. options: `make`'s thinking, composed, wordings, and spec, which should be the model's
     (`PatchSpec.from_pretrained(folder)`), or its processor resizes what was drawn.
 
-    Raises UserError for unknown puzzles and levels, and if the images can't decide a puzzle.
+    Raises UserError for unknown puzzles and levels, for a spec that leaves a puzzle no canvas, and if the images can't decide one.
     """
     from datasets import Dataset, Features
 
     from sslr1.puzzles.batch import NAMES
-    from sslr1.puzzles.series import Series, kinds
+    from sslr1.puzzles.series import Series, check, kinds
 
-    images = _Pixels(images)
+    images, asked = _Pixels(images), kinds(puzzle or NAMES, level)
+    check(asked, options.get("spec"), options.get("composed", False))
     series = Series(
         images.__getitem__,
         range(len(images)),
-        kinds(puzzle or NAMES, level),
+        asked,
         seed=seed,
         pool=images if pool is None else pool,
         **options,

@@ -18,6 +18,7 @@ _HOME = {
     "PAPER_MIXTURE": "batch",
     "describe": "batch",
     "Picture": "picture",
+    "PoolError": "plan",
     "Plan": "plan",
     "Answer": "reward",
     "Score": "reward",

@@ -105,7 +105,8 @@ def make(
     2604.20705. wordings: use only the first so many wordings of each question.
 
     The same (seed, epoch, attempt, index, puzzle, level, spec's geometry, pool) gives the same puzzle, always. Raises
-    ValueError for unknown names, levels and presets, and where the pool has too few different images.
+    ValueError for unknown names, levels and presets, and where the spec leaves no canvas; PoolError, which is one, where the
+    pool has too few different images.
     """
     images = list(images)
     B = len(images)
@@ -136,9 +137,10 @@ def make(
             raise ValueError(f"{name} has no level {levels[i]}; it has {LEVELS[name]}")
         named = (*geometry, len(others)) if levels[i] in _PUZZLES[name].POOLED else geometry
         draw = keys.generator("puzzle", seed, epochs[i], attempts[i], index[i], name, levels[i], *named)
-        made = _build(_PUZZLES[name], draw, pictures[i], levels[i], spec, others, composed)
+        picture = pictures[i].piece(draw)
+        made = _build(_PUZZLES[name], draw, picture, levels[i], spec, others, composed)
         batch.plan.extend(made.plan, len(batch.images))
-        batch.images += [pictures[i].pixels, *(others[j].pixels for j in made.others)]
+        batch.images += [shown.pixels for shown in (picture, *made.others)]
         batch.canvas_counts.append(len(made.plan.sizes))
         asked, answer = prompts.question(
             QUESTIONS[name][levels[i]],
@@ -172,10 +174,16 @@ def _build(module, draw, image, level, spec, pool, composed):
     """The puzzle; composed onto one canvas where it has several."""
     if not composed:
         return module.build(draw, image, level, spec, pool)
-    made = module.build(draw, image, level, sheet.cells(spec), pool)
-    if len(made.marks) > 1:
-        made.plan = sheet.compose(made, spec)
-    return made
+    for cells in sheet.cells(spec):
+        made = module.build(draw, image, level, cells, pool)
+        if len(made.marks) == 1:  # nothing to compose
+            return module.build(draw, image, level, spec, pool)
+        try:
+            made.plan = sheet.compose(made, spec)
+            return made
+        except ValueError as error:
+            problem = error  # a mark and a gap more than a small picture leaves room for: smaller ones
+    raise problem
 
 
 def describe(name, level) -> str:

@@ -48,7 +48,7 @@ def build(draw, image, level, spec, pool) -> Puzzle:
     if step == 1.0:
         view = tuple(map(math.floor, view))
     letters = "ABCDEFGH"[:count]
-    others, images = negatives(draw, image, pool, count - 1) if level == 1 else ([], [image])
+    images = [image, *(negatives(draw, image, pool, count - 1) if level == 1 else [])]
     for _ in range(TRIES):
         top, left = (int(draw.integers(0, n - hole + 1)) for n in (height, width))
         half = hole * step / 2
@@ -88,7 +88,7 @@ def build(draw, image, level, spec, pool) -> Puzzle:
         decidable,
         ["REF", *letters],
         [[0], list(range(1, row + 1)), list(range(row + 1, count + 1))],
-        others,
+        images[1:],
     )
 
 

@@ -14,6 +14,8 @@ SAMPLES = 96  # px sampled along each axis for it
 # Below this mean difference (8-bit levels) two pictures are taken for the same one, and a picture for a flat one.
 SAME = 4.0
 
+LONGEST = 3  # times its short side: of a longer picture a puzzle is cut from a piece
+
 
 class Picture:
     """pixels: uint8 [H, W, 3] on any device. What is asked of it comes from a sample that doesn't grow with it, lies on the CPU
@@ -43,6 +45,16 @@ class Picture:
             first = min(max(first, 0), SAMPLES - 1)
             ends.append((first, min(max(last, first + 1), SAMPLES), max((last - first) // 24, 1)))
         return look.contrast(self.sample, *ends, colour)
+
+    def piece(self, draw) -> "Picture":
+        """The picture, or of one longer than LONGEST times its short side so much, at a place drawn uniformly: views of nearly
+        square shape would have no room in it, or share too little of it."""
+        reach = LONGEST * min(self.height, self.width)
+        if max(self.height, self.width) <= reach:
+            return self
+        start = int(draw.integers(0, max(self.height, self.width) - reach + 1))
+        axis = 0 if self.height > self.width else 1
+        return Picture(self.pixels.narrow(axis, start, reach).contiguous())
 
     @cached_property
     def look(self) -> np.ndarray:

@@ -199,7 +199,8 @@ def finest_step(matrix, height, width) -> float:
 
 def canvas_size(pitch_y, pitch_x, spec, rim=0.0):
     """(height, width, step): sides in px of the largest canvas that shows a cell of pitch_y x pitch_x image px but for a rim of
-    round(rim * side) px on each side, and image px per canvas px: 1.0, or as near to it as the spec's bounds on area allow."""
+    round(rim * side) px on each side, and image px per canvas px: 1.0, or as near to it as the spec's bounds on area allow. Where none shows the whole cell, the one that shows
+    most of it. Raises ValueError where no canvas keeps the bounds."""
 
     def sides(step):
         fitted = []
@@ -221,9 +222,23 @@ def canvas_size(pitch_y, pitch_x, spec, rim=0.0):
         for step in (2 ** (-i / 32), 2 ** (i / 32)):
             if legal(step):
                 return (*sides(step), step)
+    cropped = []
+    for rows in range(1, spec.max_pixels // spec.unit**2 + 1):
+        for columns in range(1, spec.max_pixels // spec.unit**2 // rows + 1):
+            h, w = rows * spec.unit, columns * spec.unit
+            if h * w >= spec.min_pixels:
+                tall, wide = (side + 2 * round(rim * side) for side in (h, w))
+                step = min(pitch_y / tall, pitch_x / wide) * (1 - 1e-9)  # or rounding would lead out of the cell
+                cropped.append((tall * wide * step**2, -abs(math.log(step)), h, w, step))
+    if cropped:
+        return max(cropped)[2:]
     raise ValueError(
         f"no canvas of multiples of {spec.unit} px lies between {spec.min_pixels} and {spec.max_pixels} pixels"
     )
+
+
+class PoolError(ValueError):
+    """A pool has too few images that differ from the one shown and from each other."""
 
 
 @dataclass
@@ -231,7 +246,7 @@ class Puzzle:
     """One puzzle, drawn but not yet worded or rendered.
 
     readings: the ways in which it may be asked about, each (slots for the prompt's template, answer), the plainest first;
-    others: pool images it also shows, which stand behind its own image (number 0) in the plan; marks: the name of each
+    others: Pictures it also shows, which stand behind its own image (number 0) in the plan; marks: the name of each
     canvas, of the atlas's CELLS; sheet: rows of canvas numbers, how a composed picture lays them out.
     """
 

@@ -7,6 +7,8 @@ image that is missing, or that can't decide its puzzle, is replaced by another, 
 from dataclasses import astuple, dataclass
 from functools import lru_cache
 
+import torch
+
 from sslr1.errors import UserError
 from sslr1.ops import keys
 from sslr1.puzzles.batch import LEVELS, NAMES, START_LEVEL, make
@@ -57,6 +59,17 @@ def kinds(puzzle=NAMES, level=None) -> list:
                 raise UserError(f"{name} has no level {at}; it has {', '.join(map(str, LEVELS[name]))}")
             found.append((name, at))
     return found
+
+
+def check(kinds, spec, composed=False) -> None:
+    """Raises UserError where a spec's bounds on area leave one of [(puzzle, level)] no canvas, or composed no sheet: 16 of each are made
+    of noise, enough to meet every layout."""
+    noise = torch.randint(0, 256, (16, 256, 256, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    for name, level in kinds:
+        try:
+            make(noise, name, level=level, spec=spec, composed=composed)
+        except ValueError as error:
+            raise UserError(f"{name}, level {level}: {error}") from None
 
 
 class Series:

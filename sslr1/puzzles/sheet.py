@@ -11,8 +11,33 @@ PAPER = (255.0, 255.0, 255.0)
 
 
 def cells(spec):
-    """The spec that a puzzle is built for, so that a sheet of its pictures stays within `spec`'s bounds."""
-    return replace(spec, max_pixels=max(spec.unit**2, spec.max_pixels // (2 * MOST)), min_pixels=spec.unit**2)
+    """The specs to build a puzzle for so that a sheet of its pictures stays within `spec`'s bounds: the first whose sheet does."""
+    area = spec.max_pixels // (2 * MOST)
+    while area > spec.unit**2:
+        yield replace(spec, max_pixels=area, min_pixels=spec.unit**2)
+        area = area * 3 // 4
+    yield replace(spec, max_pixels=spec.unit**2, min_pixels=spec.unit**2)
+
+
+def _size(heights, widths, counts, spec):
+    """Sides of a legal canvas that holds rows of pictures and the gaps around them, the squarest where there has to be more room
+    than that; ValueError if there is none."""
+    height = sum(heights) + GAP * (len(heights) + 1)
+    width = max(w + GAP * (n + 1) for w, n in zip(widths, counts))
+    unit = spec.unit
+    tall, wide = math.ceil(height / unit), math.ceil(width / unit)
+    lowest, highest = math.ceil(spec.min_pixels / unit**2), spec.max_pixels // unit**2
+    if tall * wide >= lowest:
+        legal = [(tall, wide)]
+    else:
+        legal = [(n, max(wide, math.ceil(lowest / n))) for n in range(tall, lowest + 1)]
+    legal = [(abs(n - m), n * m, n, m) for n, m in legal if n * m <= highest]
+    if not legal:
+        raise ValueError(
+            f"a sheet of {tall * unit}x{wide * unit} px doesn't fit between min_pixels = {spec.min_pixels} and "
+            f"max_pixels = {spec.max_pixels}: change them, or don't compose"
+        )
+    return tuple(n * unit for n in min(legal)[2:])
 
 
 def compose(puzzle, spec) -> Plan:
@@ -20,15 +45,8 @@ def compose(puzzle, spec) -> Plan:
     Raises ValueError where the spec allows none that is large enough."""
     sizes = puzzle.plan.sizes
     rows = [row for row in puzzle.sheet if row]
-    heights = [max(sizes[i][0] for i in row) + MARK + GAP for row in rows]
-    widths = [sum(sizes[i][1] + GAP for i in row) for row in rows]
-    height, width = (math.ceil((n + GAP) / spec.unit) * spec.unit for n in (sum(heights), max(widths)))
-    while height * width < spec.min_pixels:
-        height, width = (height + spec.unit, width) if height < width else (height, width + spec.unit)
-    if height * width > spec.max_pixels:
-        raise ValueError(
-            f"a sheet of {height}x{width} px is over max_pixels = {spec.max_pixels}: raise it, or don't compose"
-        )
+    heights = [max(sizes[i][0] for i in row) + MARK for row in rows]
+    height, width = _size(heights, [sum(sizes[i][1] for i in row) for row in rows], [len(row) for row in rows], spec)
     plan = Plan()
     canvas = plan.canvas(height, width)
     plan.fill(canvas, 0, 0, height, width, PAPER)
@@ -40,6 +58,6 @@ def compose(puzzle, spec) -> Plan:
             size = MARK * (1.6 if puzzle.marks[i] == "REF" else 1)  # three letters in one cell
             plan.stamp(canvas, puzzle.marks[i], y + MARK / 2, x + size / 2, size)
             x += sizes[i][1] + GAP
-        y += tall
+        y += tall + GAP
     plan.paint(puzzle.plan, [corner[i] for i in range(len(sizes))])
     return plan

@@ -8,7 +8,7 @@ from sslr1.ops import views as compiled
 from sslr1.ops.render import IDENTITY_COLOUR
 from sslr1.puzzles.colour import LUMA, TERMS, constant, equalise, greyed, jitter
 from sslr1.puzzles.picture import SAME, difference
-from sslr1.puzzles.plan import Plan, Puzzle, peek
+from sslr1.puzzles.plan import Plan, PoolError, Puzzle, peek
 from sslr1.puzzles.reward import Answer
 
 LEVELS = {
@@ -54,7 +54,7 @@ def build(draw, image, level, spec, pool) -> Puzzle:
     so that neither its size nor its augmentation tells the truth from the rest."""
     count = CANDIDATES[level]
     side = spec.square(min(image.height, image.width) / 2)
-    others, images = negatives(draw, image, pool, count - 1)
+    images = [image, *negatives(draw, image, pool, count - 1)]
     truth = int(draw.integers(0, count))
     places = [*range(1, truth + 1), 0, *range(truth + 1, count)]  # the image of each candidate; 0 is the puzzle's own
     target = draw.uniform(110, 145, 3)
@@ -80,7 +80,7 @@ def build(draw, image, level, spec, pool) -> Puzzle:
         decidable,
         ["REF", *letters],
         [[0], list(range(1, half + 1)), list(range(half + 1, count + 1))],
-        others,
+        images[1:],
     )
 
 
@@ -107,19 +107,20 @@ def shows(image, level, crop, flip, colours, blur, possible) -> bool:
 
 
 def negatives(draw, image, pool, count):
-    """(positions in the pool, [image, *pictures there]) of `count` pictures that differ from the image and from each other;
-    one that doesn't is drawn again. ValueError if the pool has too few."""
-    others, images = [], [image]
+    """`count` Pictures of the pool that differ from the image and from each other; one that doesn't is drawn again. PoolError if the
+    pool has too few."""
+    taken, found = set(), []
     for _ in range(40 * (count + 1)):
         number = int(draw.integers(0, len(pool)))
-        if number in others:
+        if number in taken:
             continue
-        if all(difference(pool[number].look, seen.look) > SAME for seen in images):
-            others.append(number)
-            images.append(pool[number])
-            if len(others) == count:
-                return others, images
-    raise ValueError(f"{count} images that differ from the one shown are needed; the pool of {len(pool)} has too few")
+        picture = pool[number].piece(draw)
+        if all(difference(picture.look, seen.look) > SAME for seen in [image, *found]):
+            taken.add(number)
+            found.append(picture)
+            if len(found) == count:
+                return found
+    raise PoolError(f"{count} images that differ from the one shown are needed; the pool of {len(pool)} has too few")
 
 
 def crop_pair(draw, H, W, area):

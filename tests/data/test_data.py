@@ -347,6 +347,21 @@ def test_undecidable_images_fall_back_to_another_puzzle(tmp_path, tokenizer, sce
     assert not all(direct.decidable)
 
 
+def test_images_that_are_all_alike_fall_back_to_puzzles_that_need_no_others(tmp_path, tokenizer, scenes):
+    """Similarity has no candidates among copies of one image; nor has a held-out similarity puzzle."""
+    one = sorted(scenes.iterdir())[0].read_bytes()
+    for i in range(20):
+        (tmp_path / f"{i:02d}.jpg").write_bytes(one)
+    folder = ImageFolder.scan(tmp_path)
+    alike = stream(folder, tokenizer, mixture={"rotation": 0.2, "similarity": 0.8})
+    assert alike.names(0).count("similarity") in (9, 10)
+    assert set(alike.get(0).puzzles.names) == {"rotation"}
+    alike.close()
+    options = dict(seed=1, spec=SPEC, thinking=False, wordings=None)
+    with pytest.raises(UserError, match="only 0 of 3 similarity"):
+        held_out(alike.store, range(20), "similarity", 1, 3, **options)
+
+
 def test_held_out_puzzles_are_the_same_ones_whatever_the_ranks(scenes):
     store = ImageStore(ImageFolder.scan(scenes), Decoder(), min_side=112)
     numbers = store.folder.hold_out(0.3)[1]

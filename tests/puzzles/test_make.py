@@ -7,9 +7,11 @@ import pytest
 import torch
 
 from sslr1 import ops, puzzles
+from sslr1.errors import UserError
 from sslr1.puzzles import sheet
 from sslr1.puzzles.batch import QUESTIONS
 from sslr1.puzzles.plan import canvas_size
+from sslr1.puzzles.series import check, kinds
 
 BIG = ops.PatchSpec()
 SPEC = ops.PatchSpec(max_pixels=112 * 112)
@@ -253,6 +255,62 @@ def test_canvases_keep_the_spec(images, name, level):
             assert len({c.shape for c in competing}) == 1
 
 
+NARROW = {
+    "any": ops.PatchSpec(),
+    "16 tokens": SPEC,
+    "256 tokens and no other number": ops.PatchSpec(min_pixels=256 * 784, max_pixels=256 * 784),
+    "7 to 40 tokens": ops.PatchSpec(min_pixels=7 * 784, max_pixels=45 * 784),
+}
+
+
+@pytest.mark.parametrize("name, level", EVERY)
+@pytest.mark.parametrize("bounds", NARROW)
+def test_images_of_any_shape_and_bounds_of_any_width_make_puzzles(images, draw, bounds, name, level):
+    """None raises, hangs or leaves the image; separate and, where a sheet has room, composed."""
+    spec = NARROW[bounds]
+    for _ in range(4):
+        short = int(draw.integers(112, 300))
+        shape = short, int(short * draw.uniform(1, 3) ** 4)
+        image = images[int(draw.integers(0, 16))]
+        rows, columns = (np.arange(n) // 2 % side for n, side in zip(shape[:: int(draw.choice((1, -1)))], image.shape))
+        image = image[rows][:, columns]
+        for composed in (False, True) if spec.max_pixels > SPEC.max_pixels else (False,):
+            seed = int(draw.integers(0, 1000))
+            made = puzzles.make([image], name, level=level, spec=spec, pool=images, composed=composed, seed=seed)
+            for canvas in made.render()[0]:
+                h, w = canvas.shape[:2]
+                assert h % 28 == w % 28 == 0 and spec.min_pixels <= h * w <= spec.max_pixels
+            assert all(max(i.shape[:2]) <= 3 * min(i.shape[:2]) for i in made.images)
+
+
+def test_pieces_of_a_panorama_lie_everywhere_in_it(draw, seed):
+    """A shorter image is one piece, and so is one of 3 to 1."""
+    for pixels in (torch.zeros(60, 180, 3), torch.zeros(90, 70, 3)):
+        picture = puzzles.Picture(pixels)
+        assert picture.piece(draw) is picture
+    ramp = torch.arange(200, dtype=torch.uint8)[:, None, None].expand(200, 50, 3)
+    for turned in (False, True):
+        starts = []
+        for _ in range(500):
+            pixels = puzzles.Picture(ramp.transpose(0, 1) if turned else ramp).piece(draw).pixels
+            pixels = pixels.transpose(0, 1) if turned else pixels
+            starts.append(int(pixels[0, 0, 0]))
+            assert torch.equal(pixels, ramp[starts[-1] : starts[-1] + 150])
+        assert min(starts) < 5 and max(starts) in range(46, 51) and len(set(starts)) > 40
+
+
+def test_bounds_that_leave_no_canvas_are_found_without_an_image():
+    everything = kinds(level=[1, 2, 3, 4])
+    for spec in NARROW.values():
+        check(everything, spec)
+    check(everything, ops.PatchSpec(min_pixels=64 * 784, max_pixels=64 * 784), composed=True)
+    check([("rotation", 2)], SPEC, composed=True)
+    with pytest.raises(UserError, match=r"rotation, level 1: no square canvas .* between 5000 and 4000"):
+        check(everything, ops.PatchSpec(min_pixels=5000, max_pixels=4000))
+    with pytest.raises(UserError, match=r"inpainting, level 2: a sheet .* max_pixels = 12544"):
+        check([("inpainting", 2)], SPEC, composed=True)
+
+
 def test_prompt_budget_of_a_coco_image():
     """At most 2,048 visual tokens for 640x480, leaving no puzzle without room."""
     image = torch.randint(0, 256, (480, 640, 3), dtype=torch.uint8)
@@ -273,3 +331,9 @@ def test_tiles_are_resized_only_where_the_bounds_demand_it():
     assert (height + 2 * round(0.03 * height)) * step <= 43
     height, width, step = canvas_size(3000, 3000, ops.PatchSpec(max_pixels=500 * 500), 0.03)
     assert height * width <= 500 * 500 and step > 1
+    one = ops.PatchSpec(min_pixels=7 * 784, max_pixels=7 * 784)  # 1x7 or 7x1: a strip of the cell
+    height, width, step = canvas_size(280, 300, one)
+    assert (height, width) == (28, 196) and step == pytest.approx(300 / 196)
+    assert canvas_size(300, 280, one)[:2] == (196, 28)
+    with pytest.raises(ValueError, match="no canvas"):
+        canvas_size(280, 280, ops.PatchSpec(min_pixels=1000, max_pixels=1100))
