@@ -222,11 +222,13 @@ def canvas_size(pitch_y, pitch_x, spec, rim=0.0):
         for step in (2 ** (-i / 32), 2 ** (i / 32)):
             if legal(step):
                 return (*sides(step), step)
-    cropped = []
-    for rows in range(1, spec.max_pixels // spec.unit**2 + 1):
-        for columns in range(1, spec.max_pixels // spec.unit**2 // rows + 1):
-            h, w = rows * spec.unit, columns * spec.unit
-            if h * w >= spec.min_pixels:
+    cropped, lowest, highest = [], math.ceil(spec.min_pixels / spec.unit**2), spec.max_pixels // spec.unit**2
+    for rows in range(1, highest + 1):
+        fewest, most = math.ceil(lowest / rows), highest // rows
+        alike = rows * pitch_x / pitch_y  # columns for the cell's own shape
+        for columns in {min(max(n, fewest), most) for n in (math.floor(alike), math.ceil(alike))}:
+            if columns >= fewest:
+                h, w = rows * spec.unit, columns * spec.unit
                 tall, wide = (side + 2 * round(rim * side) for side in (h, w))
                 step = min(pitch_y / tall, pitch_x / wide) * (1 - 1e-9)  # or rounding would lead out of the cell
                 cropped.append((tall * wide * step**2, -abs(math.log(step)), h, w, step))
