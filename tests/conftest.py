@@ -1,5 +1,6 @@
 """Fixtures: a printed random seed, a tiny model folder, scenes, and the photographs that scikit-image ships."""
 
+import fcntl
 import os
 import random
 import subprocess
@@ -30,29 +31,56 @@ def draw(seed):
 
 
 @pytest.fixture(scope="session")
-def tiny(tmp_path_factory):
+def once(tmp_path_factory):
+    """once(name, make): the folder that make(folder) has filled, for the first of the test processes that asked."""
+    root = tmp_path_factory.getbasetemp()
+    root = root.parent if "PYTEST_XDIST_WORKER" in os.environ else root
+
+    def folder(name, make):
+        with open(root / f"{name}.lock", "w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not (root / f"{name}.made").exists():
+                make(root / name)
+                (root / f"{name}.made").touch()
+        return root / name
+
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny(once):
     """Folder of the tiny model."""
     from sslr1.model.tiny import build_tiny
 
-    return build_tiny(tmp_path_factory.mktemp("models") / "tiny")
+    return once("tiny", build_tiny)
+
+
+@pytest.fixture(scope="session")
+def warm(once, tiny, scenes):
+    """Folder of the tiny model, able to put an answer into a box: without that every reward is 0, and all runs are alike."""
+    from tests.forks import launch
+
+    options = [f"model.path={tiny}", f"data.path={scenes}", "data.min_side=112", "train.threads=1"]
+    options += ["train.warmup.steps=40", "train.warmup.batch=16"]
+    return once("warm", lambda folder: launch("sslr1.warmup", "configs/tiny.yaml", folder, *options))
 
 
 @pytest.fixture(scope="session", params=["qwen2_5_vl", "qwen3_vl"])
-def any_tiny(request, tiny, tmp_path_factory):
+def any_tiny(request, tiny, once):
     """Folder of the tiny model of each family."""
     from sslr1.model.tiny import build_tiny
 
     if request.param == "qwen2_5_vl":
         return tiny
-    return build_tiny(tmp_path_factory.mktemp("models") / request.param, family=request.param)
+    return once(request.param, lambda folder: build_tiny(folder, family=request.param))
 
 
 @pytest.fixture(scope="session")
-def scenes(tmp_path_factory):
+def scenes(once):
     """Folder of 150 scenes, as JPEG files."""
     from sslr1.data.scenes import write_scenes
 
-    return write_scenes(tmp_path_factory.mktemp("images") / "scenes", 150)
+    return once("scenes", lambda folder: write_scenes(folder, 150))
 
 
 @pytest.fixture(scope="session")

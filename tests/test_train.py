@@ -45,15 +45,6 @@ def train(tmp_path, tiny, scenes, name, *overrides, program="sslr1.train", launc
     return launch(program, *arguments(tmp_path, tiny, scenes, name, *overrides), **options)
 
 
-@pytest.fixture(scope="module")
-def warm(tmp_path_factory, tiny, scenes):
-    """The tiny model, able to put an answer into a box: without that every reward is 0 and nothing is learnt."""
-    folder = tmp_path_factory.mktemp("models") / "warm"
-    options = [f"model.path={tiny}", f"data.path={scenes}", *SMALL, "train.warmup.steps=40", "train.warmup.batch=16"]
-    launch("sslr1.warmup", "configs/tiny.yaml", folder, *options)
-    return folder
-
-
 def records(folder):
     """metrics.jsonl without what the clock decides."""
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]

@@ -254,7 +254,8 @@ def test_a_run_with_too_many_bad_images_ends_in_words(tmp_path, tiny, scenes):
     shutil.copytree(scenes, folder)
     for i in range(0, 150, 3):
         (folder / f"scene-{i:05d}.jpg").write_bytes(b"nothing")
-    options = ["rollout.prompts=24", "train.steps=4", "eval.every=9", "checkpoint.every=1", "train.warmup.steps=0"]
+    options = ["rollout.prompts=24", "rollout.group_size=2", "train.steps=4", "train.warmup.steps=0"]
+    options += ["eval.every=9", "eval.count=4", "checkpoint.every=1"]
     lines = []
     for _ in range(2):
         done = train(tmp_path, tiny, folder, "run", *options, check=False)
