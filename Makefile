@@ -23,9 +23,9 @@ test-peer: setup
 	$(BIN)/pip install --quiet -c constraints.txt -e '.[peers]'
 	$(BIN)/python -m pytest -q -m peer
 
-# ten minutes of generated inputs for each reader of what others write
+# ten minutes of generated inputs for each reader of what others write, and of images of any shape
 fuzz: setup
-	for target in config reward tar; do $(BIN)/python -m tests.fuzz $$target --minutes 10 || exit 1; done
+	for target in config reward shape tar; do $(BIN)/python -m tests.fuzz $$target --minutes 10 || exit 1; done
 
 test-gpu: setup
 	$(BIN)/python -m pytest -q -m gpu

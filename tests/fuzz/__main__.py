@@ -3,9 +3,9 @@
 import argparse
 import random
 
-from tests.fuzz import config, reward, run, tar
+from tests.fuzz import config, reward, run, shape, tar
 
-TARGETS = {"config": config, "reward": reward, "tar": tar}
+TARGETS = {"config": config, "reward": reward, "shape": shape, "tar": tar}
 
 parser = argparse.ArgumentParser(prog="python -m tests.fuzz", description="Fuzz one target.")
 parser.add_argument("target", choices=TARGETS)

@@ -12,6 +12,8 @@ from sslr1.puzzles import sheet
 from sslr1.puzzles.batch import QUESTIONS
 from sslr1.puzzles.plan import canvas_size
 from sslr1.puzzles.series import check, kinds
+from tests import fuzz
+from tests.fuzz import shape
 
 BIG = ops.PatchSpec()
 SPEC = ops.PatchSpec(max_pixels=112 * 112)
@@ -264,21 +266,19 @@ BOUNDS = (
 
 
 @pytest.mark.parametrize("name, level", EVERY)
-def test_images_of_any_shape_and_bounds_of_any_width_make_puzzles(images, draw, name, level):
+def test_images_of_any_shape_and_bounds_of_any_width_make_puzzles(draw, name, level):
     """None raises, hangs or leaves the image; separate and, where a sheet has room, composed."""
     for spec in BOUNDS:
         short = int(draw.integers(112, 300))
-        shape = short, int(short * draw.uniform(1, 3) ** 4)
-        image = images[int(draw.integers(0, 16))]
-        rows, columns = (np.arange(n) // 2 % side for n, side in zip(shape[:: int(draw.choice((1, -1)))], image.shape))
-        image = image[rows][:, columns]
+        sides = (short, int(short * draw.uniform(1, 3) ** 4))[:: int(draw.choice((1, -1)))]
+        image = shape.of_shape(int(draw.integers(0, 16)), *sides)
         for composed in (False, True) if spec.max_pixels > SPEC.max_pixels else (False,):
-            seed = int(draw.integers(0, 1000))
-            made = puzzles.make([image], name, level=level, spec=spec, pool=images, composed=composed, seed=seed)
-            for canvas in made.render()[0]:
-                h, w = canvas.shape[:2]
-                assert h % 28 == w % 28 == 0 and spec.min_pixels <= h * w <= spec.max_pixels
-            assert all(max(i.shape[:2]) <= 3 * min(i.shape[:2]) for i in made.images)
+            shape.check(image, name, level, spec, composed, int(draw.integers(0, 1000)))
+
+
+def test_fuzz(seed):
+    """A second's worth; `python -m tests.fuzz shape --minutes 10` for more."""
+    assert fuzz.run(shape.CHECKS, seconds=1, seed=seed) >= 20
 
 
 def test_pieces_of_a_panorama_lie_everywhere_in_it(draw, seed):
