@@ -199,8 +199,8 @@ def finest_step(matrix, height, width) -> float:
 
 def canvas_size(pitch_y, pitch_x, spec, rim=0.0):
     """(height, width, step): sides in px of the largest canvas that shows a cell of pitch_y x pitch_x image px but for a rim of
-    round(rim * side) px on each side, and image px per canvas px: 1.0, or as near to it as the spec's bounds on area allow. Where none shows the whole cell, the one that shows
-    most of it. Raises ValueError where no canvas keeps the bounds."""
+    round(rim * side) px on each side, and image px per canvas px: 1.0, or as near to it as the spec's bounds on area allow.
+    Where none shows the whole cell, the one that shows most of it. Raises ValueError where no canvas keeps the bounds."""
 
     def sides(step):
         fitted = []
