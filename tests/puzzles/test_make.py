@@ -207,6 +207,14 @@ def test_a_sheet_shows_every_picture_under_its_mark(images, name, level):
     assert found == len(marks) and (whole[-sheet.GAP :] == 255).all() and (whole[:, : sheet.GAP] == 255).all()
 
 
+def test_pictures_are_no_smaller_than_their_sheet_demands(photographs, images):
+    """Nine of 84 px and their marks take 142,688 px, of 56 px 78,400."""
+    for most, sides in ((142_688, (364, 392)), (142_687, (280, 280)), (78_399, (196, 168))):
+        spec = ops.PatchSpec(max_pixels=most)
+        made = puzzles.make(photographs[:1], "similarity", level=4, pool=images, composed=True, spec=spec)
+        assert made.render()[0][0].shape[:2] == sides
+
+
 def test_a_sheet_that_does_not_fit_is_an_error(images):
     with pytest.raises(ValueError, match="max_pixels"):
         puzzles.make(images, "similarity", composed=True, spec=ops.PatchSpec(max_pixels=84 * 84))
@@ -298,13 +306,12 @@ def test_pieces_of_a_panorama_lie_everywhere_in_it(draw, seed):
 
 
 def test_bounds_that_leave_no_canvas_are_found_without_an_image():
-    everything = kinds(level=[1, 2, 3, 4])
     for spec in BOUNDS:
         check(kinds(), spec)
-    check(everything, ops.PatchSpec(min_pixels=64 * 784, max_pixels=64 * 784), composed=True)
+    check(EVERY, ops.PatchSpec(min_pixels=64 * 784, max_pixels=64 * 784), composed=True)
     check([("rotation", 2)], SPEC, composed=True)
     with pytest.raises(UserError, match=r"rotation, level 1: no square canvas .* between 5000 and 4000"):
-        check(everything, ops.PatchSpec(min_pixels=5000, max_pixels=4000))
+        check(EVERY, ops.PatchSpec(min_pixels=5000, max_pixels=4000))
     with pytest.raises(UserError, match=r"inpainting, level 2: a sheet .* max_pixels = 12544"):
         check([("inpainting", 2)], SPEC, composed=True)
 
