@@ -33,7 +33,8 @@ def bounded(findings, errors=0.0):
         assert f.bound is None or f.limit <= f.bound + room, f
 
 
-@pytest.mark.parametrize("name, level", CASES)
+@pytest.mark.parametrize("name", puzzles.NAMES)
+@pytest.mark.parametrize("level", [pytest.param(n, marks=[pytest.mark.slow] * (n != 3)) for n in (1, 2, 3, 4)])
 def test_bounds(images, textures, seed, name, level):
     """On 200 puzzles, with room for their scatter, and where chance has those go wrong on 1,000 others; the thousands are for
     `make test-slow`."""

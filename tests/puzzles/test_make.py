@@ -17,7 +17,6 @@ from tests.fuzz import shape
 
 BIG = ops.PatchSpec()
 SPEC = ops.PatchSpec(max_pixels=112 * 112)
-DEAR = [("similarity", 3), ("similarity", 4), ("correspondence", 1)]
 EVERY = [(name, level) for name in puzzles.NAMES for level in puzzles.LEVELS[name]]
 
 
@@ -45,20 +44,21 @@ def test_every_puzzle_has_four_levels():
 @pytest.mark.parametrize("name, level", EVERY)
 def test_a_puzzle_has_an_address(images, name, level):
     base = dict(puzzle=name, level=level, spec=SPEC, pool=images, seed=3, epoch=1)
-    whole = fingerprint(puzzles.make(images, index=range(10, 26), **base))
-    backwards = fingerprint(puzzles.make(images[::-1], index=range(25, 9, -1), **base))
+    shown = images[:5]
+    whole = fingerprint(puzzles.make(shown, index=range(10, 15), **base))
+    backwards = fingerprint(puzzles.make(shown[::-1], index=range(14, 9, -1), **base))
     assert whole == backwards[::-1]
-    alone = fingerprint(puzzles.make([images[4]], index=[14], **base))
+    alone = fingerprint(puzzles.make([shown[4]], index=[14], **base))
     assert alone == whole[4:5]
-    each = [puzzles.make([image], index=[i], **base) for i, image in enumerate(images, 10)]
+    each = [puzzles.make([image], index=[i], **base) for i, image in enumerate(shown, 10)]
     assert fingerprint(puzzles.joined(each)) == whole
     measured = [puzzles.Picture(image) for image in images]
-    assert fingerprint(puzzles.make(measured, index=range(10, 26), **{**base, "pool": measured})) == whole
+    assert fingerprint(puzzles.make(measured[:5], index=range(10, 15), **{**base, "pool": measured})) == whole
     mixed = puzzles.make(
-        [images[0], images[4]], index=[10, 14], **{**base, "puzzle": ["rotation", name], "level": [2, level]}
+        [shown[0], shown[4]], index=[10, 14], **{**base, "puzzle": ["rotation", name], "level": [2, level]}
     )
     assert fingerprint(mixed)[1] == whole[4]
-    changes = [{"seed": 4}, {"epoch": 2}, {"attempt": 1}, {"index": range(16)}, {"level": level % 4 + 1}]
+    changes = [{"seed": 4}, {"epoch": 2}, {"attempt": 1}, {"index": range(5)}, {"level": level % 4 + 1}]
     changes += [
         {"spec": ops.PatchSpec(max_pixels=112 * 112 - 1)},
         {"spec": ops.PatchSpec(patch=7, merge=4, max_pixels=112 * 112)},
@@ -66,7 +66,7 @@ def test_a_puzzle_has_an_address(images, name, level):
     if name == "similarity" or (name, level) == ("inpainting", 1):  # the others show nothing of the pool
         changes.append({"pool": images[::-1]})
     for change in changes:
-        other = fingerprint(puzzles.make(images, **{"index": range(10, 26), **base, **change}))
+        other = fingerprint(puzzles.make(shown, **{"index": range(10, 15), **base, **change}))
         assert sum(a == b for a, b in zip(whole, other)) <= 1, change  # 1x2 has few answers and cuts
 
 
@@ -97,10 +97,7 @@ def recorded(images, photographs):
 
 @pytest.mark.parametrize("name, level", EVERY)
 def test_answers_are_uniform(recorded, name, level):
-    """5,000 draws of every puzzle over its levels, fewer of those that cost most."""
-    dear = [level for dear, level in DEAR if dear == name]
-    count = 500 if level in dear else (5000 - 500 * len(dear)) // (4 - len(dear))
-    answers_are_uniform(recorded, name, level, count)
+    answers_are_uniform(recorded, name, level, 500)
 
 
 @pytest.mark.slow
@@ -278,7 +275,7 @@ def test_images_of_any_shape_and_bounds_of_any_width_make_puzzles(draw, name, le
     """None raises, hangs or leaves the image; separate and, where a sheet has room, composed."""
     for spec in BOUNDS:
         short = int(draw.integers(112, 300))
-        sides = (short, int(short * draw.uniform(1, 3) ** 4))[:: int(draw.choice((1, -1)))]
+        sides = (short, min(3000, int(short * draw.uniform(1, 3) ** 4)))[:: int(draw.choice((1, -1)))]
         image = shape.of_shape(int(draw.integers(0, 16)), *sides)
         for composed in (False, True) if spec.max_pixels > SPEC.max_pixels else (False,):
             shape.check(image, name, level, spec, composed, int(draw.integers(0, 1000)))

@@ -34,26 +34,18 @@ def copy(tmp_path_factory):
     return folder
 
 
-def python(folder, *arguments):
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(folder)}
-    done = subprocess.run([sys.executable, *arguments], cwd=folder, env=environment, capture_output=True, text=True)
-    assert not done.returncode, done.stdout[-3000:] + done.stderr[-3000:]
-    return done.stdout
-
-
-def test_the_tests_that_come_for_free(copy):
+def test_the_page_works(copy):
+    """The page's own lines, all that asks for puzzles by name (configuration, curriculum, probes, preview), and the tests that
+    come for free: seven, at two of the four levels."""
     command = next(line for line in block("python -m pytest").splitlines() if "pytest" in line)
     path, chosen = re.fullmatch(r"python -m pytest (\S+) -k (\w+)", command).groups()
-    shown = python(copy, "-m", "pytest", "-q", "-p", "no:cacheprovider", path, "-k", chosen)
-    assert int(re.search(r"(\d+) passed", shown)[1]) == 28, shown  # seven tests at four levels
-
-
-def test_make_render_score_and_what_follows(copy):
-    """The page's own lines, then all that asks for puzzles by name: configuration, curriculum, probes, preview."""
     code = (
         block("import torch")
         + """
 import re
+import sys
+
+import pytest
 
 assert sslr1.__file__.startswith(FOLDER), sslr1.__file__
 from sslr1 import config, preview, probes, puzzles
@@ -85,6 +77,12 @@ found = probes.probe([torch.from_numpy(scene(i, 288)) for i in range(20)], "mirr
 assert {f.probe for f in found} == {"constant", "random"}
 assert preview.picture(puzzles.make(images[:1], "mirror")).shape[2] == 3
 assert len(puzzles.make(images[:1], "mirror", composed=True).render()[0]) == 1
+sys.exit(pytest.main(["-q", "-p", "no:cacheprovider", PATH, "-k", f"{CHOSEN} and (1 or 4)"]))
 """
     )
-    python(copy, "-c", code.replace("FOLDER", repr(str(copy))))
+    for name, value in (("FOLDER", str(copy)), ("PATH", path), ("CHOSEN", chosen)):
+        code = code.replace(name, repr(value))
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(copy)}
+    done = subprocess.run([sys.executable, "-c", code], cwd=copy, env=environment, capture_output=True, text=True)
+    assert not done.returncode, done.stdout[-3000:] + done.stderr[-3000:]
+    assert int(re.search(r"(\d+) passed", done.stdout)[1]) == 14, done.stdout
