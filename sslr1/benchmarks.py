@@ -11,7 +11,6 @@ Pictures stand before the text, in their order, or where the text says <image>, 
 import ast
 import base64
 import csv
-import io
 import json
 import re
 import sys
@@ -25,6 +24,7 @@ from string import ascii_uppercase
 from PIL import Image
 
 from sslr1 import model
+from sslr1.data.decode import decoded
 from sslr1.errors import UserError
 from sslr1.model.packing import IMAGE_PAD
 from sslr1.puzzles.prompts import THINKING
@@ -206,14 +206,13 @@ def _listed(cell, where):
 
 
 def decode(source) -> Image.Image:
-    """An image in RGB from base64 or a path. Raises OSError or ValueError."""
+    """An image in RGB from base64 or a path, decoded as training decodes. Raises OSError or ValueError."""
     if isinstance(source, Path):
         data = source.read_bytes()
     else:
         text = source.partition(",")[2] if source.startswith("data:") else source
         data = base64.b64decode("".join(text.split()), validate=True)
-    with Image.open(io.BytesIO(data)) as image:
-        image = image.convert("RGB")
+    image = Image.fromarray(decoded(data))
     if max(image.size) > 200 * min(image.size):
         raise ValueError(f"{image.width}x{image.height} px is longer than the model takes, 200 times its width")
     return image

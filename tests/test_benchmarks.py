@@ -11,8 +11,11 @@ import torch
 from PIL import Image
 
 from sslr1 import benchmarks, entry, evaluate, model, ops
+from sslr1.data import Decoder
 from sslr1.errors import UserError
+from sslr1.integrations import trl
 from sslr1.model import Sample
+from tests.data import kinds
 
 COLUMNS = ("index", "image", "question", "hint", "A", "B", "C", "D", "answer", "category")
 
@@ -64,6 +67,25 @@ def test_rows_are_read(tmp_path, images):
     assert fourth.images == (d,) and fifth.images == (b, c)
     benchmarks.check_images([first, second, third, fourth, fifth, sixth], path, 2)
     assert np.array_equal(np.asarray(benchmarks.decode(sixth.images[0])), np.asarray(benchmarks.decode(a)))
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")  # Pillow's, of damaged EXIF data
+def test_pictures_are_those_of_training(draw):
+    """Transparent, turned, 16-bit, CMYK, animated: benchmarks, TRL's data set and training decode alike."""
+    array = draw.integers(0, 256, (14, 20, 3), dtype=np.uint8).repeat(8, 0).repeat(8, 1)
+    files = {
+        name: file for name, (file, seen, _) in kinds.good(array).items() if seen is not None and min(seen.shape) > 2
+    }
+    files |= {f"see-through {name}": file for name, (file, _) in kinds.see_through(array).items()}
+    for (name, file), image in zip(files.items(), Decoder().decode(files.values())):
+        asked = benchmarks.decode(base64.b64encode(file).decode())
+        assert asked.mode == "RGB" and np.array_equal(np.asarray(asked), image.numpy()), name
+        with Image.open(io.BytesIO(file)) as opened:
+            (given,) = trl._Pixels([opened])
+            assert torch.equal(given, image), name
+    for bad in (Image.new("F", (30, 30)), Image.new("I", (30, 30))):
+        with pytest.raises(ValueError, match="image 0: 32-bit pixels"):
+            trl._Pixels([bad])[0]
 
 
 def test_paths_are_relative_to_the_file(tmp_path, draw):
@@ -154,7 +176,7 @@ BROKEN = {
     "one option": (dict(B=""), "row 2, column B: empty, though there is an option A"),
     "no base64": (dict(image="!" * 100), "row with index '2', column image: can't be decoded"),
     "a stray mark": (dict(image="stray"), "row with index '2', column image: can't be decoded: Only base64 data is allowed"),
-    "no image": (dict(image=base64.b64encode(b"x" * 100).decode()), "row with index '2', column image: can't be decoded: cannot"),
+    "no image": (dict(image=base64.b64encode(b"x" * 100).decode()), "row with index '2', column image: can't be decoded: not an image of a format"),
     "cut off": (dict(image="cut"), "row with index '2', column image: can't be decoded"),
     "too long": (dict(image="long"), "row with index '2', column image: can't be decoded: 402x2 px is longer"),
     "no such row": (dict(image="17"), "row 2, column image: '17' is neither base64 nor the index of another row"),

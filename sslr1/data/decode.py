@@ -1,9 +1,9 @@
-"""Bytes to pixels: upright JPEG files by libjpeg-turbo itself, on which both of the others are built and whose calls cost more than
-its own; what is left by DALI where it is installed, and by Pillow. EXIF orientation honoured, RGB.
+"""Bytes to pixels: JPEG files by libjpeg-turbo itself, on which the others are built and whose calls cost more than its own; opaque
+8-bit PNG files by DALI where it is installed; the rest by Pillow.
 
 All give the same pixels of the same files (up to a level where an image is reduced), and refuse the same: turbo and DALI are given
-what `headers.read` says they read as Pillow does, and Pillow has the last word on what they can't read.
-Of an animation the first frame counts; transparency is dropped; 16-bit pixels lose their lower byte.
+what `headers.read` says they read as Pillow does, and Pillow has the last word on what they can't read. What a picture shows, its
+transparency, depth and orientation, is `sslr1.pixels`' to say. Of an animation the first frame counts.
 
 Images much larger than wanted are reduced here, antialiased. A scale near 1 is left to the renderer, whose maps resample
 anyway: a resize costs several times the decoding.
@@ -11,27 +11,40 @@ anyway: a resize costs several times the decoding.
 
 import io
 from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
 from threading import local
 
 import numpy as np
 import torch
 
+from sslr1 import pixels
 from sslr1.data import headers
 from sslr1.errors import UserError
 from sslr1.ops.memory import empty
 
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")  # whatever a file's name ends in
+
+@lru_cache
+def formats() -> tuple:
+    """Formats that are read, whatever a file's name ends in: AVIF where Pillow was built with it."""
+    from PIL import features
+
+    known = "JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF"
+    return (*known, "AVIF") if "avif" in features.modules and features.check("avif") else known
+
 
 NEAR = 1.25  # times max_side: up to here an image is left as it is
 MOST_PIXELS = 512  # a byte of a whole JPEG file: 64 a block, of which each takes a bit
+# Brands of files that phones write, whatever they call them
+_HEIF = dict.fromkeys((b"heic", b"heix", b"hevc", b"heim", b"heis", b"mif1", b"msf1"), "HEIC")
+_HEIF |= dict.fromkeys((b"avif", b"avis"), "AVIF")
 
 
 class Decoder:
     """decode(list of bytes) -> list of uint8 [H, W, 3] CPU tensors, None where a file can't be decoded.
 
-    backend: "dali", "pillow" or "auto" (DALI if it imports), for all but upright JPEG files; the attribute tells which one runs.
-    threads: files decoded at once. max_side: the longer side, in px, to which images with one above 1.25 times it are reduced;
-    None leaves all.
+    backend: "dali", "pillow" or "auto" (DALI if it imports), for what libjpeg-turbo doesn't read and for reducing; the attribute
+    tells which one runs. threads: files decoded at once. max_side: the longer side, in px, to which images with one above 1.25
+    times it are reduced; None leaves all.
     """
 
     def __init__(self, backend="auto", threads=1, max_side=None):
@@ -47,7 +60,9 @@ class Decoder:
                     raise UserError("data.decoder is dali, which is not installed: install it, or set auto") from None
                 backend = "pillow"
         self.backend, self.max_side = backend, max_side
-        self._ways = [_turbo, *([_Dali()] if backend == "dali" else []), _pillow]
+        dali = _Dali() if backend == "dali" else None
+        self._ways = [_turbo, *([dali.decode] if dali else []), _pillow]
+        self._reduce = dali.reduce if dali else _resized
         self._pool = ThreadPoolExecutor(threads, "decode") if threads > 1 else None
 
     def decode(self, files) -> list:
@@ -55,29 +70,81 @@ class Decoder:
 
     def _one(self, data):
         header = headers.read(data)
-        images = (way(data, header, self.max_side) for way in self._ways)
-        return next((image for image in images if image is not None), None)
+        found = (way(data, header) for way in self._ways)
+        image, orientation = next((it for it in found if it is not None), (None, 1))
+        if image is None:
+            return None
+        longer = max(image.shape[:2])
+        if self.max_side is not None and longer > NEAR * self.max_side:
+            image = self._reduce(image, self.max_side)
+        return image if orientation == 1 else _turned(image, orientation)
 
 
-def _turbo(data, header, max_side):
-    """An upright JPEG file's pixels. None for what isn't, what has to be reduced, and what libjpeg-turbo has to say anything about."""
-    if header is None or not header.jpeg or header.turned:
-        return None
-    size = header.height, header.width
-    if _reduced(size, max_side) or header.height * header.width > MOST_PIXELS * len(data):
+def decoded(data) -> np.ndarray:
+    """The pixels of one file (bytes), uint8 [H, W, 3], as any Decoder gives them. Raises ValueError, which says why it can't be."""
+    image = Decoder("pillow").decode([data])[0]
+    if image is None:
+        raise ValueError(why(data))
+    return image.numpy()
+
+
+# Ways to decode: (bytes, Header or None) -> (uint8 [H, W, 3] as stored, orientation), or None for what isn't for this one
+
+
+def _turbo(data, header):
+    """An ordinary JPEG file. None too for what libjpeg-turbo has to say anything about."""
+    if header is None or not header.jpeg or header.height * header.width > MOST_PIXELS * len(data):
         return None
     from simplejpeg import decode_jpeg  # here, so that nothing but decoding needs it
 
     try:
-        image = empty(*size, 3, dtype=torch.uint8)
+        image = empty(header.height, header.width, 3, dtype=torch.uint8)
         decode_jpeg(data, buffer=image.numpy())
     except (ValueError, MemoryError):
         return None
-    return image
+    return image, header.orientation
+
+
+def _pillow(data, _):
+    try:
+        array, orientation = _opened(data)
+        return torch.from_numpy(array), orientation
+    except Exception:  # damaged files make Pillow raise nearly anything
+        return None
+
+
+def _opened(data):
+    from PIL import Image
+
+    with Image.open(io.BytesIO(data), formats=formats()) as image:
+        if image.width * image.height > headers.MAX_PIXELS:
+            raise ValueError(
+                f"{image.width}x{image.height} px, over {headers.MAX_PIXELS:,}: taken for a decompression bomb"
+            )
+        array = pixels.on_white(image)
+        return array, headers.orientation(data) if headers.is_jpeg(data) else pixels.orientation(
+            *pixels.metadata(image)
+        )
+
+
+def _turned(image, orientation):
+    view = pixels.upright(image.numpy(), orientation)
+    out = empty(*view.shape, dtype=torch.uint8)
+    np.copyto(out.numpy(), view)
+    return out
+
+
+def _resized(image, max_side):
+    """Reduced to a longer side of `max_side` by Pillow."""
+    from PIL import Image
+
+    scale = max_side / max(image.shape[:2])
+    height, width = (max(1, round(n * scale)) for n in image.shape[:2])
+    return torch.from_numpy(np.array(Image.fromarray(image.numpy()).resize((width, height), Image.Resampling.BICUBIC)))
 
 
 class _Dali:
-    """A DALI pipeline of one sample for each thread that calls. None for what Pillow has to look at.
+    """A DALI pipeline of one sample for each thread that calls.
 
     One sample a run, because a file whose header can't be parsed makes DALI 2.4 leave `run` while its threads still decode
     the batch's other samples, which crashes the process. A pipeline that met a bad file is unusable and is made anew.
@@ -89,17 +156,19 @@ class _Dali:
         self._batch = TensorListCPU
         self._local = local()
 
-    def __call__(self, data, header, max_side):
-        if header is None or not headers.whole(data, header):
+    def decode(self, data, header):
+        """An ordinary PNG file."""
+        if header is None or header.jpeg:
             return None
         try:
-            image = self._run("decode", np.frombuffer(data, np.uint8)[None])
+            return self._run("decode", np.frombuffer(data, np.uint8)[None]), 1
         except RuntimeError:
             self._local.decode = None
             return None
-        if _reduced(image.shape, max_side):
-            image = self._run("reduce", image.numpy()[None], max_side)
-        return image
+
+    def reduce(self, image, max_side):
+        """Reduced to a longer side of `max_side`."""
+        return self._run("reduce", image.numpy()[None], max_side)
 
     def _run(self, kind, data, max_side=None):
         pipeline = getattr(self._local, kind, None)
@@ -108,9 +177,9 @@ class _Dali:
             setattr(self._local, kind, pipeline)
         pipeline.feed_input("data", self._batch(data))  # not copied: it outlives the run
         (out,) = pipeline.run()
-        pixels = np.asarray(out[0])  # DALI's own memory, until the next run
-        image = empty(*pixels.shape, dtype=torch.uint8)
-        np.copyto(image.numpy(), pixels)
+        frame = np.asarray(out[0])  # DALI's own memory, until the next run
+        image = empty(*frame.shape, dtype=torch.uint8)
+        np.copyto(image.numpy(), frame)
         return image
 
 
@@ -132,14 +201,6 @@ def _pipeline(kind, max_side):
     return pipeline
 
 
-def _reduced(shape, max_side):
-    """(height, width) to reduce an image of this shape to, None to leave it."""
-    longer = max(shape[:2])
-    if max_side is None or longer <= NEAR * max_side:
-        return None
-    return tuple(max(1, round(n * max_side / longer)) for n in shape[:2])
-
-
 def why(data) -> str:
     """Why a file's bytes can't be decoded, for its user."""
     from PIL import UnidentifiedImageError
@@ -147,36 +208,10 @@ def why(data) -> str:
     if not data:
         return "the file is empty"
     try:
-        _decoded(data)
+        _opened(data)
     except UnidentifiedImageError:
-        return f"not an image of a format that is read ({', '.join(FORMATS)})"
+        read = f"not an image of a format that is read ({', '.join(formats())})"
+        return f"{_HEIF[data[8:12]]}, {read}" if data[4:8] == b"ftyp" and data[8:12] in _HEIF else read
     except Exception as error:
         return " ".join(str(error).split()) or type(error).__name__
     return "damaged"
-
-
-def _pillow(data, header=None, max_side=None):
-    try:
-        return torch.from_numpy(_decoded(data, max_side))
-    except Exception:  # damaged files make Pillow raise nearly anything
-        return None
-
-
-def _decoded(data, max_side=None):
-    from PIL import Image, ImageOps
-
-    with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-        if image.width * image.height > headers.MAX_PIXELS:
-            raise ValueError(
-                f"{image.width}x{image.height} px, over {headers.MAX_PIXELS:,}: taken for a decompression bomb"
-            )
-        if image.mode in ("I", "F"):
-            raise ValueError("32-bit pixels, which have no fixed range")
-        image = ImageOps.exif_transpose(image)
-        if image.mode.startswith("I;16"):
-            image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-        image = image.convert("RGB")
-        size = _reduced((image.height, image.width), max_side)
-        if size:
-            image = image.resize(size[::-1], Image.Resampling.BICUBIC)
-        return np.array(image)

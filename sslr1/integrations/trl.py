@@ -61,6 +61,8 @@ def dataset(images, puzzle=None, *, level=None, count=None, seed=0, pool=None, *
     these images. options: `make`'s thinking, composed, wordings, and spec, which should be the model's
     (`PatchSpec.from_pretrained(folder)`), or its processor resizes what was drawn.
 
+    PIL images are shown as training shows their files: turned by EXIF, on white where they are transparent, 16 bits scaled to 8.
+
     Raises UserError for unknown puzzles and levels, for a spec that leaves a puzzle no canvas, and if the images can't decide one.
     """
     from datasets import Dataset, Features
@@ -93,7 +95,7 @@ def png(canvas) -> dict:
 
 
 class _Pixels:
-    """A sequence of images as uint8 [H, W, 3] tensors: RGB, EXIF orientation honoured."""
+    """A sequence of images as uint8 [H, W, 3] tensors: PIL images as training would decode their files."""
 
     def __init__(self, images):
         self.images = images
@@ -102,11 +104,15 @@ class _Pixels:
         return len(self.images)
 
     def __getitem__(self, i):
-        import numpy as np
         import torch
-        from PIL import Image, ImageOps
+        from PIL import Image
+
+        from sslr1 import pixels
 
         image = self.images[int(i)]
         if isinstance(image, Image.Image):
-            image = np.array(ImageOps.exif_transpose(image).convert("RGB"))
+            try:
+                image = pixels.shown(image)
+            except ValueError as error:
+                raise ValueError(f"image {i}: {error}") from None
         return image if isinstance(image, torch.Tensor) else torch.from_numpy(image)

@@ -7,6 +7,8 @@ import zlib
 import numpy as np
 from PIL import Image
 
+from sslr1.data.decode import formats
+
 
 def encoded(image, kind="JPEG", **options) -> bytes:
     """image: a PIL image or an array."""
@@ -16,16 +18,110 @@ def encoded(image, kind="JPEG", **options) -> bytes:
     return out.getvalue()
 
 
-def png(array, colour_type) -> bytes:
-    """A 16-bit PNG file of a uint16 array, which Pillow can't write for colours. colour_type: 0 grey, 2 RGB, 6 RGBA."""
+def png(array, colour_type, depth=16, clear=()) -> bytes:
+    """A PNG file that Pillow can't write, of an array of values of `depth` bits. colour_type: 0 grey, 2 RGB, 4 grey with alpha, 6
+    RGBA. clear: the transparent colour, if any."""
 
     def chunk(name, data):
         return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
 
     height, width = array.shape[:2]
-    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in array)
-    header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 16, colour_type, 0, 0, 0))
-    return b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+    if depth < 8:
+        array = np.packbits(np.unpackbits(array[..., None], -1)[..., 8 - depth :].reshape(height, -1), 1)
+    rows = b"".join(b"\0" + row.astype(">u2" if depth == 16 else "u1").tobytes() for row in array)
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, depth, colour_type, 0, 0, 0))
+    extra = chunk(b"tRNS", struct.pack(f">{len(clear)}H", *map(int, clear))) if len(clear) else b""
+    return b"\x89PNG\r\n\x1a\n" + header + extra + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+
+
+def see_through(array) -> dict:
+    """{name: (file, what is to be seen of it)}: its upper half is transparent, with other colours hidden there."""
+    height = len(array) // 2
+    hidden, seen, grey = array.copy(), array.copy(), np.asarray(Image.fromarray(array).convert("L")).copy()
+    hidden[:height, ::2], hidden[:height, 1::2], seen[:height] = (0, 90, 255), (17, 0, 3), 255
+    alpha = np.full(grey.shape, 255, np.uint8)
+    alpha[:height] = 0
+    rgba = Image.fromarray(np.dstack([hidden, alpha]))
+    hidden_grey, seen_grey = grey.copy(), grey.copy()
+    hidden_grey[:height, ::2], seen_grey[:height] = 9, 255
+    la = Image.fromarray(np.dstack([hidden_grey, alpha]))
+    greys = np.stack([seen_grey] * 3, -1)
+    wide = hidden.astype(np.uint16) * 256 + 5
+    files = {
+        "PNG, RGBA": (encoded(rgba, "PNG"), seen),
+        "PNG, LA": (encoded(la, "PNG"), greys),
+        "PNG, RGBA of 16 bits": (png(np.dstack([wide, alpha.astype(np.uint16) * 257]), 6), seen),
+        "PNG, LA of 16 bits": (png(np.asarray(la).astype(np.uint16) * 257, 4), greys),
+        "WebP": (encoded(rgba, "WEBP", lossless=True, exact=True), seen),
+        "TIFF, RGBA": (encoded(rgba, "TIFF"), seen),
+        "TIFF, LA": (encoded(la, "TIFF"), greys),
+    }
+    if "AVIF" in formats():
+        files["AVIF"] = (encoded(rgba, "AVIF", quality=100, subsampling="4:4:4"), seen)
+    palette = Image.fromarray(array).quantize(60)
+    painted, index = np.asarray(palette.convert("RGB")).copy(), np.asarray(palette).copy()
+    index[:height], painted[:height] = 61, 255
+    palette = Image.fromarray(index).copy()
+    palette.putpalette(Image.fromarray(array).quantize(60).getpalette()[: 3 * 60] + [1, 2, 3] * 4)
+    files["PNG, palette, one transparent"] = (encoded(palette, "PNG", transparency=61), painted)
+    files["PNG, palette, alpha of each"] = (encoded(palette, "PNG", transparency=b"\xff" * 61 + b"\0"), painted)
+    files["GIF"] = (encoded(palette, "GIF", transparency=61), painted)
+    key = np.array([200, 3, 77])
+    keyed = array.copy()
+    keyed[:height] = key
+    files["PNG, one transparent colour"] = (png(keyed, 2, 8, key), seen)
+    files["PNG, one transparent colour of 16 bits"] = (png(keyed.astype(np.uint16) * 257, 2, 16, key * 257), seen)
+    for depth in (1, 2, 4, 8, 16):
+        most = 2**depth - 1
+        levels = np.round(grey / 255 * (most - 1)).astype(np.uint16)  # the brightest one is left for the key
+        levels[:height] = most
+        shown = (levels >> 8 if depth == 16 else levels * (255 // most)).astype(np.uint8)
+        shown[:height] = 255
+        file = png(levels if depth == 16 else levels.astype(np.uint8), 0, depth, [most])
+        files[f"PNG, grey of {depth} bits, one transparent"] = (file, np.stack([shown] * 3, -1))
+        levels[:height] = 0  # and the darkest one, in which a forgotten transparency shows
+        levels[height:] = np.maximum(levels[height:], 1)
+        shown = (levels >> 8 if depth == 16 else levels * (255 // most)).astype(np.uint8)
+        shown[:height] = 255
+        file = png(levels if depth == 16 else levels.astype(np.uint8), 0, depth, [0])
+        files[f"PNG, grey of {depth} bits, black transparent"] = (file, np.stack([shown] * 3, -1))
+    return files
+
+
+def exif_data() -> dict:
+    """{name: (EXIF data in any state, the orientation that it says)}."""
+
+    def tiff(*entries, order="<", count=None, start=8):
+        rows = b"".join(struct.pack(order + "HHI", *entry[:3]) + entry[3] for entry in entries)
+        head = b"II*\0" if order == "<" else b"MM\0*"
+        return b"Exif\0\0" + head + struct.pack(order + "IH", start, len(entries) if count is None else count) + rows
+
+    def turn(value, kind=3, n=1, order="<"):
+        return 0x0112, kind, n, struct.pack(order + ("I" if kind == 4 else "Hxx"), value)
+
+    make = 0x010F, 2, 4, b"abc\0"
+    end = bytes(4)
+    return {
+        "whole": (tiff(make, turn(6)) + end, 6),
+        "big-endian": (tiff(turn(8, order=">"), order=">") + end, 8),
+        "a long number": (tiff(turn(3, kind=4)) + end, 3),
+        "no end": (tiff(make, turn(6)), 6),
+        "more entries claimed": (tiff(make, turn(6), count=9), 6),
+        "a great many claimed": (tiff(turn(5), count=65535) + end, 5),
+        "cut in the entry": (tiff(make, turn(6))[:-4], 1),
+        "cut before it": (tiff(make, turn(6))[:-14], 1),
+        "another entry's value far outside": (tiff((0x010F, 2, 999, b"\xff\xff\xff\x7f"), turn(7)) + end, 7),
+        "0": (tiff(turn(0)) + end, 1),
+        "9": (tiff(turn(9)) + end, 1),
+        "text": (tiff(turn(6, kind=2)) + end, 1),
+        "two values": (tiff(turn(6, n=2)) + end, 1),
+        "said twice": (tiff(turn(6), turn(3)) + end, 6),
+        "no byte order": (b"Exif\0\0XX*\0" + bytes(40), 1),
+        "its directory far outside": (tiff(turn(6), start=9999), 1),
+        "its directory in its header": (tiff(turn(6), start=0), 1),
+        "nothing": (b"Exif\0\0", 1),
+        "not EXIF": (b"Exif\0\0" + b"\xff" * 60, 1),
+    }
 
 
 def turned(array, orientation):
@@ -55,6 +151,7 @@ def good(array) -> dict:
     grey = np.asarray(rgb.convert("L"))
     greys = np.stack([grey] * 3, -1)
     alpha = Image.fromarray(np.dstack([array, np.full(grey.shape, 77, np.uint8)]))
+    faint, faint_greys = ((77 * a.astype(int) + 178 * 255 + 127) // 255 for a in (array, greys))
 
     def several():
         return {"save_all": True, "append_images": [Image.fromarray(255 - array)]}
@@ -71,15 +168,15 @@ def good(array) -> dict:
         "PNG": (encoded(rgb, "PNG"), array, 0),
         "PNG, palette": (encoded(rgb.quantize(64), "PNG"), np.asarray(rgb.quantize(64).convert("RGB")), 0),
         "PNG, grey": (encoded(grey, "PNG"), greys, 0),
-        "PNG, grey with alpha": (encoded(alpha.convert("LA"), "PNG"), greys, 0),
-        "PNG, alpha": (encoded(alpha, "PNG"), array, 0),
-        "PNG, one transparent colour": (encoded(rgb, "PNG", transparency=(1, 2, 3)), array, 0),
+        "PNG, grey with alpha": (encoded(alpha.convert("LA"), "PNG"), faint_greys, 0.1),
+        "PNG, alpha": (encoded(alpha, "PNG"), faint, 0.1),
+        "PNG, one transparent colour that isn't there": (encoded(rgb, "PNG", transparency=(1, 2, 3)), array, 0),
         "PNG, 16-bit grey": (png(ramp, 0), greys, 0),
         "PNG, 16-bit": (png(array.astype(np.uint16) * 256 + 9, 2), array, 0),
         "PNG, animated": (encoded(rgb, "PNG", **several()), array, 0),
         "PNG without its last chunk": (encoded(rgb, "PNG")[:-12], array, 0),
         "WebP": (encoded(rgb, "WEBP", lossless=True), array, 0),
-        "WebP, alpha": (encoded(alpha, "WEBP", lossless=True), array, 0),
+        "WebP, alpha": (encoded(alpha, "WEBP", lossless=True), faint, 0.1),
         "WebP, animated": (encoded(rgb, "WEBP", lossless=True, **several()), array, 0),
         "GIF": (encoded(rgb.quantize(64), "GIF"), np.asarray(rgb.quantize(64).convert("RGB")), 0),
         "GIF, animated": (encoded(rgb, "GIF", **several()), array, 12),
@@ -97,6 +194,8 @@ def good(array) -> dict:
             options = {"lossless": True} if kind == "WEBP" else {"quality": 95} if kind == "JPEG" else {}
             file = encoded(stored, kind, exif=exif(orientation), **options)
             kinds[f"{kind} to be turned, {orientation}"] = (file, array, tolerance)
+        if orientation == 6 and "AVIF" in formats():
+            kinds[f"AVIF to be turned, {orientation}"] = (encoded(stored, "AVIF", exif=exif(orientation)), array, 6)
     return kinds
 
 

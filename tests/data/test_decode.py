@@ -1,14 +1,17 @@
-"""Files of all kinds, whole and spoilt: both decoders see the same pixels the same way up, and refuse the same files."""
+"""Files of all kinds, whole and spoilt: all decoders see the same pixels the same way up, and refuse the same files."""
 
+import io
 import resource
 import sys
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image, features
 
+from sslr1 import pixels
 from sslr1.data import Decoder, headers
-from sslr1.data.decode import why
+from sslr1.data.decode import _Dali, _pillow, _turbo, formats, why
 from sslr1.data.scenes import scene
 from sslr1.errors import UserError
 from tests.data import kinds
@@ -40,6 +43,68 @@ def test_every_kind_of_image_is_seen_as_it_is(array, backend):
             continue
         assert image.shape == seen.shape and image.dtype == torch.uint8, name
         assert np.abs(image.numpy().astype(int) - seen).mean() <= tolerance, name
+
+
+@pytest.mark.parametrize("backend", DECODERS)
+def test_transparent_pixels_are_white(array, backend):
+    """Whatever colours are hidden there, in every format and depth that has transparency; as Qwen's own utilities show them."""
+    files = kinds.see_through(array)
+    for (name, (_, seen)), image in zip(files.items(), Decoder(backend).decode([file for file, _ in files.values()])):
+        assert image is not None, name
+        gap = np.abs(image.numpy().astype(int) - seen)
+        assert gap.max() <= (12 if name == "AVIF" else 0), (name, gap.max())
+    faint = Image.fromarray(np.dstack([array, array[..., 0]]))
+    ground = Image.new("RGB", faint.size, (255, 255, 255))
+    ground.paste(faint, mask=faint.split()[3])  # qwen_vl_utils 0.0.14, to_rgb
+    (image,) = Decoder(backend).decode([kinds.encoded(faint, "PNG")])
+    assert np.array_equal(image.numpy(), np.asarray(ground))
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")  # Pillow's, of damaged EXIF data
+@pytest.mark.parametrize("backend", DECODERS)
+def test_exif_data_in_any_state_turns_alike_and_refuses_nothing(array, backend):
+    """In every format, by every decoder, and of an image that somebody else has opened."""
+    for name, (exif, orientation) in kinds.exif_data().items():
+        assert pixels.orientation(exif) == orientation, name
+        stored = kinds.turned(array, orientation)
+        for kind in ("JPEG", "PNG", "WEBP"):
+            options = (
+                {"lossless": True} if kind == "WEBP" else {"quality": 95, "subsampling": 0} if kind == "JPEG" else {}
+            )
+            file = kinds.encoded(stored, kind, exif=exif, **options)
+            (image,) = Decoder(backend).decode([file])
+            assert image is not None and image.shape == array.shape, (name, kind)
+            assert np.abs(image.numpy().astype(int) - array).mean() < 5, (name, kind)
+            with Image.open(io.BytesIO(file)) as opened:
+                assert np.array_equal(pixels.shown(opened), image.numpy()), (name, kind)
+
+
+def test_what_xmp_says_counts_where_exif_says_nothing(array):
+    for xmp in (
+        b'<x tiff:Orientation="6"/>',
+        b"<tiff:Orientation>6</tiff:Orientation>",
+        b"<x tiff:Orientation = '6'/>",
+    ):
+        file = kinds.encoded(array, xmp=xmp)
+        assert headers.read(file).orientation == headers.orientation(file) == 6
+        for kind in ("WEBP", "JPEG"):
+            (image,) = Decoder().decode([kinds.encoded(kinds.turned(array, 6), kind, xmp=xmp)])
+            assert image.shape == array.shape
+        assert headers.orientation(kinds.encoded(array, xmp=xmp, exif=kinds.exif(3))) == 3
+    assert pixels.orientation(b"", b'tiff:Orientation="9"') == 1
+
+
+def test_a_jpeg_that_only_pillow_reads_is_turned_by_the_same_reader(array):
+    file = kinds.encoded(kinds.turned(array, 6), quality=95, exif=kinds.exif(6))
+    padded = file[:2] + b"\xff" * 5 + file[2:]
+    odd = file.replace(b"\xff\xc0", b"\xff\xfe\0\4hi\xff\xc0", 1)[:-2] + b"\xff\xfe\0\4hi\xff\xd9"
+    cmyk = kinds.encoded(Image.fromarray(kinds.turned(array, 6)).convert("CMYK"), quality=95, exif=kinds.exif(6))
+    for data in (file, padded, odd, cmyk):
+        (image,) = Decoder().decode([data])
+        assert image.shape == array.shape and np.abs(image.numpy().astype(int) - array).mean() < 8
+        one, orientation = _pillow(data, None)
+        assert orientation == 6 and np.array_equal(pixels.upright(one.numpy(), 6), image.numpy())
+    assert headers.read(cmyk) is None and headers.read(padded)
 
 
 @pytest.mark.parametrize("backend", DECODERS)
@@ -77,23 +142,56 @@ def test_decoders_agree_on_mutated_files(array, draw):
     for file, a, b in zip(files, dali, pillow):
         assert (a is None) == (b is None), why(file)
         assert a is None or torch.equal(a, b)
+        if a is not None and headers.read(file):  # not only by Pillow
+            stored, orientation = _pillow(file, None)
+            assert np.array_equal(pixels.upright(stored.numpy(), orientation), a.numpy())
     assert 10 < sum(image is None for image in dali) < len(files) - 10
 
 
-def test_ordinary_files_are_dalis(array):
+def test_ordinary_files_go_the_fast_ways(array):
     """Were they not, all of the above would compare Pillow with itself."""
     sources = kinds.good(array)
-    ordinary = [
-        "JPEG",
-        "JPEG, progressive",
-        "JPEG, grey",
-        "PNG",
-        "PNG, palette",
-        *[f"JPEG to be turned, {o}" for o in range(1, 9)],
+    turned = [f"JPEG to be turned, {o}" for o in range(1, 9)]
+    for name in ("JPEG", "JPEG, progressive", "JPEG, grey", *turned):
+        file = sources[name][0]
+        assert _turbo(file, headers.read(file)) is not None, name
+    for name in ("PNG", "PNG, palette", "PNG, grey"):
+        file = sources[name][0]
+        assert headers.read(file), name
+        assert not HAS_DALI or _Dali().decode(file, headers.read(file)) is not None, name
+    special = [
+        "JPEG, CMYK",
+        "PNG, 16-bit grey",
+        "PNG to be turned, 6",
+        "PNG, alpha",
+        "PNG, grey with alpha",
+        "WebP",
+        "GIF",
     ]
-    assert all(headers.read(sources[name][0]) for name in ordinary)
-    special = ["JPEG, CMYK", "PNG, 16-bit grey", "PNG to be turned, 6", "WebP", "GIF"]
     assert not any(headers.read(sources[name][0]) for name in special)
+    assert not any(headers.read(file) for file, _ in kinds.see_through(array).values())
+
+
+@pytest.mark.parametrize(
+    "brand, words", [(b"heic", "HEIC, not an image of a format that is read"), (b"isom", "not an image")]
+)
+def test_a_phones_file_under_another_name_is_named(brand, words):
+    assert why(b"\0\0\0\x18ftyp" + brand + bytes(600)).startswith(words)
+
+
+def test_avif_is_read_where_pillow_reads_it(array, monkeypatch):
+    if "AVIF" not in formats():
+        pytest.skip("this Pillow was built without AVIF")
+    file = kinds.encoded(array, "AVIF", quality=90)
+    (image,) = Decoder().decode([file])
+    assert np.abs(image.numpy().astype(int) - array).mean() < 6
+    monkeypatch.setattr(features, "check", lambda name: name != "avif")
+    formats.cache_clear()
+    try:
+        assert "AVIF" not in formats() and Decoder().decode([file]) == [None]
+        assert why(file).startswith("AVIF, not an image of a format that is read (JPEG, ")
+    finally:
+        formats.cache_clear()
 
 
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
