@@ -15,7 +15,7 @@ from types import UnionType
 from typing import Annotated, Literal, Union, get_args, get_origin
 
 from sslr1 import config, glossary, preview, probes, puzzles
-from sslr1.data import images, stream
+from sslr1.data import images, stream, walk
 from sslr1.data.decode import NEAR
 from sslr1.puzzles import batch, curriculum, prompts, reward
 from sslr1.settings import Data, Section
@@ -292,7 +292,11 @@ def data_numbers() -> str:
     fields = Data.model_fields
     side = fields["max_side"].default
     rows = [
-        ("files", ", ".join(f"`{suffix}`" for suffix in images.SUFFIXES) + ", any case, in folders of any depth"),
+        (
+            "files",
+            ", ".join(f"`{suffix}`" for suffix in walk.SUFFIXES)
+            + f", and `{walk.AVIF}` where Pillow reads it (11.3 and newer), any case, in folders of any depth",
+        ),
         ("fewest images", images.FEWEST),
         ("too small", f"shorter side under `data.min_side`, {fields['min_side'].default} px"),
         ("reduced", f"longer side over {NEAR} × `data.max_side` = {round(NEAR * side)} px, to {side} px"),
@@ -364,11 +368,12 @@ def draw():
         write_scenes(folder, 14, 288)
         for name in ("astronaut", "coffee", "chelsea", "rocket"):
             Image.fromarray(getattr(data, name)()).save(Path(folder) / f"{name}.png")
+        store = preview.images(folder)
         for name in puzzles.NAMES:
             rows = [
                 (
                     f"{name}, level {level}: {puzzles.describe(name, level)}",
-                    preview.examples(folder, name, level, 1, seed=SEED),
+                    preview.examples(store, name, level, 1, seed=SEED),
                 )
                 for level in (puzzles.START_LEVEL[name], puzzles.LEVELS[name][-1])
             ]

@@ -9,7 +9,9 @@ import torch
 from sslr1 import model, ops, puzzles
 from sslr1.config import Config
 from sslr1.data import Decoder, ImageFolder, ImageStore, Pool, PuzzleStream, bad
+from sslr1.data.images import ABOUT
 from sslr1.errors import UserError
+from sslr1.files import write_whole
 from sslr1.model import parallel
 from sslr1.puzzles import series
 from sslr1.rollout import Engine, SamplerWeights
@@ -57,6 +59,11 @@ class Built:
             f"{torch.get_num_threads()} thread(s) each, {self.spec.dtype}".replace("torch.", "")
             + (f", attention by {ops.flash.library()}" if world.device.type == "cuda" else "")
         )
+
+    def not_read(self) -> list:
+        """A line for each folder of images in which not all is read."""
+        stores = {id(images.store): images.store for images in (self.images, self.evaluation)}.values()
+        return [f"{store.folder.root}: {store.folder.about}" for store in stores if store.folder.about]
 
     def reference(self, path):
         """The frozen policy of loss.kl_coef from a checkpoint's hf/ folder, which holds it in the compute dtype. All ranks must
@@ -141,6 +148,7 @@ def build(config: Config, world: parallel.World, folder: Path | None = None, dat
                 if listing:
                     if found.refused:
                         bad.write(folder / bad.NAME, dict(found.refused))
+                    write_whole(listing.with_name(ABOUT), found.about + "\n")
                     found.freeze(listing)
             if data and config.eval.path:
                 ImageFolder.scan(config.eval.path)

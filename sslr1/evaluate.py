@@ -279,6 +279,8 @@ def evaluate_puzzles(arguments, console):
                 write(arguments.out, numbers, records)
             trained = {(name, c.levels[name]) for name in c.mixture} if source else set()
             console.print(f"{built.model_path} on held-out images of {numbers['images']}, greedy", soft_wrap=True)
+            for line in built.not_read():
+                console.print(line, soft_wrap=True, highlight=False)
             console.print(tables.puzzle_table(cells, trained))
             for line in missing:
                 console.print(line, soft_wrap=True, highlight=False)

@@ -115,6 +115,8 @@ def export_puzzles(
     spec = ops.PatchSpec.from_pretrained(model, **limits) if model else ops.PatchSpec(**limits)
     check(asked, spec, options.get("composed", False))
     store = ImageStore(ImageFolder.scan(folder), Decoder(max_side=max_side), min_side)
+    if store.folder.about:
+        print(f"{folder}: {store.folder.about}", file=sys.stderr)
     train, held_out = store.folder.hold_out(0.05) if val else (range(len(store.folder)), [])
     made = {}
     with written(out) as partial:
@@ -130,6 +132,8 @@ def export_puzzles(
             except ValueError as error:  # of the images: none that decides a puzzle, or too few that differ
                 raise UserError(f"{str(folder)!r}: {error}{store.complaint()}") from None
         store.folder.freeze(partial / "files.txt")
+    if store.bad:
+        print(f"{folder}{store.complaint()}", file=sys.stderr)
     return made
 
 

@@ -21,11 +21,15 @@ WIDTH = 1200  # px of a contact sheet
 TALLEST = 380  # px of one puzzle on it
 
 
-def examples(folder, name, level, count, seed, min_side=252, spec=None):
-    """`count` decidable puzzles of one kind from a folder: a list of (uint8 [H, W, 3] picture of all its canvases, question,
-    Answer, chance). Raises UserError if the folder has too few images for them."""
+def images(folder, min_side=252) -> ImageStore:
+    """What puzzles are cut from. Raises UserError as `ImageFolder.scan` does."""
+    return ImageStore(ImageFolder.scan(folder), Decoder(max_side=768), min_side)
+
+
+def examples(store, name, level, count, seed, spec=None):
+    """`count` decidable puzzles of one kind from a store's images: a list of (uint8 [H, W, 3] picture of all its canvases, question,
+    Answer, chance). Raises UserError if there are too few images for them."""
     spec = spec or ops.PatchSpec(max_pixels=640 * 640)
-    store = ImageStore(ImageFolder.scan(folder), Decoder(max_side=768), min_side)
     pool, found = Pool(store, list(range(len(store.folder)))), []
     order = ops.generator("preview", seed).permutation(len(pool)).tolist()
     for number in order:
@@ -38,7 +42,7 @@ def examples(folder, name, level, count, seed, min_side=252, spec=None):
         if len(found) == count:
             return found
     raise UserError(
-        f"{str(folder)!r} gives {len(found)} {name} puzzles of level {level}, not {count}{store.complaint()}"
+        f"{str(store.folder.root)!r} gives {len(found)} {name} puzzles of level {level}, not {count}{store.complaint()}"
     )
 
 
@@ -129,11 +133,14 @@ def main():
     arguments = parser.parse_args()
     out = Path(arguments.out)
     try:
+        store = images(arguments.folder, arguments.min_side)
+        if store.folder.about:
+            print(f"{arguments.folder}: {store.folder.about}")
         sheets = {
             name: [
                 (
                     f"{name}, level {level}: {puzzles.describe(name, level)}",
-                    examples(arguments.folder, name, level, arguments.count, arguments.seed, arguments.min_side),
+                    examples(store, name, level, arguments.count, arguments.seed),
                 )
                 for level in arguments.level
             ]
@@ -145,6 +152,8 @@ def main():
     for name, rows in sheets.items():
         contact_sheet(rows).save(out / f"{name}.png")
         print(out / f"{name}.png")
+    if store.bad:
+        print(f"{arguments.folder}{store.complaint()}")
     if arguments.html:
         (out / "index.html").write_text(page(sheets), encoding="utf-8")
         print(out / "index.html")

@@ -2,9 +2,10 @@
 
 python -m sslr1.report RUNFOLDER [--out FILE]
 
-It is made from config.yaml, metrics.jsonl, samples.jsonl and samples/ alone, so a run folder can be copied anywhere first. The
-page is page/report.html, filled in by Jinja; charts and samples are JSON in it, drawn by page/report.js. However long a run
-was, the page stays under 5 MB: series are means over stretches, samples a bounded choice spread over the steps.
+It is made from config.yaml, metrics.jsonl, samples.jsonl, samples/, found.txt and bad_images.txt alone, so a run folder can be
+copied anywhere first. The page is page/report.html, filled in by Jinja; charts and samples are JSON in it, drawn by
+page/report.js. However long a run was, the page stays under 5 MB: series are means over stretches, samples a bounded choice
+spread over the steps.
 """
 
 import argparse
@@ -25,6 +26,7 @@ from sslr1.records import JsonLines, held_out
 SAMPLES = 240  # puzzles at most …
 SAMPLE_BYTES = 3_500_000  # … with their pictures
 TEXT = 4000  # characters of a completion that are shown, half of them its beginning and half its end
+BAD = 5  # images that are named
 PAGE = Path(__file__).parent / "page"
 
 
@@ -53,6 +55,7 @@ def page(folder) -> str:
         settings=settings,
         summary=summary(records, config),
         held_out=held_out(records, config["puzzles"]["mixture"], config["puzzles"]["levels"]),
+        images=images(folder),
         events=charts.events(records),
         written=f"{datetime.now(UTC):%d %B %Y, %H:%M} UTC",
         style=(PAGE / "report.css").read_text(encoding="utf-8"),
@@ -88,6 +91,16 @@ def summary(records, config) -> list:
             ("completion tokens", f"{tokens / sum(seconds):,.0f} / s", f"{tokens:,.0f} in all"),
         ]
     return out
+
+
+def images(folder) -> dict | None:
+    """What was not read of the run's images, in words, and how many were bad, with some of their names and reasons; None where there
+    is nothing to say."""
+    found, bad = (Path(folder) / name for name in ("found.txt", "bad_images.txt"))
+    about = found.read_text(encoding="utf-8").strip() if found.exists() else ""
+    listed = bad.read_bytes().decode("utf-8", "replace").split("\n") if bad.exists() else []
+    rows = [line.rpartition("\t")[::2] for line in listed if line]
+    return {"about": about, "bad": len(rows), "examples": rows[:BAD]} if about or rows else None
 
 
 def samples(folder) -> list:

@@ -111,7 +111,8 @@ class Run:
             write_whole(self.built.folder / "config.yaml", config.dump(self.config))
             self.checkpoints.mkdir(parents=True, exist_ok=True)
         parallel.barrier()
-        self.progress.say(self.built.summary())
+        for line in (self.built.summary(), *self.built.not_read()):
+            self.progress.say(line)
         found = checkpoint.newest(self.checkpoints)
         parallel.barrier()
         if found:
@@ -242,11 +243,11 @@ class Run:
         if self.saved != self.step:
             self._checkpoint()
         self.writer.wait()
+        self.bad_images.update()
         if self.reported != self.step:
             self._report()
-        self.bad_images.update()
-        if self.bad_images.listed:
-            self.progress.say(f"{len(self.bad_images.listed)} images were passed over; {self.bad_images.path} says why")
+        for line in (*self.built.not_read(), *self.bad_images.summary()):
+            self.progress.say(line)
         if self.world.main:
             self.trackers.close()
             self.progress.table(

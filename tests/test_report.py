@@ -258,3 +258,20 @@ def test_in_a_browser(run, tmp_path, width, dark):
         page.settle()
         assert not page.problems, page.problems
         assert not [url for url in page.requests if not url.startswith(("data:", run.as_uri()))]
+
+
+def test_what_was_not_read_and_bad_is_on_the_page(run):
+    """Names as words; some of many; nothing where there is nothing to say."""
+    assert report.images(run) is None and "<h2>Images</h2>" not in report.page(run)
+    (run / "found.txt").write_text("\n")
+    assert report.images(run) is None
+    (run / "found.txt").write_text("88 files: 20 images, 68 not read (38 .heic, 30 .avif)\n")
+    (run / "bad_images.txt").write_text("a\tb <i>.jpg\tflat\n")
+    text = Parts(report.page(run)).text
+    assert "88 files: 20 images, 68 not read (38 .heic, 30 .avif)" in text
+    assert "1 image was bad, see bad_images.txt:" in text and "a\tb <i>.jpg" in text
+    (run / "bad_images.txt").write_text("".join(f"{i}.jpg\tflat\n" for i in range(1200)))
+    text = Parts(report.page(run)).text
+    assert "1,200 images were bad, see bad_images.txt, e.g." in text and text.count(".jpg") == report.BAD
+    (run / "found.txt").unlink()
+    (run / "bad_images.txt").unlink()

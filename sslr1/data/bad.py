@@ -43,6 +43,11 @@ class BadImages:
         examples = "; ".join(f"{name}: {reason}" for name, reason in sorted(self.listed.items())[:3])
         return f"{self.path} lists {len(self.listed)} files with their reasons, e.g. {examples}"
 
+    def summary(self) -> list:
+        """A line for the end of a run, none if nothing was bad."""
+        n = len(self.listed)
+        return [f"{n:,} image{' was' if n == 1 else 's were'} bad, see {self.path}"] if n else []
+
     def _met(self):
         met = {}
         for before, store in self.stores.items():

@@ -4,18 +4,18 @@ import os
 import re
 from collections import OrderedDict
 from pathlib import Path
-from stat import S_ISREG
 from threading import Lock
 from typing import NamedTuple
 
 from sslr1.data import shards
-from sslr1.data.decode import why
+from sslr1.data.decode import formats, why
+from sslr1.data.walk import ARCHIVE, AVIF, COMPRESSED, SUFFIXES, UNPACK, Census, is_aside, is_image, walk
 from sslr1.errors import UserError
 from sslr1.files import write_whole
 from sslr1.ops import keys
 from sslr1.puzzles.picture import Picture
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
+ABOUT = "found.txt"  # beside a run's list: what was not read when it was made
 FEWEST = 16  # images below which there is nothing to hold out
 LARGEST = 1 << 30  # bytes of a file; no image that is decoded needs more
 
@@ -30,10 +30,12 @@ class File(NamedTuple):
 
 class ImageFolder:
     """The image files below a folder and in the tar archives there, in sorted order. `files` is a list of File, or of tuples
-    for it; `refused` one of (path as it can be printed, why it is none of them), which only `scan` fills."""
+    for it; `refused` one of (path as it can be printed, why it is none of them), which only `scan` fills; `about` a line on what
+    is not read, empty where all is."""
 
-    def __init__(self, root, files, refused=()):
+    def __init__(self, root, files, refused=(), about=""):
         self.root, self.files, self.refused = Path(root), [File(*file) for file in files], list(refused)
+        self.about = about
 
     @classmethod
     def scan(cls, path) -> "ImageFolder":
@@ -41,31 +43,30 @@ class ImageFolder:
         few."""
         root, named = _root(path), f"data.path {str(path)!r}"
         if not root.is_dir() or not os.path.exists(path):
-            raise UserError(f"{named} is not a folder or a .tar archive")
-        files, refused = [], []
-        for name, size in _walk(root, refused) if root == Path(path) else [(Path(path).name, 0)]:
-            suffix = Path(name).suffix.lower()
-            if suffix == ".tar":
-                members, bad = shards.index(root / name)
-                refused += [(f"{name}/{member}" if member else name, reason) for member, reason in bad]
-                files += [File(f"{name}/{m.name}", m.size, m.offset) for m in members if _is_image(m.name)]
-            elif suffix in SUFFIXES:
-                files.append(File(name, size))
-        refused += [(file.path, reason) for file in files if (reason := _unlistable(file.path))]
-        refused = [(_printable(name), reason) for name, reason in refused]
+            packed = f": it is {UNPACK}" if str(path).lower().endswith(COMPRESSED) and os.path.exists(path) else ""
+            raise UserError(f"{named} is not a folder or a {ARCHIVE} archive{packed}")
+        census, files = Census(), []
+        for name, size in walk(root, census) if root == Path(path) else [(Path(path).name, 0)]:
+            files += _members(root, name, census) if name.lower().endswith(ARCHIVE) else [File(name, size)]
+        census.refused += [(file.path, reason) for file in files if (reason := _unlistable(file.path))]
+        census.refused = sorted((_printable(name), reason) for name, reason in census.refused)
         files = sorted((f for f in files if not _unlistable(f.path)), key=lambda file: file.path.split("/"))
-        also = f"; {len(refused)} files were refused, e.g. {refused[0][0]}: {refused[0][1]}" if refused else ""
+        for file in files:
+            census.image(file.size)
+        about = "" if census.whole() else str(census)
+        also = f"; {about}" if about else ""
         if not files:
-            raise UserError(f"{named} holds no images ({', '.join(SUFFIXES)}, or .tar archives of them){also}")
+            raise UserError(f"{named} holds no images ({', '.join(SUFFIXES)}, or {ARCHIVE} archives of them){also}")
         if len(files) < FEWEST:
             raise UserError(
                 f"{named} holds {len(files)} images; at least {FEWEST} are needed, some to train on and some to hold out{also}"
             )
-        return cls(root, files, refused)
+        return cls(root, files, census.refused, about)
 
     @classmethod
     def thaw(cls, path, listing) -> "ImageFolder":
-        """The folder as it was listed by `freeze`. Raises UserError if the list is damaged."""
+        """The folder as it was listed by `freeze`. Raises UserError if the list is damaged, or names AVIF files, which were images
+        where it was made and are none here."""
         files = []
         for number, line in enumerate(Path(listing).read_bytes().decode("utf-8", "replace").split("\n")[:-1], 1):
             found = re.fullmatch(r"(\d+)(?:@(\d+))?\t(.+)", line)
@@ -75,7 +76,14 @@ class ImageFolder:
                 )
             size, offset, name = found.groups()
             files.append(File(name, int(size), offset and int(offset)))
-        return cls(_root(path), files)
+        unread = 0 if "AVIF" in formats() else sum(file.path.lower().endswith(AVIF) for file in files)
+        if unread:
+            raise UserError(
+                f"{listing} names {unread} {AVIF} files, which this Pillow does not read: install one that does (pip install "
+                "-U pillow), as when the list was made"
+            )
+        about = Path(listing).with_name(ABOUT)
+        return cls(_root(path), files, about=about.read_text(encoding="utf-8").strip() if about.exists() else "")
 
     def freeze(self, listing) -> None:
         """Write the list, one `bytes<tab>path` a line, `bytes@offset<tab>archive.tar/member` for what is in an archive."""
@@ -208,28 +216,30 @@ def _root(path):
     return path.parent if path.suffix.lower() == ".tar" and not path.is_dir() else path
 
 
-def _walk(root, refused):
-    """(path relative to `root`, bytes) of every image file and archive below it. Links to files are followed, to folders
-    not. What can't be looked at is added to `refused`."""
+def _members(root, name, census) -> list:
+    """The images in an archive; counts what else is there."""
+    members, refused = shards.index(root / name)
+    census.refused += [
+        (f"{name}/{inner}" if inner else name, reason) for inner, reason in refused if not _hidden(inner)
+    ]
+    census.aside += sum(_hidden(inner) for inner, _ in refused)
+    files = []
+    for member in members:
+        if _hidden(member.name):
+            census.aside += 1
+        elif is_image(member.name):
+            files.append(File(f"{name}/{member.name}", member.size, member.offset))
+        elif member.name.lower().endswith((ARCHIVE, *COMPRESSED)):
+            census.refused.append(
+                (f"{name}/{member.name}", f"an archive within an archive, which is not read: unpack {name}")
+            )
+        else:
+            census.count(member.name)
+    return files
 
-    def unreadable(error):
-        refused.append((Path(error.filename).relative_to(root).as_posix(), f"can't be read: {error.strerror}"))
 
-    for folder, _, names in os.walk(root, onerror=unreadable):
-        for path in (Path(folder) / name for name in names if _is_image(name) or name.lower().endswith(".tar")):
-            try:
-                status = path.stat()
-            except OSError as error:
-                unreadable(error)
-                continue
-            if S_ISREG(status.st_mode):
-                yield path.relative_to(root).as_posix(), status.st_size
-            else:
-                refused.append((path.relative_to(root).as_posix(), "not a regular file"))
-
-
-def _is_image(name):
-    return name.lower().endswith(SUFFIXES)
+def _hidden(name):
+    return any(map(is_aside, name.split("/")))
 
 
 def _unlistable(name):

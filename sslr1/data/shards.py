@@ -12,6 +12,15 @@ from typing import NamedTuple
 BLOCK = tarfile.BLOCKSIZE
 # Bytes of all headers of one member; a long name takes 4 KiB, and tarfile's parser is quadratic in them
 HEADERS = 1 << 14
+PACKED = (
+    b"\x1f\x8b",
+    b"BZh",
+    b"\xfd7zXZ",
+    b"\x28\xb5\x2f\xfd",
+    b"PK\3\4",
+    b"7z\xbc\xaf",
+    b"Rar!",
+)  # how one begins
 
 
 class Member(NamedTuple):
@@ -62,7 +71,12 @@ def _headers(file, length, refused):
         raise
     except Exception as error:  # damaged headers make tarfile raise nearly anything
         if archive is None:
-            refused.append(("", f"not a tar archive, or a compressed one, which is not read ({error})"))
+            file.seek(0)
+            start = file.read(6)
+            packed = any(start.startswith(magic) for magic in PACKED)
+            refused.append(
+                ("", "a compressed archive, which is not read: unpack it" if packed else f"not a tar archive ({error})")
+            )
             return
     if cut:
         return  # within a member, which is refused itself

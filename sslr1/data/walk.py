@@ -1,0 +1,224 @@
+"""What lies below a folder: image files and archives one by one, and a count of all that is not read.
+
+Folders joined by links are followed. Nothing is passed over in silence: what can't be read is named with its reason, other files are
+counted by kind, and so is what systems leave beside people's files.
+"""
+
+import os
+import re
+from collections import Counter
+from dataclasses import dataclass, field
+from stat import S_ISDIR, S_ISREG
+
+from sslr1.data.decode import formats
+
+SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
+AVIF = ".avif"  # an image where Pillow reads it
+ARCHIVE = ".tar"
+COMPRESSED = tuple(
+    ".tar.gz .tgz .tar.bz2 .tbz .tbz2 .tar.xz .txz .tar.zst .tzst .tar.lz4 .tar.lzma .zip .7z .rar".split()
+)
+UNPACK = "a compressed archive, which is not read: unpack it, or pack it again as a plain .tar"
+# Beside hidden names: what macOS, network drives and recycle bins leave
+SYSTEM = ("__MACOSX", "@eaDir", "@Recycle", "#recycle", "#snapshot", "$RECYCLE.BIN", "System Volume Information")
+KINDS = 6  # that a count names
+
+
+def is_image(name) -> bool:
+    name = name.lower()
+    return name.endswith(SUFFIXES) or (name.endswith(AVIF) and "AVIF" in formats())
+
+
+def is_aside(name) -> bool:
+    """Whether a file or folder of that name is none of its user's: hidden (macOS's ._x beside x, .Trash), or a system's own."""
+    return (name.startswith(".") and name not in (".", "..")) or name in SYSTEM
+
+
+@dataclass
+class Census:
+    """Files by what becomes of them. images: how many are image files, `empty` of them; refused: (name, reason) of what ought to
+    have been read; other: how many are of each other kind; aside: names for which `is_aside` holds."""
+
+    images: int = 0
+    empty: int = 0
+    refused: list = field(default_factory=list)
+    other: Counter = field(default_factory=Counter)
+    aside: int = 0
+
+    def count(self, name) -> None:
+        """A file that isn't looked at, by the end of its name."""
+        suffix = os.path.splitext(name)[1].lower()
+        kind = "without an ending" if not suffix else "of other kinds"
+        self.other[suffix if re.fullmatch(r"\.\w{1,9}", suffix) else kind] += 1
+
+    def image(self, size) -> None:
+        self.images += 1
+        self.empty += size == 0
+
+    def whole(self) -> bool:
+        """Whether there is nothing but images."""
+        return not (self.empty or self.refused or self.other or self.aside)
+
+    def __str__(self):
+        """One line, e.g. "88 files: 20 images, 68 not read (38 .heic, 30 .avif)"."""
+        unread = len(self.refused) + self.other.total()
+        named = sorted(self.other.items(), key=lambda kind: (-kind[1], kind[0]))[:KINDS]
+        kinds = [f"{n:,} {kind}" for kind, n in named]
+        if rest := self.other.total() - sum(n for _, n in named):
+            kinds.append(f"{rest:,} more")
+        if self.refused:
+            name, reason = self.refused[0]
+            kinds.append(f"{len(self.refused):,} refused, e.g. {name}: {reason}")
+        line = f"{_number(self.images + unread, 'file')}: {_number(self.images, 'image')}"
+        line += f" ({self.empty:,} empty)" if self.empty else ""
+        line += f", {unread:,} not read ({', '.join(kinds)})" if unread else ""
+        return line + (
+            f"; {_number(self.aside, 'hidden or system entry', 'hidden or system entries')} left aside"
+            if self.aside
+            else ""
+        )
+
+
+def _number(n, one, many=None):
+    return f"{n:,} {one if n == 1 else many or one + 's'}"
+
+
+def walk(root, census):
+    """(path relative to `root`, bytes) of every image file and archive below it; counts all else in `census`.
+
+    Folders reached by links come after all others, in the order of their names. Each folder is read once, under the first name, so a
+    link that leads back ends there, and one to a folder above `root` is refused. A link to a file counts unless that file is there
+    under its own name or an earlier link's: an image with two names could be both trained on and held out.
+    """
+    root = os.fspath(root)
+    yield from _Walk(root, census).all()
+
+
+class _Walk:
+    def __init__(self, root, census):
+        self.root, self.census = root, census
+        self.folders, self.files = (
+            {},
+            set(),
+        )  # (device, inode): of folders read, with their names, and of files that links led to
+        self.links = []  # to folders and to nowhere known yet
+        self.file_links = []
+
+    def all(self):
+        above = os.path.realpath(self.root)
+        self.above = set()
+        while above != os.path.dirname(above):
+            above = os.path.dirname(above)
+            self.above.add(_identity(os.stat(above)))
+        yield from self._tree("")
+        while self.links:  # of a round: those that its folders' own links add come after all of them
+            links, self.links = sorted(self.links), []
+            for name in links:
+                yield from self._follow(name)
+        for name, status in sorted(self.file_links):
+            yield from self._linked_file(name, status)
+
+    def _refuse(self, name, reason):
+        self.census.refused.append((name or ".", reason))
+
+    def _tree(self, top):
+        """Everything in a folder and the folders in it, links aside. top: its path below the root, "" for that."""
+        left = [top]
+        while left:
+            name = left.pop()
+            try:
+                identity = _identity(os.stat(self._path(name)))
+                if top and identity in self.folders:
+                    self._refuse(name, f"the folder {self.folders[identity] or '.'}, which is read under that name")
+                    continue
+                self.folders[identity] = name
+                with os.scandir(self._path(name)) as entries:
+                    for entry in entries:
+                        inner = f"{name}/{entry.name}" if name else entry.name
+                        if is_aside(entry.name):
+                            self.census.aside += 1
+                        elif entry.is_symlink():
+                            self.links.append(inner)
+                        elif entry.is_dir():
+                            left.append(inner)
+                        else:
+                            yield from self._file(inner, entry)
+            except OSError as error:
+                self._refuse(name, f"can't be read: {error.strerror}")
+
+    def _path(self, name):
+        return os.path.join(self.root, name) if name else self.root
+
+    def _file(self, name, entry):
+        """entry: what gives a file's status, asked only of those that are wanted."""
+        if not is_image(name) and not name.lower().endswith(ARCHIVE):
+            if name.lower().endswith(COMPRESSED):
+                self._refuse(name, UNPACK)
+            elif entry.is_file():
+                self.census.count(name)
+            else:
+                self.census.other["pipes, sockets or devices"] += 1
+            return
+        try:
+            status = entry.stat()
+        except OSError as error:
+            return self._refuse(name, f"can't be read: {error.strerror}")
+        if S_ISREG(status.st_mode):
+            yield name, status.st_size
+        else:
+            self._refuse(name, "not a regular file")
+
+    def _follow(self, name):
+        path = self._path(name)
+        try:
+            status = os.stat(path)
+        except OSError as error:
+            return self._refuse(name, f"a link to {_target(path)}: {error.strerror}")
+        if not S_ISDIR(status.st_mode):
+            return self.file_links.append((name, status))
+        identity = _identity(status)
+        if identity in self.above:
+            self._refuse(name, f"a link to {_target(path)}, a folder that holds this one")
+        elif identity in self.folders:
+            self._refuse(name, f"a link to the folder {self.folders[identity] or '.'}, which is read under that name")
+        else:
+            yield from self._tree(name)
+
+    def _linked_file(self, name, status):
+        identity, real = _identity(status), os.path.realpath(self._path(name))
+        if is_image(name) or name.lower().endswith(ARCHIVE):
+            try:
+                beside = _identity(os.stat(os.path.dirname(real))) in self.folders
+            except OSError:
+                beside = False
+            own = os.path.basename(real)
+            listed = beside and not is_aside(own) and (is_image(own) or own.lower().endswith(ARCHIVE))
+            if listed or identity in self.files:
+                self.census.other["links to files that are there already"] += 1
+                return
+            self.files.add(identity)
+        yield from self._file(name, _Found(status))
+
+
+class _Found:
+    """The status of a file that a link leads to, as os.DirEntry has it."""
+
+    def __init__(self, status):
+        self.status = status
+
+    def stat(self):
+        return self.status
+
+    def is_file(self):
+        return S_ISREG(self.status.st_mode)
+
+
+def _identity(status):
+    return status.st_dev, status.st_ino
+
+
+def _target(path):
+    try:
+        return os.readlink(path)
+    except OSError:
+        return "nothing"
