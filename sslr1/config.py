@@ -5,6 +5,7 @@ Unknown keys, wrong types and values out of range end with one clear line. The k
 
 import hashlib
 import json
+import os
 from pathlib import Path
 from typing import get_args
 
@@ -66,6 +67,7 @@ IMMATERIAL = (
     *(f"rollout.{key}" for key in ("wave_rows", "wave_groups", "batch_invariant", "look_every", "cuda_graphs")),
     *(f"train.{key}" for key in ("threads", "device", "token_budget", "replicate", "recompute", "compile")),
 )
+PLACES = ("model.path", "data.path", "eval.path")
 
 
 def _material(tree) -> dict:
@@ -92,12 +94,19 @@ def check_unchanged(started: Path, config: Config) -> None:
         yaml.safe_load(started.read_text(encoding="utf-8"))
     )  # settings that are newer than the run: by their defaults
     before, now = (_material(c.model_dump(mode="json")) for c in (was, config))
-    changes = [f"{k}: {before.get(k)} → {now.get(k)}" for k in sorted({*before, *now}) if before.get(k) != now.get(k)]
+    differ = [k for k in sorted({*before, *now}) if before.get(k) != now.get(k)]
+    differ = [k for k in differ if not (k in PLACES and _one_place(before.get(k), now.get(k)))]
+    changes = [f"{k}: {before.get(k)} → {now.get(k)}" for k in differ]
     if changes and not config.checkpoint.allow_change:
         raise ConfigError(
             f"{started.parent} was started with other settings ({', '.join(changes)}): give this run a log.name of its own, "
             "or set checkpoint.allow_change=true"
         )
+
+
+def _one_place(a, b) -> bool:
+    """Whether two paths, as seen from here, lead to one file or folder."""
+    return a is not None and b is not None and os.path.realpath(a) == os.path.realpath(b)
 
 
 def check(tree: dict) -> Config:

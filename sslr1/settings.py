@@ -1,9 +1,10 @@
 """The settings of a run: each section's keys, types, ranges and defaults. A field's description is its documentation."""
 
 import difflib
+from pathlib import PurePath
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
 from sslr1.errors import UserError
@@ -27,8 +28,16 @@ class Section(BaseModel):
         return value
 
 
+def _tidy(path):
+    """One spelling of a path: no slash at its end, none doubled, no "." between two; what is built in, and nothing, as it is."""
+    return path if not path or path.startswith("builtin:") else str(PurePath(path))
+
+
+Place = Annotated[str, AfterValidator(_tidy)]
+
+
 class Model(Section):
-    path: str = Field(
+    path: Place = Field(
         description="a Hugging Face folder, or builtin:tiny, a tiny Qwen2.5-VL built on first use below log.dir"
     )
     dtype: Literal["auto", "float32", "bfloat16"] = Field(
@@ -40,7 +49,7 @@ class Model(Section):
 
 
 class Data(Section):
-    path: str = Field(
+    path: Place = Field(
         description="a folder of images, of tar archives of images, or of both; one .tar archive; or builtin:scenes, procedural "
         "scenes drawn on first use below log.dir"
     )
@@ -242,7 +251,7 @@ class Checkpoint(Section):
 
 
 class Log(Section):
-    dir: str = Field("runs", description="folder of run folders")
+    dir: Place = Field("runs", description="folder of run folders")
     name: str | None = Field(
         None,
         description="the run's own folder below log.dir; unless given, the configuration's name and a hash of every setting "
@@ -270,7 +279,7 @@ class Eval(Section):
         100, ge=1, description="steps between held-out evaluations; there is one before and one after in any case"
     )
     count: int = Field(400, ge=1, description="held-out puzzles of each kind")
-    path: str | None = Field(None, description="a folder of images to evaluate on, in place of held-out ones")
+    path: Place | None = Field(None, description="a folder of images to evaluate on, in place of held-out ones")
 
 
 class Config(Section):

@@ -163,3 +163,23 @@ def test_every_setting_is_described():
 def test_every_recipe_is_a_configuration(path):
     loaded = config.load(path, ["data.path=photos"])
     assert loaded.log.name.startswith(path.stem)
+
+
+def test_a_path_is_one_path_however_it_is_spelt(tmp_path, monkeypatch):
+    """In a run's name, and when the run is gone on with; what is built in, and .., stay as they are."""
+    names = {
+        config.load(None, ["model.path=m", f"data.path={path}", f"eval.path={path}"]).log.name
+        for path in ("/data/photos", "/data/photos/", "/data//photos", "/data/./photos/.")
+    }
+    assert len(names) == 1
+    read = config.load(None, ["model.path=builtin:tiny", "data.path=../photos//", "log.dir=./runs/"])
+    assert (read.model.path, read.data.path, read.log.dir) == ("builtin:tiny", "../photos", "runs")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "linked").symlink_to("photos")
+    started = tmp_path / "config.yaml"
+    started.write_text(config.dump(config.check({"model": {"path": "m"}, "data": {"path": "photos"}})))
+    for path in ("photos/", f"{tmp_path}/photos", "linked"):
+        config.check_unchanged(started, config.check({"model": {"path": "m"}, "data": {"path": path}}))
+    with pytest.raises(config.ConfigError, match=r"data\.path: photos → others"):
+        config.check_unchanged(started, config.check({"model": {"path": "m"}, "data": {"path": "others"}}))
