@@ -1,9 +1,9 @@
 """Benchmarks in VLMEvalKit's TSV form: read, checked cell by cell before any model is loaded, and put as prompts.
 
-Columns: index; image (base64, or the index of the row that holds it, or a list of base64 strings) or image_path (relative to
+Columns: index; image (base64, or the index of a row that shows the same, or a list of such) or image_path (relative to
 the file's folder, or a list); question; A, B, … where it is multiple choice; answer (a letter, else Yes or No); and, where there
 are any, hint and context, which go before the question, and category, l2-category and split, by which results are told apart.
-Rows that VLMEvalKit added for its circular evaluation (index + k·10^6, the same options rotated) are left out: `asked` rotates.
+Rows that show no picture are left out and counted. Rows that VLMEvalKit added for its circular evaluation (index + k·10^6, the same options rotated) are left out: `asked` rotates.
 
 Pictures stand before the text, in their order, or where the text says <image>, or <image 1>, <image 2> …
 """
@@ -33,6 +33,7 @@ from sslr1.scoring import LABELS, read_answer
 MAX_PIXELS = 12_845_056  # of the protocol: of all pictures of a question together
 MAX_TOKENS = 1024
 REFERENCE = 64  # characters: an image cell up to this long is the index of another row, as in VLMEvalKit
+EMPTY = "nan NaN NA N/A n/a null NULL None <NA> #N/A".split()
 ROTATION = 10**6
 LETTER = "Answer with the option letter directly."
 YES_OR_NO = "Answer Yes or No directly."
@@ -57,9 +58,15 @@ class Row:
         return 1 / (len(self.options) or 2)
 
 
-def read(path) -> list[Row]:
-    """All rows. Raises UserError, which names the file, the row (1 is the first below the header) and the column, for whatever is
-    missing, empty, twice there or contradictory. Images are looked at by `check_images`."""
+class Rows(list):
+    """Rows of a file. without_picture: how many more it has that show none, which VLMEvalKit leaves out too."""
+
+    without_picture = 0
+
+
+def read(path) -> Rows:
+    """All rows that show a picture. Raises UserError, which names the file, the row (1 is the first below the header) and the column,
+    for whatever is missing, empty, twice there or contradictory. Images are looked at by `check_images`."""
     path = Path(path)
     header, *cells = _cells(path)
     for column, count in Counter(header).items():
@@ -70,22 +77,34 @@ def read(path) -> list[Row]:
             raise UserError(f"{path}: column {column} is missing; it has {', '.join(header)}")
     if not {"image", "image_path"} & set(header):
         raise UserError(f"{path}: column image (or image_path) is missing; it has {', '.join(header)}")
-    table = {}
+    table, without = {}, 0
     for number, values in enumerate(cells, 1):
         if len(values) != len(header):
             raise UserError(f"{path}, row {number}: {len(values)} cells, but the header has {len(header)}")
         row = dict(zip(header, values))
-        for column in ("index", "question", "answer"):
+        shown = any(_cell(row, column) for column in ("image", "image_path"))
+        without += not shown
+        for column in ("index", "question", "answer") if shown else ():
             if not row[column].strip():
                 raise UserError(f"{path}, row {number}, column {column}: empty")
+        if not shown:
+            continue
         row["index"] = row["index"].strip()
         if row["index"] in table:
             raise UserError(f"{path}, row {number}, column index: {row['index']!r} is there already")
         table[row["index"]] = {**row, "where": f"{path}, row {number}"}
     if not table:
-        raise UserError(f"{path}: no rows below the header")
-    rows = [_row(row, table, path.parent) for row in table.values() if not _is_rotation(row, table)]
+        none = f"none of its {without} rows has a picture" if without else "no rows below the header"
+        raise UserError(f"{path}: {none}")
+    rows = Rows(_row(row, table, path.parent) for row in table.values() if not _is_rotation(row, table))
+    rows.without_picture = without
     return rows
+
+
+def _cell(row, column):
+    """A cell that names pictures; empty for what VLMEvalKit's reader, pandas, takes for an empty one."""
+    cell = row.get(column, "").strip()
+    return "" if cell in EMPTY else cell
 
 
 def _cells(path):
@@ -162,28 +181,32 @@ def _numbered(texts, columns, images, where):
 
 
 def _images(row, table, folder):
-    column = "image" if row.get("image", "").strip() else "image_path"
-    where = f"{row['where']}, column {column if column in row else 'image'}"
-    given = _listed(row.get(column, ""), where)
-    if column == "image_path":
-        found = [folder / name for name in given]
-        for path in found:
-            if not path.is_file():
-                raise UserError(f"{where}: {path} is not a file")
-        return tuple(found)
-    found = []
-    for image in given:
+    column = "image" if _cell(row, "image") else "image_path"
+    where = f"{row['where']}, column {column}"
+    if column == "image":
+        return tuple(_pictures(row, table, where, [row["index"]]))
+    found = [folder / name for name in _listed(row[column], where)]
+    for path in found:
+        if not path.is_file():
+            raise UserError(f"{where}: {path} is not a file")
+    return tuple(found)
+
+
+def _pictures(row, table, where, through):
+    """The base64 strings of a row's image cell, those of other rows that it names by index included. through: the indices that led
+    here."""
+    for image in _listed(row["image"], f"{row['where']}, column image"):
         if len(image) > REFERENCE:
-            found.append(image)
+            yield image
             continue
         other = table.get(image)
+        if image in through:
+            raise UserError(f"{where}: it leads round to row {image!r} again")
         if other is None:
-            raise UserError(f"{where}: {image!r} is neither base64 nor the index of another row")
-        theirs = _listed(other.get("image", ""), f"{other['where']}, column image")
-        if any(len(one) <= REFERENCE for one in theirs):
-            raise UserError(f"{where}: row {image!r} holds no image itself")
-        found += theirs
-    return tuple(found)
+            raise UserError(f"{where}: {image!r} is neither base64 nor the index of another row with a picture")
+        if not _cell(other, "image"):
+            raise UserError(f"{where}: row {image!r} has no picture in its column image")
+        yield from _pictures(other, table, where, [*through, image])
 
 
 def _listed(cell, where):

@@ -320,7 +320,12 @@ def evaluate_benchmark(arguments, console):
     with entry.built(source, overrides, data=False) as built:
         limits, records, progress = (arguments.max_pixels, arguments.max_tokens), [], Progress(built.world.main)
         numbers = {"benchmark": name, "file": arguments.benchmark, "model": str(built.model_path)}
-        numbers |= {"max_pixels": limits[0], "max_tokens": limits[1], "forms": {}}
+        numbers |= {
+            "max_pixels": limits[0],
+            "max_tokens": limits[1],
+            "without_picture": rows.without_picture,
+            "forms": {},
+        }
         for form in forms:
             progress.start(f"{name}, {form}", len(asked[built.world.rank :: built.world.size]))
             own = ask_benchmark(built, asked, form, *limits, lambda done: progress.show(done, {}))
@@ -332,6 +337,8 @@ def evaluate_benchmark(arguments, console):
             if arguments.out:
                 write(arguments.out, numbers, records)
             console.print(f"{built.model_path} on {arguments.benchmark}, greedy", soft_wrap=True)
+            if rows.without_picture:
+                console.print(f"left out: {rows.without_picture:,} of its rows, which show no picture", soft_wrap=True)
             for table in tables.benchmark_tables(numbers):
                 console.print(table)
 

@@ -140,7 +140,7 @@ def measures(records, name, field="score") -> dict:
     """{measure: {unit: score}} of a benchmark's records, each with index, rotation and `field`, a number in [0, 1].
 
     plain: each question as the file has it. circular, where options were rotated: a question counts if all its rotations do.
-    pairs (MMVP): rows 2k - 1 and 2k count together. pairs, legacy: as the published figures were paired, see `legacy_pairs`.
+    pairs (MMVP): rows 2k - 1 and 2k, counted from 1, count together. pairs, legacy: as the published figures were paired, see `legacy_pairs`.
     """
     plain = {r["index"]: r[field] for r in records if r["rotation"] == 0}
     out = {"plain": plain}
@@ -150,7 +150,7 @@ def measures(records, name, field="score") -> dict:
             rotations.setdefault(r["index"], []).append(r[field])
         out["circular"] = {index: prod(all_of_it) for index, all_of_it in rotations.items()}
     if paper_name(name) == "MMVP":
-        rows = [plain[str(i)] for i in range(1, len(plain) + 1)]
+        rows = [plain[index] for index in sorted(plain, key=int)]
         out["pairs"] = {str(k + 1): rows[2 * k] * rows[2 * k + 1] for k in range(len(rows) // 2)}
         shuffled = legacy_order(len(rows))
         out["pairs, legacy"] = {
@@ -169,11 +169,12 @@ def legacy_order(n) -> list:
 
 
 def check_pairs(rows, path) -> None:
-    """Raises UserError unless the rows' indices are 1…2K, which is how MMVP's pairs are known."""
-    if sorted(row.index for row in rows) != sorted(map(str, range(1, len(rows) + 1))) or len(rows) % 2:
+    """Raises UserError unless the rows' indices are 1…2K or 0…2K - 1, which is how MMVP's pairs are known."""
+    given = {row.index for row in rows}
+    if len(rows) % 2 or given not in ({str(first + i) for i in range(len(rows))} for first in (0, 1)):
         raise UserError(
-            f"{path}, column index: MMVP's rows 2k-1 and 2k are a pair, so its indices must be 1 to an even number, without gaps; "
-            "give another --name if this is not MMVP"
+            f"{path}, column index: MMVP's rows 2k-1 and 2k are a pair, so its indices must be so many as an even number, from 0 or "
+            "1 on, without gaps; give another --name if this is not MMVP"
         )
 
 

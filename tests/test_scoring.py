@@ -188,9 +188,20 @@ def test_the_papers_figures_average_to_its_means():
     assert means == pytest.approx([54.87, 58.31, 58.91, 62.07, 62.75], abs=0.02)
 
 
-@pytest.mark.parametrize("indices", [[0, 1, 2, 3], [1, 2, 3], [1, 2, 4, 5], ["a", "b"]])
+@pytest.mark.parametrize("indices", [[2, 3, 4, 5], [1, 2, 3], [0, 1, 2], [0, 2, 3, 4], [1, 2, 4, 5], ["a", "b"]])
 def test_pairs_need_their_numbers(indices):
     rows = [type("Row", (), {"index": str(i)}) for i in indices]
     with pytest.raises(UserError, match="column index: MMVP's rows 2k-1 and 2k are a pair"):
         scoring.check_pairs(rows, "file.tsv")
-    scoring.check_pairs([type("Row", (), {"index": str(i)}) for i in (2, 1, 4, 3)], "file.tsv")
+    for whole in ((2, 1, 4, 3), (3, 0, 1, 2)):
+        scoring.check_pairs([type("Row", (), {"index": str(i)}) for i in whole], "file.tsv")
+
+
+def test_pairs_are_the_same_counted_from_0_or_from_1():
+    scores = [1, 1, 0, 1, 1, 0, 0, 0, 1, 1, 1, 1]
+    from_0, from_1 = (
+        scoring.measures([{"index": str(first + i), "rotation": 0, "score": s} for i, s in enumerate(scores)], "MMVP")
+        for first in (0, 1)
+    )
+    assert from_0["pairs"] == from_1["pairs"] == {"1": 1, "2": 0, "3": 0, "4": 0, "5": 1, "6": 1}
+    assert from_0["pairs, legacy"] == from_1["pairs, legacy"]
