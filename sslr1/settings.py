@@ -55,7 +55,7 @@ class Data(Section):
     )
     scenes: int = Field(2000, ge=16, description="how many images builtin:scenes has")
     decoder: Literal["auto", "dali", "pillow"] = Field(
-        "auto", description="of all but upright JPEG files; auto is DALI where it is installed"
+        "auto", description="of PNG files, and for reducing; auto is DALI where it is installed"
     )
     min_side: int = Field(252, ge=28, description="images whose shorter side is under this many px are passed over")
     max_side: int | None = Field(
