@@ -147,7 +147,7 @@ def build(config: Config, world: parallel.World, folder: Path | None = None, dat
                 found = ImageFolder.scan(data_path)
                 if listing:
                     if found.refused:
-                        bad.write(folder / bad.NAME, dict(found.refused))
+                        bad.write(folder / bad.NAME, bad.refusals(found))
                     write_whole(listing.with_name(ABOUT), found.about + "\n")
                     found.freeze(listing)
             if data and config.eval.path:

@@ -133,7 +133,7 @@ def export_puzzles(
                 raise UserError(f"{str(folder)!r}: {error}{store.complaint()}") from None
         store.folder.freeze(partial / "files.txt")
     if store.bad:
-        print(f"{folder}{store.complaint()}", file=sys.stderr)
+        print(f"{folder}: {store.complaint().removeprefix('; ')}", file=sys.stderr)
     return made
 
 

@@ -153,7 +153,7 @@ def main():
         contact_sheet(rows).save(out / f"{name}.png")
         print(out / f"{name}.png")
     if store.bad:
-        print(f"{arguments.folder}{store.complaint()}")
+        print(f"{arguments.folder}: {store.complaint().removeprefix('; ')}")
     if arguments.html:
         (out / "index.html").write_text(page(sheets), encoding="utf-8")
         print(out / "index.html")

@@ -100,6 +100,7 @@ def images(folder) -> dict | None:
     about = found.read_text(encoding="utf-8").strip() if found.exists() else ""
     listed = bad.read_bytes().decode("utf-8", "replace").split("\n") if bad.exists() else []
     rows = [line.rpartition("\t")[::2] for line in listed if line]
+    rows = [(name, reason) for name, reason in rows if not reason.startswith("refused: ")]  # of which `about` speaks
     return {"about": about, "bad": len(rows), "examples": rows[:BAD]} if about or rows else None
 
 

@@ -266,7 +266,7 @@ def test_what_was_not_read_and_bad_is_on_the_page(run):
     (run / "found.txt").write_text("\n")
     assert report.images(run) is None
     (run / "found.txt").write_text("88 files: 20 images, 68 not read (38 .heic, 30 .avif)\n")
-    (run / "bad_images.txt").write_text("a\tb <i>.jpg\tflat\n")
+    (run / "bad_images.txt").write_text("a\tb <i>.jpg\tflat\ncoco\trefused: a link to nothing\n")
     text = Parts(report.page(run)).text
     assert "88 files: 20 images, 68 not read (38 .heic, 30 .avif)" in text
     assert "1 image was bad, see bad_images.txt:" in text and "a\tb <i>.jpg" in text

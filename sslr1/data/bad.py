@@ -8,6 +8,7 @@ from sslr1.files import write_whole
 from sslr1.model import parallel
 
 NAME = "bad_images.txt"
+REFUSED = "refused: "
 
 
 class BadImages:
@@ -45,15 +46,23 @@ class BadImages:
 
     def summary(self) -> list:
         """A line for the end of a run, none if nothing was bad."""
-        n = len(self.listed)
-        return [f"{n:,} image{' was' if n == 1 else 's were'} bad, see {self.path}"] if n else []
+        refused = sum(reason.startswith(REFUSED) for reason in self.listed.values())
+        bad = len(self.listed) - refused
+        words = [f"{bad:,} image{' was' if bad == 1 else 's were'} bad"] if bad else []
+        words += [f"{refused:,} name{' was' if refused == 1 else 's were'} refused"] if refused else []
+        return [f"{', '.join(words)}, see {self.path}"] if words else []
 
     def _met(self):
         met = {}
         for before, store in self.stores.items():
             met |= {before + store.folder.files[n].path: reason for n, reason in list(store.bad.items())}
-            met |= {before + name: reason for name, reason in store.folder.refused}
+            met |= {before + name: reason for name, reason in refusals(store.folder).items()}
         return met
+
+
+def refusals(folder) -> dict:
+    """{name: reason} of what an ImageFolder's scan refused: no images of the run, which are told from them by the reason."""
+    return {name: f"{REFUSED}{reason}" for name, reason in folder.refused}
 
 
 def read(path) -> dict:

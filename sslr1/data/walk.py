@@ -129,7 +129,7 @@ class _Walk:
             try:
                 identity = _identity(os.stat(self._path(name)))
                 if top and identity in self.folders:
-                    self._refuse(name, f"the folder {self.folders[identity] or '.'}, which is read under that name")
+                    self._refuse(name, self._known(identity))
                     continue
                 self.folders[identity] = name
                 with os.scandir(self._path(name)) as entries:
@@ -145,6 +145,10 @@ class _Walk:
                             yield from self._file(inner, entry)
             except OSError as error:
                 self._refuse(name, f"can't be read: {error.strerror}")
+
+    def _known(self, identity):
+        name = self.folders[identity]
+        return f"the folder {name}, which is read under that name" if name else "data.path itself"
 
     def _path(self, name):
         return os.path.join(self.root, name) if name else self.root
@@ -180,7 +184,7 @@ class _Walk:
         if identity in self.above:
             self._refuse(name, f"a link to {_target(path)}, a folder that holds this one")
         elif identity in self.folders:
-            self._refuse(name, f"a link to the folder {self.folders[identity] or '.'}, which is read under that name")
+            self._refuse(name, f"a link to {self._known(identity)}")
         else:
             yield from self._tree(name)
 

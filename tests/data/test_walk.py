@@ -72,7 +72,7 @@ def test_links_that_lead_round_or_nowhere_are_named(tmp_path, photo):
     found = ImageFolder.scan(mix)
     assert len(found) == 18 and "b/00.jpg" in paths(mix)
     assert dict(found.refused) == {
-        "own/round": "a link to the folder ., which is read under that name",
+        "own/round": "a link to data.path itself",
         "again": "a link to the folder own, which is read under that name",
         "b/back": "a link to the folder own, which is read under that name",
         "c": "a link to the folder b, which is read under that name",
@@ -252,3 +252,7 @@ def test_a_run_says_it_at_the_start_and_at_the_end(tmp_path, photo, one_process)
     store.bad[4] = "flat"
     listed.update()
     assert listed.summary() == [f"2 images were bad, see {tmp_path / 'bad_images.txt'}"]
+    again.refused = [("x.zip", "a compressed archive")]
+    listed.update()
+    assert listed.summary() == [f"2 images were bad, 1 name was refused, see {tmp_path / 'bad_images.txt'}"]
+    assert "x.zip\trefused: a compressed archive\n" in (tmp_path / "bad_images.txt").read_text()
