@@ -1,15 +1,10 @@
 """The decode step's attention against separate SDPA in float64: the plain form, Triton in the interpreter, compiled, on a GPU."""
 
 import itertools
-import os
-import subprocess
-import sys
 from contextlib import contextmanager
-from pathlib import Path
 from types import SimpleNamespace
 from unittest import mock
 
-import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -17,8 +12,8 @@ import torch.nn.functional as F
 from sslr1 import ops
 from sslr1.ops import attention
 from tests.hopper import assert_no_spills
+from tests.interpreter import interpret
 
-ROOT = Path(__file__).parent.parent.parent
 LONGEST = 135  # of the prompts in most cases, longer than a block by far and no multiple of one
 SCALE = 0.11
 # Programs that a wave is said to hold: with few, nothing is cut into pieces; with many, everything is.
@@ -194,10 +189,7 @@ def test_the_plain_form_does_not_ask_a_device_for_lengths(seed, monkeypatch):
 
 
 INTERPRETED = """
-import sys
-import torch
 from tests.ops import test_decode_attention as test
-torch.manual_seed(int(sys.argv[1]))
 torch.set_num_threads(1)
 test.check_offsets("triton")
 torch.use_deterministic_algorithms(True)  # torch.empty gives NaN
@@ -206,28 +198,13 @@ test.check_shapes("triton", torch.bfloat16, float("nan"), every=3)
 test.check_layouts("triton")
 test.check_neighbours("triton", float("nan"))
 test.check_batch_invariance("triton", heads_kv=1)
-print("interpreted")
 """
 
 
-def interpreter_knows_numpy():
-    import triton
-
-    def version(module):
-        return tuple(int(part) for part in module.__version__.split(".")[:2])
-
-    return version(np) < (2, 4) or version(triton) >= (3, 7)
-
-
-@pytest.mark.skipif(not interpreter_knows_numpy(), reason="Triton's interpreter before 3.7 can't work with numpy 2.4")
 def test_triton_in_the_interpreter(seed):
     """bfloat16 is multiplied as float32 there, which its products on tensor cores are only in the sums, and its results are
     cut, not rounded; float32 is the tight test."""
-    environment = {**os.environ, "TRITON_INTERPRET": "1"}
-    done = subprocess.run(
-        [sys.executable, "-c", INTERPRETED, str(seed)], cwd=ROOT, env=environment, capture_output=True, text=True
-    )
-    assert done.stdout == "interpreted\n", done.stderr[-3000:]
+    interpret(INTERPRETED, seed)
 
 
 def kernels(dtype):

@@ -2,7 +2,6 @@
 depend on; memory."""
 
 import itertools
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +12,7 @@ import torch
 from sslr1 import ops
 from sslr1.ops import row_loss
 from sslr1.ops.grpo_loss import ADVANTAGES, LOSS_TYPES
+from tests.interpreter import interpret
 
 ROOT = Path(__file__).parent.parent.parent
 P, G, D, V = 4, 3, 8, 37
@@ -274,24 +274,14 @@ def test_within_bounds_of_float64_on_the_gpu(seed, backend, dtype):
 
 
 INTERPRETED = """
-import torch, sys
-torch.manual_seed(int(sys.argv[1]))
 from tests.ops.test_grpo_loss import check_against_float64, check_nearly_certain
 check_nearly_certain("triton")
 check_against_float64("triton", "cpu", [(5, 8, 37), (12, 16, 4100)], cases=[("dapo", True), ("cispo", False), ("gspo", True)])
-print("interpreted")
 """
 
 
 def test_triton_in_the_interpreter(seed):
-    done = subprocess.run(
-        [sys.executable, "-c", INTERPRETED, str(seed)],
-        cwd=ROOT,
-        env={**os.environ, "TRITON_INTERPRET": "1"},
-        capture_output=True,
-        text=True,
-    )
-    assert done.stdout == "interpreted\n", done.stderr[-3000:]
+    interpret(INTERPRETED, seed)
 
 
 @pytest.mark.parametrize("backend", CPU_BACKENDS)

@@ -1,10 +1,6 @@
 """The renderer's Triton kernels: in the interpreter against the reference, compiled ahead of time for Hopper, and on a GPU."""
 
 import math
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,8 +9,8 @@ import torch
 from sslr1 import ops
 from sslr1.ops.atlas import CELL, CELLS, atlas
 from sslr1.ops.render import ATLAS, BILINEAR, FILL, IDENTITY_COLOUR, NEAREST, STENCIL
+from tests.interpreter import interpret
 
-ROOT = Path(__file__).parent.parent.parent
 POISON = 0xA5
 
 
@@ -225,34 +221,17 @@ def check_launches(monkeypatch):
 
 
 INTERPRETED = """
-import sys
-import numpy as np, pytest, torch
+import numpy as np, pytest
 from tests.ops import test_render_triton as test
-torch.manual_seed(int(sys.argv[1]))
 draw = np.random.default_rng(int(sys.argv[1]))
 test.check_plans(draw, "cpu")
 test.check_rest(draw, "cpu")
 test.check_launches(pytest.MonkeyPatch())
-print("interpreted")
 """
 
 
-def interpreter_knows_numpy():
-    import triton
-
-    def version(module):
-        return tuple(int(part) for part in module.__version__.split(".")[:2])
-
-    return version(np) < (2, 4) or version(triton) >= (3, 7)
-
-
-@pytest.mark.skipif(not interpreter_knows_numpy(), reason="Triton's interpreter before 3.7 can't work with numpy 2.4")
 def test_triton_in_the_interpreter(seed):
-    environment = {**os.environ, "TRITON_INTERPRET": "1"}
-    done = subprocess.run(
-        [sys.executable, "-c", INTERPRETED, str(seed)], cwd=ROOT, env=environment, capture_output=True, text=True
-    )
-    assert done.stdout == "interpreted\n", done.stderr[-3000:]
+    interpret(INTERPRETED, seed)
 
 
 PAINT = dict(

@@ -1,10 +1,8 @@
 """The Triton and CUDA kernels of `row_loss` against float64: Triton in the interpreter, both compiled, both on a GPU."""
 
 import itertools
-import os
 import shutil
 import subprocess
-import sys
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,6 +12,7 @@ import torch
 
 from sslr1.ops.row_loss import Coefficients, row_gradient, row_logprobs, row_loss
 from tests.hopper import assert_no_spills
+from tests.interpreter import interpret
 
 ROOT = Path(__file__).parent.parent.parent
 VOCABULARIES = (1, 37, 4096, 5003)
@@ -158,23 +157,15 @@ def check(kernels, device="cpu", vocabularies=VOCABULARIES):
 
 
 INTERPRETED = """
-import sys
-import torch
 from sslr1.kernels import row_loss
 from tests.ops.test_row_loss_kernels import check
-torch.manual_seed(int(sys.argv[1]))
 torch.use_deterministic_algorithms(True)  # torch.empty gives NaN
 check(row_loss)
-print("interpreted")
 """
 
 
 def test_triton_in_the_interpreter(seed):
-    environment = {**os.environ, "TRITON_INTERPRET": "1"}
-    done = subprocess.run(
-        [sys.executable, "-c", INTERPRETED, str(seed)], cwd=ROOT, env=environment, capture_output=True, text=True
-    )
-    assert done.stdout == "interpreted\n", done.stderr[-3000:]
+    interpret(INTERPRETED, seed)
 
 
 FUSED = [

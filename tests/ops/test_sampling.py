@@ -2,10 +2,6 @@
 
 import itertools
 import math
-import os
-import subprocess
-import sys
-from pathlib import Path
 from unittest import mock
 
 import pytest
@@ -14,8 +10,8 @@ import torch
 from sslr1 import ops
 from sslr1.ops import sampling
 from tests.hopper import assert_no_spills
+from tests.interpreter import interpret
 
-ROOT = Path(__file__).parent.parent.parent
 BELOW_ONE = 1 - 2.0**-53  # the largest uniform
 SIZES = [1, 2, 1023, 1024, 1025, 4097, 5000]
 QWEN = 151_936
@@ -378,13 +374,12 @@ def test_keys_of_tensors_are_keys_of_numbers(draw):
 
 
 INTERPRETED = """
-import sys, warnings
-import pytest, torch
+import warnings
+import pytest
 from sslr1 import ops
 from tests.ops.test_sampling import check_bad_rows, check_direct, check_edges, check_rounding, check_rows
 
 warnings.simplefilter("ignore")  # NumPy's, of rows that hold NaN on purpose
-torch.manual_seed(int(sys.argv[1]))
 check_direct("triton", sizes=(1, 1023, 5000), rows=3)
 check_direct("triton", sizes=(151_936,), dtypes=(torch.float32,))
 check_edges("triton", sizes=(1, 5000), spots=(4095,))
@@ -393,16 +388,11 @@ check_rows("triton", 5000, 3)
 check_bad_rows("triton")
 with pytest.raises(ValueError, match="float64"):
     ops.sample(torch.zeros(1, 2).double(), torch.zeros(1, dtype=torch.int64), backend="triton")
-print("interpreted")
 """
 
 
 def test_triton_in_the_interpreter(seed):
-    environment = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [sys.executable, "-c", INTERPRETED, str(seed)], cwd=ROOT, env=environment, capture_output=True, text=True
-    )
-    assert done.stdout == "interpreted\n", done.stderr[-3000:]
+    interpret(INTERPRETED, seed)
 
 
 @pytest.mark.parametrize("dtype", ["fp32", "bf16"])

@@ -1,17 +1,12 @@
 """Forward-only log-probs and entropy: each backend against float64, Triton in the interpreter."""
 
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 import torch
 
 from sslr1 import ops
 from sslr1.ops import row_loss
+from tests.interpreter import interpret
 
-ROOT = Path(__file__).parent.parent.parent
 SHAPES = [(1, 1), (3, 37), (5, 4096), (4, 5003), (2, 151_936)]
 
 
@@ -46,20 +41,13 @@ def test_large_logits_keep_their_digits(seed, backend):
 
 
 INTERPRETED = """
-import torch, sys
-torch.manual_seed(int(sys.argv[1]))
 from tests.ops.test_token_logprobs import check
 check("triton")
-print("interpreted")
 """
 
 
 def test_triton_in_the_interpreter(seed):
-    environment = {**os.environ, "TRITON_INTERPRET": "1"}
-    done = subprocess.run(
-        [sys.executable, "-c", INTERPRETED, str(seed)], cwd=ROOT, env=environment, capture_output=True, text=True
-    )
-    assert done.stdout == "interpreted\n", done.stderr[-3000:]
+    interpret(INTERPRETED, seed)
 
 
 @pytest.mark.gpu
