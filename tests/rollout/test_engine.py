@@ -379,6 +379,6 @@ def test_captured_steps_are_the_eager_ones(any_tiny, many, dtype, batch_invarian
         engine.stop_ids += list(range(60))
         groups = engine.generate(many, group_size=6, temperature=1.3)
         found.append([(s.tokens, s.logprobs) for g in groups for s in g.samples])
-        assert (replays and max(replays) > 0) == engine._captures()
+        assert bool(replays and max(replays) > 0) == engine._captures()
         replays.clear()
     assert all(torch.equal(a, b) for one, other in zip(*found) for a, b in zip(one, other))
