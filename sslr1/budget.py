@@ -21,7 +21,8 @@ TEXT = 200  # tokens of a question beside its pictures
 
 @dataclass
 class Line:
-    """what, GB on each GPU, how it comes about, and when it is there: always, or in the learner or the rollout only."""
+    """what, GB on each GPU, how it comes about, and when it is there: always, in the learner or the rollout only, or in one part of
+    the learner's turn: "forward" to the loss, or "reduce", at the end of the backward pass, when the others are gone."""
 
     what: str
     gb: float
@@ -63,6 +64,11 @@ def plan(config, path, ranks: int, device="cuda") -> tuple[list, list]:
         # of these only the input stays, and one is whole again
         recomputed = -(-depth // again) if again and kept else 0
         act += count * ((depth - recomputed + (recomputed > 0)) * kept + recomputed * entry * dtype)
+
+    def reduced(count):
+        """Of a group of parameters: gradients as autograd gives them, or their float32 sum, beside FSDP2's input."""
+        return count * (MASTER + max(dtype, MASTER / shards))
+
     memory = [
         Line("weights", sum(every) * MASTER, f"{sum(every):,} parameters x {MASTER} bytes / {shards} shards"),
         Line("gradients", trained * MASTER, f"{trained:,} trained x {MASTER} bytes / {shards} shards", "learner"),
@@ -77,9 +83,10 @@ def plan(config, path, ranks: int, device="cuda") -> tuple[list, list]:
     memory += [
         Line("sampler's weights", 0 if shared else sum(every) * dtype, "the learner's own" if shared else f"whole, {dtype} bytes each"),
         Line("gathered weights", 0 if shards == 1 and dtype == MASTER else (rest + 2 * max(blocks)) * dtype, "embeddings and head, two layers", "learner"),
-        Line("whole gradients", (rest + max(blocks)) * MASTER, "embeddings and head, one layer, before they are reduced", "learner"),
-        Line("loss", height * V * (4 + (dtype if dtype == 2 else 0)) + 4 * V * D, f"logits of {height:,} rows, the head's gradient", "learner"),
-        Line("activations (estimate)", act, f"{tokens:,} tokens x {layers} layers, {patches:,} patches x {len(inner.visual.blocks)} blocks" + (f", every {again}. recomputed" if again else ""), "learner"),
+        Line("whole gradients", reduced(max(blocks)) + max(blocks) * MASTER, "two layers, while they are reduced", "learner"),
+        Line("whole gradients of the rest", reduced(rest), "embeddings and head, when activations are gone", "reduce"),
+        Line("loss", (height + D) * V * (MASTER + (dtype if dtype == 2 else 0)), f"logits of {height:,} rows, the head's gradient", "forward"),
+        Line("activations (estimate)", act, f"{tokens:,} tokens x {layers} layers, {patches:,} patches x {len(inner.visual.blocks)} blocks" + (f", every {again}. recomputed" if again else ""), "forward"),
         Line("rollout's cache", kept_tokens * bytes_a_token(text, dtype),
              f"{groups * r.group_size} samples x {r.max_tokens} tokens, {groups} prompts of about {prompt}", "rollout"),
         Line("rollout's logits", logit_bytes(text, rows), f"{rows} samples, twice", "rollout"),
@@ -92,7 +99,7 @@ def plan(config, path, ranks: int, device="cuda") -> tuple[list, list]:
             bool(config.loss.kl_coef) * sum(every) * dtype * share,
             "once forward",
         ),
-        Line("gradients reduced, an update", trained * MASTER * share, "behind the last micro-batch"),
+        Line("gradients reduced, a micro-batch", trained * MASTER * share, "once backward"),
         Line("gradients between copies, an update", trained * MASTER / shards * (config.train.replicate > 1), "HSDP"),
         Line("sampler refreshed, a step", 0 if shared else sum(every) * MASTER * share, "whole weights, one by one"),
     ]
@@ -156,9 +163,11 @@ AttentionInterface.register(ATTENTION, lambda module, q, k, v, *_, **__: (_Atten
 
 
 def peak(memory) -> float:
-    """GB at most: what is always there, and the larger of what learner and rollout take in turn."""
-    of = {when: sum(line.gb for line in memory if line.when == when) for when in ("always", "learner", "rollout")}
-    return of["always"] + max(of["learner"], of["rollout"])
+    """GB at most: what is always there, and the larger of what learner and rollout take in turn. Without what CUDA, NCCL and cuBLAS
+    keep for themselves, and what torch's allocator has but can't hand out."""
+    times = ("always", "learner", "forward", "reduce", "rollout")
+    of = {when: sum(line.gb for line in memory if line.when == when) for when in times}
+    return of["always"] + max(of["learner"] + max(of["forward"], of["reduce"]), of["rollout"])
 
 
 def report(config, path, ranks: int) -> str:

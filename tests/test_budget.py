@@ -108,6 +108,21 @@ def test_one_gpu_is_enough_for_3b(tmp_path, tiny):
     assert budget.peak(memory) < 0.85 * 80
 
 
+def test_what_excludes_each_other_is_not_added(tiny):
+    settings = config.check({"model": {"path": "m"}, "data": {"path": "d"}})
+    memory, _ = budget.plan(settings, tiny, 2)
+    of = {when: sum(line.gb for line in memory if line.when == when) for when in {line.when for line in memory}}
+    assert set(of) == {"always", "learner", "forward", "reduce", "rollout"}
+    assert budget.peak(memory) == pytest.approx(of["always"] + of["learner"] + max(of["forward"], of["reduce"]))
+    whole = next(line.gb * 1e9 for line in memory if line.what == "whole gradients of the rest")
+    network = model.skeleton(tiny).model
+    blocks = [p for b in (*network.visual.blocks, *network.language_model.layers) for p in b.parameters()]
+    rest = sum(p.numel() for p in network.parameters()) - sum(p.numel() for p in blocks)
+    assert whole == pytest.approx(
+        rest * (4 + max(2, 4 / 2))
+    )  # a float32 input, and the bfloat16 gradients or the float32 half
+
+
 def test_height_is_what_the_loss_takes(monkeypatch):
     seen = []
     inner = ops.row_loss.row_loss

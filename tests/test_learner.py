@@ -77,6 +77,33 @@ def test_micro_batches_change_nothing(tiny, photographs, seed, one_process, adva
         assert (pa[name] - pb[name]).abs().max() < 2e-4  # Adam's first step is a sign: tiny gradients may differ in it
 
 
+def test_no_micro_batch_leaves_whole_gradients(tiny, photographs, seed, one_process, monkeypatch):
+    """They are reduced as they come, so that with more ranks each keeps its own part only; and one rank doesn't copy all of them to
+    divide them by one."""
+    groups, rewards = make_groups(tiny, photographs, seed)
+    learner, _ = make_learner(tiny, one_process, max(len(g.prompt.input_ids) for g in groups) + 7)
+    trained = list(learner.policy.parameters())
+    held, divided, inner = [], [], learner._backward
+
+    class Divisions(torch.utils._python_dispatch.TorchDispatchMode):
+        def __torch_dispatch__(self, op, types, arguments=(), options=None):
+            out = op(*arguments, **(options or {}))
+            if op.overloadpacket.__name__ == "div":
+                divided.append(out.numel())
+            return out
+
+    def backward(*arguments, **options):
+        with Divisions():
+            found = inner(*arguments, **options)
+        held.append(sum(parallel.local(p.grad).numel() for p in trained if p.grad is not None))
+        return found
+
+    monkeypatch.setattr(learner, "_backward", backward)
+    learner.step(groups, rewards)
+    assert len(held) > 1 and set(held) == {sum(parallel.local(p).numel() for p in trained)}
+    assert max(divided) < max(p.numel() for p in trained)
+
+
 def test_a_step_of_completions_that_were_all_cut_off(tiny, photographs, seed, one_process):
     """rollout.truncated=mask leaves nothing to learn from: no gradient, and no metric that isn't a number."""
     learner, _ = make_learner(tiny, one_process, max_logp_gap=0.1)

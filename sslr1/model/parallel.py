@@ -44,6 +44,9 @@ def start(device: str = "auto") -> World:
         place = torch.device("cuda", torch.cuda.current_device())
     else:
         place = torch.device(device)
+    torch.backends.cudnn.allow_tf32 = (
+        False  # where float32 is asked for, the patch embedding, a convolution, takes it too
+    )
     if not dist.is_initialized():
         backend = "cpu:gloo,cuda:nccl" if device == "cuda" else "gloo"
         dist.init_process_group(backend, rank=rank, world_size=size, store=_store(size))
@@ -101,7 +104,9 @@ def shard(policy, world: World, dtype: torch.dtype = torch.float32, replicate=1,
     trained = any(p.requires_grad for p in policy.parameters())
     fully_shard(policy, mesh=mesh, mp_policy=precision, reshard_after_forward=None if trained else True)
     for module in policy.modules():
-        if isinstance(module, FSDPModule):
+        if (
+            isinstance(module, FSDPModule) and world.size > 1
+        ):  # alone, the mean is the sum, and dividing it would take a copy
             module.set_gradient_divide_factor(1.0)
             module.set_force_sum_reduction_for_comms(True)  # gloo has no premultiplied sum
     return policy
@@ -133,8 +138,9 @@ def first_row(parameter) -> int:
 
 
 def last_micro_batch(policy, last: bool) -> None:
-    """Reduce gradients only behind the last micro-batch of a step."""
-    policy.set_requires_gradient_sync(last)
+    """Every micro-batch's gradients are reduced within a copy of the model, or each rank would hold them whole until the last;
+    between copies they are reduced behind the last."""
+    policy.set_requires_all_reduce(last)
 
 
 def iter_full_params(policy):
