@@ -221,7 +221,7 @@ def check(device, dtype):
     exact.hidden.requires_grad_(), exact.head.requires_grad_()
     logits = (exact.hidden @ exact.head.T).log_softmax(-1)
     wanted = exact.gradients(exact.of(logits.gather(-1, exact.tokens[:, None])[:, 0]))
-    assert error(found, wanted) <= (1e-5 if dtype == torch.float32 else 3e-3)
+    assert error(found, wanted) <= (1e-5 if dtype == torch.float32 else 4e-3)
 
 
 def reason(peer) -> str:

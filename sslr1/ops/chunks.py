@@ -17,10 +17,25 @@ def wide_dtype(dtype):
     return torch.promote_types(dtype, torch.float32)  # rounded logits would put per cents of error into the ratio
 
 
+def product_dtype(hidden):
+    """What is multiplied: a GPU's states, head and logits' gradients as the model computes, while a CPU is no slower in float32.
+    Sums are wide in both."""
+    return hidden.dtype if hidden.is_cuda else wide_dtype(hidden.dtype)
+
+
 def product(a, b, dtype, out=None):
+    """a @ b, summed and given in `dtype`."""
     if a.is_cuda and a.dtype != dtype:
         return torch.mm(a, b, out_dtype=dtype, out=out)
     return torch.mm(a.to(dtype), b.to(dtype), out=out)
+
+
+def add_product(into, a, b):
+    """into += a @ b, summed in the dtype of `into`."""
+    if a.is_cuda and a.dtype != into.dtype:
+        torch.addmm(into, a, b, out_dtype=into.dtype, out=into)
+    else:
+        into.addmm_(a.to(into.dtype), b.to(into.dtype))
 
 
 def default_height(N, D, device) -> int:
@@ -38,8 +53,7 @@ class Chunks:
         self.hidden, self.tokens, self.temperature, self.wide = hidden, tokens, temperature, wide_dtype(hidden.dtype)
         self.backend = rows.choose_backend(backend, self.wide, hidden.device)
         self.height = height or default_height(N, D, hidden.device.type)
-        # A GPU multiplies in the dtype that the model computes in; a CPU is no slower in float32
-        self.dtype = hidden.dtype if hidden.is_cuda else self.wide
+        self.dtype = product_dtype(hidden)
         self.weight = lm_head.to(self.dtype)
         self.states = hidden.new_zeros(self.height, D, dtype=self.dtype)
         self.logits = hidden.new_empty(self.height, len(lm_head), dtype=self.wide)

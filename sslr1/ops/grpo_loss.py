@@ -12,8 +12,9 @@ from dataclasses import dataclass
 
 import torch
 
+from sslr1.ops import chunks as chunked
 from sslr1.ops import row_loss as rows
-from sslr1.ops.chunks import Chunks, product, wide_dtype
+from sslr1.ops.chunks import Chunks, wide_dtype
 
 LOSS_TYPES = ("dapo", "grpo", "dr_grpo", "cispo", "gspo")
 ADVANTAGES = ("group", "mean", "batch")
@@ -103,6 +104,9 @@ def grpo_loss(
     (default: this call's). max_tokens: needed by loss_type "dr_grpo". backend: of the row kernel, "reference", "cpp",
     "triton", "cuda", or "auto": the fastest that can run. chunk: rows whose logits exist at a time (default: 256 on a CPU, 4096
     on a GPU, 8192 from D = 3072; the power of two that holds N where that is less); the last chunk is filled up.
+
+    Gradients lie within 1e-5 of their norm of float64's from float32 inputs. From bfloat16 each of their numbers is rounded once, by
+    2^-8 at most, and on a GPU each logit's gradient before them: 1.7e-3 and 2.3e-3 of the norm in the root mean square.
 
     Returns GrpoLoss. Non-finite input gives a non-finite loss. Raises ValueError naming the argument that is wrong.
     """
@@ -259,11 +263,9 @@ def _grpo_loss(
     def gradients(index, logits):
         slopes = logits if chunks.slopes is None else chunks.slopes
         if wants_hidden:
-            grad_hidden[index] = product(slopes, chunks.weight, wide)[: len(index)].to(hidden.dtype)
-        if wants_head and slopes.dtype == wide:
-            grad_head.addmm_(slopes.T, chunks.states)
-        elif wants_head:
-            torch.addmm(grad_head, slopes.T, chunks.states, out_dtype=wide, out=grad_head)
+            grad_hidden[index] = chunked.product(slopes, chunks.weight, wide)[: len(index)].to(hidden.dtype)
+        if wants_head:
+            chunked.add_product(grad_head, slopes.T, chunks.states)
 
     numbers = torch.arange(N, device=hidden.device)
     moves = torch.full((N,), wants_hidden or wants_head, device=hidden.device)
