@@ -335,11 +335,17 @@ def _blur(image, sigma):
         return image
     radius = max(1, math.ceil(3 * sigma))
     taps = torch.exp(-0.5 * (torch.arange(-radius, radius + 1, dtype=torch.float64) / sigma) ** 2)
-    taps = (taps / taps.sum()).float().to(image.device)
-    x = image.permute(2, 0, 1)[:, None].float()
+    taps = _exact((taps / taps.sum()).float().to(image.device))
+    x = _exact(image.permute(2, 0, 1)[:, None].float())
     x = F.conv2d(F.pad(x, (radius, radius, 0, 0), "replicate"), taps.view(1, 1, 1, -1))
     x = F.conv2d(F.pad(x, (0, 0, radius, radius), "replicate"), taps.view(1, 1, -1, 1))
     return _to_bytes(x[:, 0].permute(1, 2, 0))
+
+
+def _exact(x):
+    """float32 as it is on a CPU, and in float64 on a GPU: there convolutions are cut to TF32 unless that is forbidden, and
+    products where it is allowed."""
+    return x.double() if x.is_cuda else x
 
 
 def _to_bytes(x):
@@ -386,8 +392,8 @@ def _paint(place, source, matrix, colour, alpha, mode):
     else:
         value = torch.where(inside[..., None], value, float(FILL))
     if tuple(colour) != IDENTITY_COLOUR:
-        matrix34 = torch.tensor(colour, device=place.device).view(3, 4)
-        value = (value @ matrix34[:, :3].T + matrix34[:, 3]).clamp(0, 255)
+        matrix34 = _exact(torch.tensor(colour, device=place.device)).view(3, 4)
+        value = (_exact(value) @ matrix34[:, :3].T + matrix34[:, 3]).clamp(0, 255)
     if stencil or alpha != 1.0:
         value = alpha * value + (1 - alpha) * place.float()
     place.copy_(_to_bytes(value))
