@@ -100,12 +100,12 @@ class Learner:
         variance = (squares - total**2 / sequence_count) / max(1, sequence_count - 1)
         rows = rewards if advantages is None else torch.cat([rewards, advantages], 1)
         groups, rows = dealing.even_out(groups, rows, self.cost, self.world)
-        rewards, *given = rows.to(device).split(G, 1)
+        rewards, *given = rows.split(G, 1)
         pieces = split(groups, self.token_budget)
         most = parallel.all_reduce(torch.tensor(len(pieces), device=device), "max")
         pieces = split(groups, self.token_budget, int(most))
 
-        computed = torch.zeros(2, dtype=torch.float64, device=device)  # tokens, operations
+        computed = [0, 0.0]  # tokens, operations
         kept = [{} for _ in pieces]  # what a micro-batch's first pass leaves to the others
         passes = []
         while len(passes) < self.updates and (not passes or math.isfinite(passes[-1]["grad_norm"])):
@@ -119,17 +119,18 @@ class Learner:
                     parts=[r for _, r in piece],
                     **self.policy.pack_options,
                 ).to(device)
-                computed += computed.new_tensor([len(packed.input_ids), self._flops(groups, piece, not passes)])
+                work = len(packed.input_ids), self._flops(groups, piece, not passes)
+                computed = [a + b for a, b in zip(computed, work)]
                 parallel.last_micro_batch(self.policy, number == len(pieces) - 1)
                 found = self._backward(
                     packed,
-                    rewards[chosen],
+                    rewards[chosen].to(device),
                     torch.cat([groups[n].samples[s].logprobs for n, r in piece for s in r]).to(device),
                     kept[number],
                     token_count=max(1, tokens),  # every completion may have been cut off and masked
                     sequence_count=sequence_count,
                     reward_std=max(0.0, variance) ** 0.5,
-                    advantages=given[0][chosen] if given else None,
+                    advantages=given[0][chosen].to(device) if given else None,
                 )
                 for name, x in found.items():
                     combine = {"min": torch.minimum, "max": torch.maximum}.get(EXTREMES.get(name), torch.add)
@@ -140,6 +141,7 @@ class Learner:
         self.step_number += 1
         self.skipped += not whole
         self.skipped_in_a_row = 0 if whole else self.skipped_in_a_row + 1
+        computed = torch.tensor(computed, dtype=torch.float64, device=device)
         computed, flops = parallel.all_reduce(computed).tolist()
         numbers = {"learning_rate": lr, "skipped_steps": self.skipped, "step_reward_std": max(0.0, variance) ** 0.5}
         work = {"tokens": tokens, "computed": computed, "repeated": repeated * len(passes), "flops": flops}

@@ -49,7 +49,7 @@ def test_one_rank_and_more_take_the_same_step(tmp_path, tiny, seed):
         "2": dict(size=2),
         "2, uneven, micro-batches, recomputed": dict(size=2, budget=230, share="uneven", recompute=1),
         "3": dict(size=3),
-        "2 copies on 2 ranks each": dict(size=4, replicate=2, recompute=1),
+        "2 copies on 2 ranks each, micro-batches": dict(size=4, budget=230, replicate=2, recompute=1),
         "another's cosines": dict(size=1, cosines="rounded"),
     }
     found = steps(tmp_path, seed, [tiny, build_tiny(tmp_path / "model", family="qwen3_vl", tie=False)], cases)

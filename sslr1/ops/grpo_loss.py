@@ -140,7 +140,7 @@ def grpo_loss(
         A = advantages if advantages is not None else _advantages(rewards, advantage, reward_std)
         flat = (rewards.amax(1) == rewards.amin(1)) if S else rewards.new_zeros(0)
         counts = [
-            torch.as_tensor(given if given is not None else own, device=hidden.device).to(wide).clamp(min=1)
+            _at_least_one(own if given is None else given, wide, hidden.device)
             for given, own in ((token_count, N), (sequence_count, S))
         ]
     grads = torch.is_grad_enabled()
@@ -170,6 +170,13 @@ def grpo_loss(
 
 
 _advantages = advantages  # grpo_loss has an argument of that name
+
+
+def _at_least_one(count, dtype, device):
+    """A count as a 0-d tensor; a number is written there by the device, which a copy from the host would have to wait for."""
+    if isinstance(count, torch.Tensor):
+        return count.to(device, dtype).clamp(min=1)
+    return torch.full((), max(1, count), dtype=dtype, device=device)
 
 
 def _check_rows(hidden, lm_head, tokens):
