@@ -65,7 +65,7 @@ class Chunks:
         """(row numbers, tokens, logits) of chunk after chunk, the latter two of full height, until the next; `states` holds theirs."""
         for index in numbers.split(self.height) if len(numbers) else ():
             self.states[: len(index)] = self.hidden.index_select(0, index)
-            self.states[len(index) :] = 0
+            self.states[len(index) :].zero_()
             product(self.states, self.weight.T, self.wide, out=self.logits)
             picked = self.fill(self.tokens, index)
             if self.hidden.dtype == torch.float32:

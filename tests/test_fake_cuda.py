@@ -1,0 +1,233 @@
+"""A decode step and the learner's pass over a micro-batch as a GPU would be given them, without one: on tensors that have shapes, dtypes
+and a device but no numbers (FakeTensorMode). An operation that mixes devices or asks for a number fails there by itself; one that
+makes a CPU tensor, or gives one back, fails here. Kernels are launched for nothing, products with sums of another dtype, which
+can't be traced, are replaced by what has their shape.
+"""
+
+import ctypes
+import sys
+from copy import copy
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
+from torch.utils._pytree import tree_leaves
+
+from sslr1 import model
+from sslr1.learner import Learner
+from sslr1.model import parallel, shared_prefix
+from sslr1.ops import attention, chunks, flash, packed_attention, row_loss, sampling
+from sslr1.rollout import Engine, wave
+from tests.test_learner import OPTIONS, make_groups
+
+loss = sys.modules["sslr1.ops.grpo_loss"]  # the package has a function of that name
+CUDA = torch.device("cuda", 0)
+
+
+@pytest.fixture
+def guarded():
+    """Where torch was built without CUDA, its C++ has nothing that sets a GPU as the current device, and will not index a tensor
+    there: what does nothing, for the meta device, takes the place."""
+    if torch.cuda._is_compiled():  # FakeTensorMode sees to it
+        yield
+        return
+    cuda, meta = 1, 14  # of c10::DeviceType
+    library = ctypes.CDLL(str(Path(torch.__file__).parent / "lib" / "libc10.so"))
+    guards = (ctypes.c_void_p * 20).in_dll(library, "_ZN3c104impl26device_guard_impl_registryE")
+    assert guards[meta] and not guards[cuda]
+    guards[cuda] = guards[meta]
+    yield
+    guards[cuda] = None
+
+
+class Device(FakeTensorMode):
+    """While `watched`, every operation gives tensors of the device and no others."""
+
+    watched, seen, waits = False, 0, 0
+
+    def __torch_dispatch__(self, op, types, arguments=(), options=None):
+        if op is torch.ops.aten.index.Tensor and arguments[1][0] is not None and arguments[1][0].dtype == torch.bool:
+            self.waits += 1  # for how many there are; all of them, as far as shapes go
+            return arguments[0].clone()
+        out = super().__torch_dispatch__(op, types, arguments, options)
+        if self.watched:
+            self.seen += 1
+            elsewhere = [x for x in tree_leaves(out) if isinstance(x, torch.Tensor) and x.device != CUDA]
+            assert not elsewhere, f"{op} gives a tensor on {elsewhere[0].device}"
+        return out
+
+    def upload(self, x):
+        """A tensor of numbers, as it is on the device. Not watched."""
+        with unset_fake_temporarily():
+            x = self.from_tensor(x.detach())
+        watched, self.watched = self.watched, False
+        with self:
+            x = x.to(CUDA)
+        self.watched = watched
+        return x
+
+    def upload_all(self, packed):
+        """A `Packed` and its layout, as `to` does."""
+        parts = {k: self.upload(x) for k, x in vars(packed).items() if isinstance(x, torch.Tensor)}
+        layout = copy(packed.layout)
+        for name, x in vars(layout).items():
+            if isinstance(x, torch.Tensor):
+                setattr(layout, name, self.upload(x))
+        return replace(packed, **parts | {"layout": layout, "image_grid_thw": packed.image_grid_thw})
+
+    def take(self, module):
+        """The same for all of a module's parameters and buffers, in place; tied ones stay tied."""
+        known = {}
+        for part in module.modules():
+            for name, p in part._parameters.items():
+                if p is not None and id(p) not in known:
+                    known[id(p)] = torch.nn.Parameter(self.upload(p), p.requires_grad)
+                part._parameters[name] = p if p is None else known[id(p)]
+            for name, b in part._buffers.items():
+                part._buffers[name] = b if b is None else self.upload(b)
+        return module
+
+
+class Kernel:
+    """A Triton kernel that is launched with tensors of the device and computes nothing."""
+
+    launches = 0
+
+    def __getitem__(self, grid):
+        return self
+
+    def __call__(self, *arguments, **options):
+        Kernel.launches += 1
+        assert all(x.device == CUDA for x in arguments if isinstance(x, torch.Tensor))
+
+
+def there_and_back(q, k, v, *tables):
+    """Attention, and its gradient behind it, which autograd can't be asked for: a torch without CUDA has no thread for it."""
+    out, lse = packed_attention.forward(q, k, v, *tables)
+    assert [x.shape for x in packed_attention.backward(out, q, k, v, out, lse, *tables)] == [x.shape for x in (q, k, v)]
+    return out, lse
+
+
+@pytest.fixture
+def device(guarded, monkeypatch):
+    from sslr1.kernels import decode, sample
+    from sslr1.kernels import row_loss as rows
+
+    for module, name in (
+        *((decode, n) for n in ("prompt_part", "own_part", "join")),
+        *((sample, n) for n in ("statistics", "pick")),
+        (rows, "kernel"),
+    ):
+        monkeypatch.setattr(module, name, Kernel())
+    whole, added = chunks.product, chunks.add_product
+
+    def product(a, b, dtype, out=None):
+        if a.dtype == dtype:
+            return whole(a, b, dtype, out)
+        shape = (*a.shape[:1], *b.shape[1:])
+        return a.new_empty(shape, dtype=dtype) if out is None else out.copy_(a[:, :1] + b[:1])
+
+    def add_product(into, a, b):
+        added(into, a, b) if a.dtype == into.dtype else into.add_(a[:, :1] + b[:1])
+
+    monkeypatch.setattr(chunks, "product", product)
+    monkeypatch.setattr(chunks, "add_product", add_product)
+    monkeypatch.setattr(
+        row_loss, "_C", None
+    )  # the CUDA kernel takes addresses, which these have not: Triton's takes its place
+    monkeypatch.setattr(flash, "_library", lambda: "torch")
+    for name, run in {
+        "sample": sampling._op_sample,
+        "decode_attention": attention._op_decode_attention,
+        "token_logprobs": loss._token_logprobs,
+        "grpo_loss": lambda *arguments: loss._grpo_loss(*arguments[:-2], True, True),
+        "packed_attention": there_and_back,
+    }.items():
+        monkeypatch.setattr(torch.ops.sslr1, name, run)
+    found = Device()
+    tables = shared_prefix.vision_tables
+
+    def vision_tables(visual, grid_thw, _):  # from numbers on the CPU, and then uploaded
+        with unset_fake_temporarily():
+            known = tables(visual, grid_thw, "cpu")
+        return {n: found.upload(x) if isinstance(x, torch.Tensor) else x for n, x in known.items()}
+
+    monkeypatch.setattr(shared_prefix, "vision_tables", vision_tables)
+    return found
+
+
+def decode(folder, device, dtype, **sampling):
+    """Two steps of four samples of each of three prompts, of all and of half of them."""
+    network = model.load_model(folder, dtype).requires_grad_(False)
+    engine = Engine(network, model.load_tokenizer(folder))
+    with device, torch.no_grad():
+        device.take(network)
+        w = wave.Wave(
+            *(network, 3, 50, 4, 9, 12),
+            key=7,
+            sampling={"temperature": 0.9, "top_p": 1.0, "top_k": 0} | sampling,
+            stop=engine.stop_ids,
+            suppressed=engine.suppressed,
+            batch_invariant=False,
+            capture=False,
+        )
+        device.watched = True
+        for piece in ((0, 12, 0, 3), (0, 6, 0, 3)):
+            w.step(*piece)
+    assert device.seen > 100 and not device.waits
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("sampling", [{}, {"temperature": 1.0, "top_p": 0.9, "top_k": 50}], ids=["plain", "restricted"])
+def test_a_decode_step(any_tiny, device, dtype, sampling):
+    decode(any_tiny, device, dtype, **sampling)
+
+
+@pytest.mark.parametrize(
+    "fault, words",
+    [
+        (lambda slots, logits: logits.amax().item(), "local_scalar_dense"),
+        (lambda slots, logits: bool((slots == 0).all()), "local_scalar_dense|is_nonzero"),
+        (lambda slots, logits: logits.argmax(-1).cpu(), "cpu"),
+        (lambda slots, logits: torch.zeros(3), "cpu"),
+        (lambda slots, logits: logits[:, torch.tensor([1, 2])], "cpu"),
+        (lambda slots, logits: logits.index_select(0, slots.nonzero()[:, 0]), "nonzero"),
+    ],
+)
+def test_a_fault_in_a_step_is_seen(tiny, device, monkeypatch, fault, words):
+    inner = wave.Wave.draw
+    monkeypatch.setattr(wave.Wave, "draw", lambda self, *given: fault(*given) or inner(self, *given))
+    with pytest.raises(Exception, match=words):
+        decode(tiny, device, torch.bfloat16)
+
+
+@pytest.mark.parametrize("options", [{}, {"kl_coef": 0.1, "entropy_coef": 0.01}], ids=["plain", "penalties"])
+def test_a_micro_batch_of_the_learner(any_tiny, device, photographs, seed, monkeypatch, options):
+    """Between the upload and the step's numbers it waits once, for which rows have a gradient."""
+    monkeypatch.setattr(torch.Tensor, "backward", lambda self: None)
+    network = model.load_model(any_tiny, torch.bfloat16)
+    groups, rewards = make_groups(any_tiny, photographs, seed)
+    policy = model.Policy(network)
+    packed = model.pack(groups, **policy.pack_options)
+    drawn = torch.cat([s.logprobs for g in groups for s in g.samples])
+    with device, torch.no_grad():
+        device.take(network)
+        learner = Learner(
+            *(policy, parallel.World(0, 1, CUDA)),
+            **dict(optim=OPTIONS.optim, loss=OPTIONS.loss.model_copy(update=options)),
+            **dict(
+                temperature=0.9, max_tokens=10, token_budget=10_000, steps=10, max_logp_gap=0.1 if options else None
+            ),
+        )
+        if options:
+            learner.set_reference(policy)
+        packed = device.upload_all(packed)
+        rewards, drawn = device.upload(rewards), device.upload(drawn)
+        kept, counts = {}, {"token_count": 40, "sequence_count": 12, "reward_std": 0.3}
+        device.watched = True
+        found = learner._backward(packed, rewards, drawn, kept, **counts) | learner._backward(
+            packed, rewards, drawn, kept, **counts
+        )
+    assert device.seen > 500 and device.waits == 4 and {"loss", "gap_max", "policy_loss"} <= set(found)
