@@ -19,7 +19,9 @@ Backends: "reference" (plain PyTorch, float64 too), "cpp" (csrc/row_loss.cpp), "
 """
 
 import os
+import warnings
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 
@@ -111,7 +113,7 @@ def choose_backend(backend, dtype, device) -> str:
         if dtype != torch.float32:
             return "reference"
         if cuda:
-            return "cuda" if _C is not None and _C.has_cuda else "triton"
+            return "cuda" if _has_cuda() else "triton"
         return "cpp" if _C is not None and device.type == "cpu" else "reference"
     if backend not in ("reference", "cpp", "triton", "cuda"):
         raise ValueError(f"there is no backend {backend!r}; there are 'reference', 'cpp', 'triton' and 'cuda'")
@@ -124,10 +126,25 @@ def choose_backend(backend, dtype, device) -> str:
     if backend == "cpp" and device.type != "cpu":
         raise ValueError(f"backend 'cpp' takes CPU tensors, these are on {device}")
     if backend == "cuda" and not (cuda and _C.has_cuda):
-        raise ValueError("backend 'cuda' needs CUDA tensors and an extension that was built where nvcc is")
+        raise ValueError(
+            "backend 'cuda' needs CUDA tensors and an extension that was built where nvcc and libcudart_static.a are"
+        )
     if backend == "triton" and not cuda and os.environ.get("TRITON_INTERPRET") != "1":
         raise ValueError(f"backend 'triton' takes CUDA tensors, these are on {device}")
     return backend
+
+
+@cache
+def _has_cuda():
+    """Whether the extension has its CUDA part. Says so, once, if not."""
+    if _C is not None and _C.has_cuda:
+        return True
+    warnings.warn(
+        f"sslr1._C {'is not installed' if _C is None else 'was built without its CUDA part'}: the loss takes Triton's kernel. Install "
+        "the package where nvcc and libcudart_static.a are (pip install -e .)",
+        stacklevel=2,
+    )
+    return False
 
 
 def _module(backend):

@@ -1,8 +1,11 @@
 """The Triton and CUDA kernels of `row_loss` against float64: Triton in the interpreter, both compiled, both on a GPU."""
 
 import itertools
+import os
+import runpy
 import shutil
 import subprocess
+import sys
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,6 +13,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from sslr1.ops import row_loss as dispatch
 from sslr1.ops.row_loss import Coefficients, row_gradient, row_logprobs, row_loss
 from tests.hopper import assert_no_spills
 from tests.interpreter import interpret
@@ -210,6 +214,45 @@ def test_cuda_compiles_for_hopper_without_spills(tmp_path):
     flags = ["-O3", "-std=c++17", "-cubin", "-gencode", "arch=compute_90a,code=sm_90a"]
     subprocess.run(["nvcc", *flags, str(source), "-o", str(cubin)], check=True)
     assert_no_spills(cubin)
+
+
+def extension_where(nvcc, monkeypatch, folder):
+    """Arguments of the extension that setup.py would build with this `nvcc`, a program's text."""
+    (folder / "nvcc").write_text(f"#!/bin/sh\n{nvcc}\n")
+    (folder / "nvcc").chmod(0o755)
+    asked = {}
+    helpers = SimpleNamespace(
+        ParallelCompile=lambda name: SimpleNamespace(install=lambda: None),
+        Pybind11Extension=lambda name, sources, **options: asked.update(options),
+        build_ext=object,
+    )
+    monkeypatch.setitem(sys.modules, "pybind11.setup_helpers", helpers)
+    monkeypatch.setitem(sys.modules, "setuptools", SimpleNamespace(setup=lambda **options: None))
+    monkeypatch.setenv("PATH", str(folder), prepend=os.pathsep)
+    runpy.run_path(str(ROOT / "setup.py"))
+    return asked
+
+
+def test_cuda_without_its_static_runtime_leaves_the_rest(tmp_path, monkeypatch, capsys):
+    """C++ is built, and it is said: here, and when the loss first meets a GPU."""
+    says = f"echo '#$ TOP={tmp_path}/bin/..' >&2"
+    (tmp_path / "bin").mkdir()
+    asked = extension_where(says, monkeypatch, tmp_path)
+    assert not asked["define_macros"] and not asked["libraries"] and "WITHOUT its CUDA part" in capsys.readouterr().err
+    (tmp_path / "lib64").mkdir()
+    (tmp_path / "lib64" / "libcudart_static.a").touch()
+    asked = extension_where(says, monkeypatch, tmp_path)
+    assert asked["define_macros"] and asked["library_dirs"] == [str(tmp_path / "lib64")]
+    assert not capsys.readouterr().err
+    dispatch._has_cuda.cache_clear()
+    for found, words in ((None, "not installed"), (SimpleNamespace(has_cuda=False), "without its CUDA part")):
+        monkeypatch.setattr(dispatch, "_C", found)
+        with pytest.warns(UserWarning, match=words):
+            assert dispatch.choose_backend("auto", torch.float32, torch.device("cuda")) == "triton"
+        dispatch._has_cuda.cache_clear()
+    monkeypatch.setattr(dispatch, "_C", SimpleNamespace(has_cuda=True))
+    assert dispatch.choose_backend("auto", torch.float32, torch.device("cuda")) == "cuda"
+    dispatch._has_cuda.cache_clear()
 
 
 @pytest.mark.gpu
