@@ -44,9 +44,8 @@ def start(device: str = "auto") -> World:
         place = torch.device("cuda", torch.cuda.current_device())
     else:
         place = torch.device(device)
-    torch.backends.cudnn.allow_tf32 = (
-        False  # where float32 is asked for, the patch embedding, a convolution, takes it too
-    )
+    # Where float32 is asked for, the patch embedding, a convolution, takes it too
+    torch.backends.cudnn.allow_tf32 = False
     if not dist.is_initialized():
         backend = "cpu:gloo,cuda:nccl" if device == "cuda" else "gloo"
         dist.init_process_group(backend, rank=rank, world_size=size, store=_store(size))
@@ -104,9 +103,8 @@ def shard(policy, world: World, dtype: torch.dtype = torch.float32, replicate=1,
     trained = any(p.requires_grad for p in policy.parameters())
     fully_shard(policy, mesh=mesh, mp_policy=precision, reshard_after_forward=None if trained else True)
     for module in policy.modules():
-        if (
-            isinstance(module, FSDPModule) and world.size > 1
-        ):  # alone, the mean is the sum, and dividing it would take a copy
+        # One rank's mean is the sum, and dividing it would take a copy
+        if isinstance(module, FSDPModule) and world.size > 1:
             module.set_gradient_divide_factor(1.0)
             module.set_force_sum_reduction_for_comms(True)  # gloo has no premultiplied sum
     return policy
