@@ -2,19 +2,20 @@ r"""What a completion answers, and what the answers of a benchmark add up to. Kn
 
 How an answer is read (`read_answer`), the first rule that decides:
 
-1. Only what is behind the last </think> counts; a block of thinking that never ends answers nothing.
-2. If that holds a closed \boxed{…}, only the content of the last one counts.
-3. White space, quotes, asterisks, dollar signs and full stops around it, \text{…} and one pair of brackets are dropped.
+1. Only what is behind the last </think> counts; a block of thinking that never ends answers nothing (`puzzles.reward.thought_of`).
+2. If that holds a closed \boxed{…}, only the content of the last one counts, by rules 3 and 4a and b alone.
+3. What only dresses is dropped: LaTeX, Markdown, other widths of characters (`puzzles.answers.plain`).
 4. Multiple choice, with letters of the question's own options only:
-   a. one letter, of either case: "b", "(B)", "**B.**";
-   b. the text of exactly one option, case and spacing aside, alone or behind its letter: "a red car", "B. A red car";
+   a. what a puzzle's box may hold for a choice (`puzzles.answers.choice`): "b", "(B)", "Option B", "B. A red car";
+   b. the text of exactly one option, case and spacing aside, alone or behind its letter or "The answer is": "a red car";
    c. letters in brackets, and capital ones that are marked by ")", ":" or a full stop behind them or by "answer", "option" or
-      "choice" (and "is" or ":") in front: if they are all the same one, it;
+      "choice" (and "is" or ":") or 答案, 选项, 选 in front: if they are all the same one, it;
    d. capital letters that stand alone, A and I not where a word in small letters follows ("A dog", but "A or B", "A is", "A and",
       "A because"): if they are all the same one, it.
-   Two different letters answer nothing, and a word that only begins with a letter is none.
+   A letter that is taken back ("not B", "B is wrong", "B?", 不是B) is none; of "B or C" both are. Two different letters answer nothing,
+   and a word that only begins with a letter is none.
 5. Yes or no: whichever of the words "yes" and "no" is in it; of both, the first word of all if a comma, a full stop or the like
-   follows it ("Yes, there is no dog"), else neither.
+   follows it ("Yes, there is no dog"), else neither. 是, 对 and 有, 不, 否 and 没有 where a text begins with them.
 
 No answer is a wrong answer. The scripts of the paper's protocol agree with this on what is asked for, a letter or one of the two
 words; of other text they take the first letter of the alphabet, so "The answer is B" is T there and "Blue" is B.
@@ -27,7 +28,8 @@ from string import ascii_uppercase
 
 from sslr1 import intervals
 from sslr1.errors import UserError
-from sslr1.puzzles.reward import boxes_of
+from sslr1.puzzles import answers
+from sslr1.puzzles.reward import boxes_of, thought_of
 
 LABELS = ("category", "l2-category", "split")  # columns by which results are told apart
 
@@ -69,70 +71,96 @@ ALIASES = {  # VLMEvalKit's names of their files
     "MME-RealWorld": ("mmerealworldlite",),
 }
 
-_WORD = r"(?i:\b(?:answer|option|choice)%s)[\s(\[\"'*]*"
-_ARTICLE = (
-    r"(?:[AI](?!\s+(?!(?:or|and|is|because)\b)[a-z])|[B-HJ-Z])(?![\w'’-])"  # a letter; not "A dog", not "I think"
-)
+_WORD = r"(?i:\b(?:answer|option|choice)%s)[\s(\[\"']*"
+_ARTICLE = r"(?:[AI](?!\s+(?!(?:or|and|is|because)\b)[a-z])|[B-HJ-Z])(?![\w'-])"  # a letter; not "A dog", not "I think"
 _MARKED = re.compile(
     "|".join(
         (
-            _WORD % r"\s+(?:is\s)?" + r"([A-Z])(?![\w'’-])",
-            _WORD % r"(?:\s+is)?\s*:" + f"({_ARTICLE})",
+            _WORD % r"\s+(?:is\s)?" + r"([A-Z])(?![\w'-])",
+            _WORD % r"(?:\s+is)?\s*[:-]" + f"({_ARTICLE})",
+            r"(?:答案|answer|选项|選項|option|选择|選擇|选|選)\s*(?:应该|应|應)?(?:是|为|為|选|is)?[\s:(\[\"']*([A-Z])(?![A-Za-z0-9'-])",
             r"(?<!\w)[(\[]([A-Za-z])[)\]]",
-            r"(?<![\w'’.-])([A-Z])[).:](?!\w)",
+            r"(?<![\w'.-])([A-Z])[).:](?!\w)",
         )
     )
 )
-_ALONE = re.compile(rf"(?<![\w'’.-])({_ARTICLE})")
-_YES_OR_NO = re.compile(r"\b(yes|no)\b")
+_ALONE = re.compile(rf"(?<![\w'.-])({_ARTICLE})")
+_ALSO = re.compile(
+    r"[)\]\"']?,? ?(?:\b(?:or|and)\b|[/&或和]|,(?= ?[A-Z](?: ?[.,;]| or\b| and\b|$))) ?(?:option )?[(\[\"']?([A-Z])(?![\w'-])"
+)
+_TAKEN_BACK = re.compile(
+    r"~~[^~]{0,80}~~|<(?:s|del|strike)>[^<]{0,80}|\\(?:x|b)?cancel\s?[A-Z]|\\sout\s?[A-Z]|(?:\\neg|\\lnot|\\not|¬|!)\s?[A-Z]"
+    r"|(?i:\b(?:not|cannot|never|neither|nor|except|no|but|out)|n't)(?: [\w']{1,12}){0,3} [(\[\"']?(?-i:[A-Z])(?![\w'-])(?: nor [A-Z]\b)?"
+    r"|\b[A-Z][)\]\"']{0,2} (?:is|was|can|could)(?:n't| (?:not|never|wrong|incorrect|false|ruled out|impossible)\b)"
+    r"|\b[A-Z][)\]\"']{0,2}\?"
+    r"|[不非没错]\w{0,4}\s?[(\[]?[A-Z]"
+)
+_SAYS = re.compile(
+    r"(?:so |therefore,? |thus,? )?(?:the )?(?:(?:final|correct|right|best) )?(?:answer|option|choice) ?(?:is ?:?|:) ?"
+)
+_YES_OR_NO = re.compile(r"(?<!\bnot )\b(yes|no)\b(?!\s?\?)")
+_FIRST_WORD = re.compile(r"(?:the )?(?:answer ?(?:is ?:?|:) ?)?(yes|no) ?(?:[,.;:!\n(]|- )")
+_CHINESE = re.compile(
+    r"(?:答案(?:是|为|應為|应为)?+[:]? ?)?+(?:(不是|没有|沒有|否|不对|不|无)|(是|对|有))(?=的?(?:[\s,.!]|$))"
+)
 
 
 def read_answer(completion, options=()) -> str | None:
     """The letter that a completion chooses among `options` (their texts, A first), or "yes" or "no" where there are none;
     None if it can't be read."""
-    text = completion.rpartition("</think>")[2]
-    if "<think>" in text:
-        return None
-    closed = [box for box in boxes_of(text) if box is not None]
+    _, text, _ = thought_of(completion)
+    closed = [box for box in boxes_of(text or "") if box is not None]
     text = closed[-1] if closed else text
-    text = _bare(re.sub(r"\\text\s*\{([^{}]*)\}", r"\1", text))
-    return _choice(text, options) if options else _yes_or_no(text.lower())
+    if text is None:
+        return None
+    return _choice(text, options, boxed=bool(closed)) if options else _yes_or_no(text)
 
 
-def _bare(text):
-    text = text.strip(" \t\r\n\"'`“”‘’*$.")
-    if len(text) > 2 and text[0] + text[-1] in ("()", "[]", "{}"):
-        text = text[1:-1].strip(" \t\r\n\"'.")
-    return text
-
-
-def _choice(text, options):
+def _choice(text, options, boxed):
     letters = ascii_uppercase[: len(options)]
-    if len(text) == 1 and text.upper() in letters:
-        return text.upper()
-    said = _plain(text)
+    said, plain_options = _plain(text), [_plain(option) for option in options]
+    said = said[_SAYS.match(said).end() :] if _SAYS.match(said) else said
     named = [
         letter
-        for letter, option in zip(letters, map(_plain, options))
+        for letter, option in zip(letters, plain_options)
         if said == option or re.fullmatch(rf"[(\[]?{letter.lower()}(?:[)\].:]+\s*|\s){re.escape(option)}", said)
     ]
     if len(named) == 1:
         return named[0]
+    letter = answers.choice(text)
+    if letter is not None or boxed:
+        return letter if letter and letter in letters else None
+    text = " ".join(answers.plain(text).split())
+    for option in options:  # a letter in an option's own words is no choice
+        if len(option) > 2 and re.search(r"\b[A-Z]\b", option):
+            text = text.replace(option, "")
+    text = _TAKEN_BACK.sub(" ", text)
     for pattern in (_MARKED, _ALONE):
-        found = {match.group(match.lastindex).upper() for match in pattern.finditer(text)} & set(letters)
+        found = set()
+        for match in pattern.finditer(text):
+            found.add(match.group(match.lastindex).upper())
+            also = _ALSO.match(text, match.end(match.lastindex))
+            if also:
+                found.add(also[1])
+        found &= set(letters)
         if found:
             return found.pop() if len(found) == 1 else None
     return None
 
 
 def _plain(text):
-    return " ".join(text.lower().strip(" \t\r\n\"'.").split())
+    return " ".join(answers.plain(text).lower().strip(" \t\r\n\"'.").split())
 
 
 def _yes_or_no(text):
+    chinese = _CHINESE.match(answers.folded(text).strip(" \n\"'*$."))
+    if chinese:
+        return "no" if chinese[1] else "yes"
+    text = re.sub(r"[ \t]+", " ", re.sub("[\"'`]", "", answers.plain(text))).lower().strip()
     found = set(_YES_OR_NO.findall(text))
     if len(found) == 2:
-        found = set(re.findall(r"^(yes|no)\s*[,.;:!\n]", text))
+        first = _FIRST_WORD.match(text)
+        found = {first[1]} if first else set()
     return found.pop() if len(found) == 1 else None
 
 

@@ -1,29 +1,42 @@
 r"""Answers and how completions are scored. Imports nothing but Python, so that other pipelines can use it without torch.
 
 Format: the thinking form is exactly one <think>…</think> with something in it, at the start, and after it exactly one
-\boxed{…}; the direct form is exactly one \boxed{…}. Nothing here raises on any string, and time is linear in its length.
+\boxed{…}; the direct form is exactly one \boxed{…}. A thought may mention either as prompts do: "<think></think>", "\boxed{}".
+What stands in the box is read by `answers`. Nothing here raises on any string, and time is linear in its length.
 """
 
 import re
 from dataclasses import dataclass
 
+from sslr1.puzzles import answers
+
 KINDS = ("choice", "number", "sequence")
 RULES = ("default", "paper", "visual_jigsaw", "exact")
 _BOX = "\\boxed{"
 _BRACE = re.compile(r"[{}]")
-_DIGITS = 9  # an answer of more digits than this is no answer
+_MARK = "[`'\"“”‘’]"
+_MENTION = re.compile(  # of the tags, in a thought
+    rf"<think>{_MARK}{{0,3}} {{0,3}}(?:and|to|or|/|,|…|\.\.\.)? {{0,3}}{_MARK}{{0,3}}</think>"
+    rf"|{_MARK}</?think>{_MARK}"
+    rf"|</?think>(?= (?:tags?|blocks?|sections?)\b)"
+)
 
 
 @dataclass(frozen=True)
 class Answer:
     """kind "choice" (value: a letter), "number" (an integer, degrees modulo 360) or "sequence" (K integers, a permutation
-    of 1…K). choices: every valid value of a single answer, for drawing a random one; a sequence's follow from K."""
+    of 1…K). choices: every valid value of a single answer, for drawing a random one; a sequence's follow from K.
+    direction: in which a number of degrees was asked for, "clockwise" or "counter-clockwise"; "" is taken for clockwise where
+    an answer names one."""
 
     kind: str
     value: str | int | tuple
     choices: tuple = ()
+    direction: str = ""
 
     def __post_init__(self):
+        if self.direction not in answers.DIRECTIONS:
+            raise ValueError(f"direction {self.direction!r} is not one of {tuple(answers.DIRECTIONS)}")
         if self.kind not in KINDS:
             raise ValueError(f"answer kind {self.kind!r} is not one of {KINDS}")
         if self.kind == "sequence":
@@ -39,11 +52,12 @@ class Answer:
 
     def to_dict(self) -> dict:
         value = list(self.value) if self.kind == "sequence" else self.value
-        return {"kind": self.kind, "value": value, "choices": list(self.choices)}
+        direction = {"direction": self.direction} if self.direction else {}
+        return {"kind": self.kind, "value": value, "choices": list(self.choices), **direction}
 
     @classmethod
     def from_dict(cls, d: dict) -> "Answer":
-        return cls(d["kind"], d["value"], tuple(d.get("choices", ())))
+        return cls(d["kind"], d["value"], tuple(d.get("choices", ())), d.get("direction", ""))
 
 
 @dataclass(frozen=True)
@@ -75,12 +89,10 @@ def score(answer, completion, rule="default", thinking=True) -> Score:
         raise ValueError(f"reward rule {rule!r} is not one of {RULES}")
     if not isinstance(answer, Answer):
         answer = Answer.from_dict(answer)
-    body = completion if isinstance(completion, str) else ""
-    format_ok = True
-    if thinking:
-        format_ok, body = _after_thinking(body)
-    boxes = boxes_of(body)
-    format_ok = format_ok and len(boxes) == 1 and boxes[0] is not None and body.count(_BOX) == 1
+    thought, body, whole = thought_of(completion if isinstance(completion, str) else "")
+    boxes = boxes_of(body or "")
+    format_ok = len(boxes) == 1 and boxes[0] is not None and body.count(_BOX) == 1 and not _answers_in(thought)
+    format_ok = format_ok and (whole or not thinking)
     parsed = _parse(answer, boxes[-1]) if boxes and boxes[-1] is not None else None
     accuracy = 0.0
     if parsed is not None:
@@ -108,15 +120,25 @@ def _reward(answer, rule, format_ok, exact, accuracy):
     return 0.1 + (0.9 * partial * max(0.0, (accuracy - 1 / K) / (1 - 1 / K)) if partial else 0.0)
 
 
-def _after_thinking(text):
-    """(the thinking form holds, text behind it). Without a closing tag the whole text is looked at for an answer."""
-    opened, closed = text.count("<think>"), text.count("</think>")
-    stripped = text.lstrip()
-    end = stripped.find("</think>")
-    if end < 0:
-        return False, text
-    ok = opened == closed == 1 and stripped.startswith("<think>") and bool(stripped[len("<think>") : end].strip())
-    return ok and _BOX not in stripped[:end], stripped[end + len("</think>") :]
+def thought_of(text) -> tuple[str, str | None, bool]:
+    """(what stands before the last </think>; what stands behind it, None in a thought that never ends; whether that is one thought
+    with something in it, at the start, and no tag behind it). Without tags all of the text stands behind."""
+    start = len(text) - len(text.lstrip())
+    opened = start + len("<think>") if text.startswith("<think>", start) else start
+    seen = text[:opened] + _MENTION.sub(lambda mention: " " * len(mention[0]), text[opened:])
+    end = seen.rfind("</think>")
+    thought, body = ("", text) if end < 0 else (text[:end], text[end + len("</think>") :])
+    if "<think>" in seen[max(end, 0) :]:
+        return text, None, False
+    whole = opened > start and end >= 0 and bool(seen[opened:end].strip())
+    whole = whole and seen.count("<think>") == seen.count("</think>") == 1 and not re.search("</?think>", body)
+    return thought, body, whole
+
+
+def _answers_in(thought) -> bool:
+    r"""Whether a thought holds a box with an answer in it: a letter of its own or a number. An empty one, dots or words, as in
+    \boxed{your answer}, only mention it."""
+    return any(box is None or answers.holds_any(box) for box in boxes_of(thought))
 
 
 def boxes_of(text) -> list:
@@ -138,28 +160,9 @@ def boxes_of(text) -> list:
 
 
 def _parse(answer, content):
-    content = content.strip()
-    if len(content) > 1000:
-        return None
-    content = re.sub(r"\\text\s*\{([^{}]*)\}", r"\1", content)
-    content = re.sub(r"\^\s*\{?\s*\\circ\s*\}?|\\degree|\\circ", "°", content).strip()
-    if answer.kind == "sequence":
-        return _parse_sequence(content, len(answer.value))
-    content = content.rstrip(".").strip()
-    while len(content) > 2 and content[0] + content[-1] in ("()", "[]", "{}"):
-        content = content[1:-1].strip().rstrip(".").strip()
     if answer.kind == "choice":
-        letter = content.rstrip("°").strip().upper()
-        return letter if len(letter) == 1 and "A" <= letter <= "Z" else None
-    match = re.fullmatch(rf"([+-]?[0-9]{{1,{_DIGITS}}})(?:\.0+)?\s*(?:°|deg(?:ree)?s?)?\.?", content, re.IGNORECASE)
-    return int(match.group(1)) % 360 if match else None
-
-
-def _parse_sequence(content, K):
-    content = content.rstrip(".").strip()
-    if len(content) >= 2 and content[0] + content[-1] in ("()", "[]", "{}"):
-        content = content[1:-1].strip()
-    if not re.fullmatch(rf"[0-9]{{1,{_DIGITS}}}(?:(?:\s*,\s*|\s+)[0-9]{{1,{_DIGITS}}})*", content):
-        return None
-    values = tuple(int(v) for v in re.findall(r"[0-9]+", content))
-    return values if sorted(values) == list(range(1, K + 1)) else None
+        return answers.choice(content)
+    if answer.kind == "number":
+        return answers.number(content, answer.direction)
+    values = answers.sequence(content)
+    return values if values and sorted(values) == list(range(1, len(answer.value) + 1)) else None

@@ -86,8 +86,8 @@ def build(draw, image, level, spec, pool) -> Puzzle:
             plan.view(canvas, 0, 0, side, side, 0, matrix, alpha=1 / (i + 1))
     names = f"{', '.join(map(str, angles[:-1]))} or {angles[-1]}"
     readings = [
-        ({"direction": "clockwise", "angles": names}, Answer("number", angles[turn], angles)),
-        ({"direction": "counter-clockwise", "angles": names}, Answer("number", -angles[turn] % 360, angles)),
+        ({"direction": way, "angles": names}, Answer("number", sign * angles[turn] % 360, angles, way))
+        for way, sign in (("clockwise", 1), ("counter-clockwise", -1))
     ]
     decidable = honest and not _symmetric(image.means(y - extent / 2, x - extent / 2, extent, extent, 16, 16), angles)
     marks = ["1", "2"] if level == 1 else ["1"]

@@ -5,6 +5,8 @@ import sys
 
 import pytest
 
+from sslr1.puzzles import answers
+from sslr1.puzzles.prompts import DIRECT, THINKING
 from sslr1.puzzles.reward import RULES, Answer, score
 from tests import fuzz
 from tests.fuzz import reward as fuzzed
@@ -131,6 +133,73 @@ def test_thinking_format(text, ok):
     assert score(CHOICE, text, thinking=True).format_ok is ok
 
 
+@pytest.mark.parametrize(
+    "thought, ok",
+    [
+        (r"I must reason first, then give the answer in \boxed{}. The roof is in B.", True),
+        (r"Format: \boxed{...}. It is B.", True),
+        (r"then \boxed{\text{your answer}}, or \boxed{answer}, or \boxed{…}, or \boxed{ }", True),
+        ("The user wants <think></think> first. It is B.", True),
+        ("I put my reasoning between <think> and </think>, as asked. It is B.", True),
+        ("Inside `<think>` and `</think>`, then the box. B.", True),
+        ("I am inside <think> tags, and close them by a </think> tag. B.", True),
+        (r"Think step by step inside <think></think>, then give the final answer once, in \boxed{}. B.", True),
+        (r"First I thought \boxed{A}.", False),
+        (r"It is \boxed{B}.", False),
+        (r"It is \boxed{\textbf{B}}.", False),
+        (r"It is \boxed{A or B}.", False),
+        (r"It is \boxed{90}.", False),
+        (r"In \boxed{}: \boxed{B}", False),
+        (r"It is \boxed{B", False),
+        ("One <think>more</think> thought.", False),
+        ("One <think> more thought.", False),
+        ("<think></think>", False),
+        (" <think> and </think> ", False),
+    ],
+)
+def test_a_thought_may_mention_the_form_but_not_answer(thought, ok):
+    found = score(CHOICE, rf"<think>{thought}</think>\boxed{{B}}")
+    assert (found.format_ok, found.reward) == (ok, float(ok))
+
+
+def test_our_own_prompts_may_be_repeated_in_a_thought():
+    for words in THINKING + DIRECT:
+        assert score(CHOICE, rf"<think>The task says: {words} So it is B.</think>\boxed{{B}}").reward == 1.0
+
+
+@pytest.mark.parametrize("thinking", [True, False])
+@pytest.mark.parametrize(
+    "text",
+    [
+        r"<think>Could it be \boxed{A}? The roof fits \boxed{B}, but then",
+        r"<think>\boxed{B}",
+        r"<think>hm</think> wait <think>\boxed{B}",
+        r"As asked in <think></think>: \boxed{}. <think>\boxed{B}",
+    ],
+)
+def test_a_thought_that_never_ends_answers_nothing(text, thinking):
+    found = score(CHOICE, text, thinking=thinking)
+    assert (found.parsed, found.exact, found.format_ok, found.reward) == (None, 0.0, False, 0.0)
+
+
+def test_the_direction_that_was_asked_for():
+    asked = {way: Answer("number", 90, (0, 90, 180, 270), way) for way in ("", "clockwise", "counter-clockwise")}
+    for way, answer in asked.items():
+        assert Answer.from_dict(answer.to_dict()) == answer
+        for text, degrees in (
+            ("90", 90),
+            ("90° clockwise", 90),
+            ("90° counter-clockwise", -90),
+            ("270° CCW", 90),
+            ("-90", -90),
+        ):
+            named = "c" in text.lower()
+            expected = -degrees if way == "counter-clockwise" and named else degrees
+            assert direct(answer, rf"\boxed{{{text}}}").exact == float(expected % 360 == 90), (way, text)
+    with pytest.raises(ValueError, match="direction 'up'"):
+        Answer("number", 90, direction="up")
+
+
 def test_bad_format_gives_zero_by_every_rule():
     for rule in RULES:
         assert score(CHOICE, r"\boxed{B}", rule, thinking=True).reward == 0.0
@@ -158,7 +227,22 @@ def test_any_string_gets_a_reward_in_range(seed):
 
 @pytest.mark.parametrize(
     "unit",
-    ["\\boxed{", "\\boxed{}", "{", "<think>", "</think>", "\x00", "\\boxed{1 ", "\\text{", " ", "1,", "\\boxed{x}{"],
+    [
+        *(
+            "\\boxed{",
+            "\\boxed{}",
+            "{",
+            "<think>",
+            "</think>",
+            "\x00",
+            "\\boxed{1 ",
+            "\\text{",
+            " ",
+            "1,",
+            "\\boxed{x}{",
+        ),
+        *("`<think>", "$"),
+    ],
 )
 @pytest.mark.timeout(120)  # quadratic time would take hours
 def test_megabytes_take_linear_time(unit):
@@ -166,6 +250,50 @@ def test_megabytes_take_linear_time(unit):
     for t in (text, f"\\boxed{{{text}", f"<think>{text}</think>\\boxed{{{text}}}"):
         for thinking in (True, False):
             assert not score(NINE, t, thinking=thinking).exact
+
+
+@pytest.mark.timeout(60)  # quadratic time would take much longer
+def test_the_longest_answers_take_linear_time():
+    units = [
+        "$",
+        "[",
+        "(",
+        "**",
+        "\\left[",
+        "\\begin{bmatrix}",
+        "\\text{",
+        "<b>",
+        "选",
+        "\u200b",
+        "\u202e",
+        "the . ",
+        "option ",
+        "\x00",
+    ]
+    units += [
+        "\\\\",
+        "\\color{",
+        "[1,",
+        "row 1: 1 ",
+        "'",
+        "--",
+        "not ",
+        "B or ",
+        "\\boxed{}",
+        "{}",
+        "~",
+        "\n",
+        "1,",
+        "°",
+        "：",
+        "\ud800",
+    ]
+    for unit in units:
+        content = unit * (answers.LONGEST // len(unit))
+        for text in (content, f"B. {content}", f"1, {content}"[: answers.LONGEST]):
+            assert answers.number(text) in (None, 1) and answers.sequence(text) in (None, (1,))
+            assert answers.choice(text) in (None, "B")
+            answers.holds_any(text)
 
 
 def test_reward_and_prompts_import_without_torch():

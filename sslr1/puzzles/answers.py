@@ -1,0 +1,459 @@
+r"""What a written answer says: a letter, a number of degrees or a list of numbers. Imports nothing but Python.
+
+Two steps. `atoms` takes the dress off, whatever it is made of: characters of other widths and fonts, LaTeX, Markdown, HTML, JSON and the
+commonest Chinese words become plain words, numbers and signs. `choice`, `number` and `sequence` then accept what is left word by word:
+what they don't know is no answer, so alternatives, negations, other units and further entries are none. Nothing here raises on any
+string, and time is linear in its length.
+"""
+
+import re
+import unicodedata
+
+LONGEST = 100_000  # characters of a box, dress included; more is no answer
+_MOST = 500  # words, numbers and signs of an answer
+_DIGITS = 9  # of a number in a list
+_TURN_DIGITS = 4  # of a number of degrees
+_SKIP = 24  # characters of what a LaTeX command is told in braces: a colour, a length, an array's columns
+
+# --- characters -------------------------------------------------------------------------------------------------------
+
+_INVISIBLE = "\u00ad\u200b\u200c\u200d\u200e\u200f\u2060\ufe0e\ufe0f\ufeff"  # reordering marks are not among them
+_SIGNS = {
+    "-": "‐‑‒–−﹣－",
+    " - ": "—―",
+    " → ": "→⇒⟶⟹➔➜➡",
+    ",": "、､",
+    ".": "。｡",
+    "°": "º˚",
+    '"': "“”„‟«»‹›「」『』《》〈〉",
+    "'": "‘’‚‛",
+    "[": "【〔",
+    "]": "】〕",
+    "": _INVISIBLE + "✓✔✅☑",
+    " clockwise ": "↻⟳",
+    " counterclockwise ": "↺⟲",
+}
+
+
+class _Fold(dict):
+    """For `str.translate`: characters of another width or font as plain ones, circled ones apart; powers and fractions are left,
+    since 27⁰ is not 270."""
+
+    def __missing__(self, code):
+        if code < 128:
+            return code
+        char = chr(code)
+        if unicodedata.category(char) == "Zs":
+            return " "
+        tag, _, _ = unicodedata.decomposition(char).partition(" ")
+        if tag in ("<wide>", "<narrow>", "<font>"):
+            return unicodedata.normalize("NFKC", char)
+        return f" {unicodedata.normalize('NFKC', char)} " if tag == "<circle>" else code
+
+
+_FOLD = _Fold({ord(char): sign for sign, chars in _SIGNS.items() for char in chars})
+
+
+def folded(text) -> str:
+    """Every character in its plainest form."""
+    return text if text.isascii() else text.translate(_FOLD)
+
+
+# --- words, numbers and signs -----------------------------------------------------------------------------------------
+
+_TOKEN = re.compile(
+    r"\\\\(?:\[-?[0-9.]{1,6} ?[a-z]{2}\])?"  # the end of a row
+    r"|\\[A-Za-z]+\*?|\\."
+    r"|[A-Za-z]+(?:'[a-z]+)?|[0-9]+(?:\.[0-9]+)?|[\u3400-\u9fff]+"
+    r"|</?[a-z]{1,10}\b[^<>]{0,40}>|~~|-{1,2}>|=>|-{3,}|[*_`]+|[ \t\r\f\v]+|.",
+    re.DOTALL,
+)
+_DRESS = frozenset(
+    "text textbf textit textrm textsf texttt textnormal textup textmd textsc mathbf mathrm mathit mathsf mathtt mathcal mathbb mathfrak "
+    "mathscr mathnormal mathop boldsymbol bold bm pmb emph underline operatorname mbox hbox fbox bf rm it sf tt bfseries itshape rmfamily "
+    "ttfamily tiny small normalsize large Large LARGE huge Huge displaystyle textstyle scriptstyle left right middle big Big bigg Bigg "
+    "bigl bigr Bigl Bigr biggl biggr Biggl Biggr quad qquad enspace enskip thinspace medspace thickspace negthinspace hfill hline toprule "
+    "midrule bottomrule centering noindent limits nolimits checkmark ensuremath ang SI qty unit num si".split()
+)
+_TOLD = frozenset("color textcolor hspace vspace kern mspace hskip".split())  # what is told is dropped as well
+_NAMED = {
+    "circ": "°", "degree": "°", "degrees": "°", "deg": "°", "textdegree": "°", "textsuperscript": "^",
+    "to": "→", "rightarrow": "→", "Rightarrow": "→", "longrightarrow": "→", "Longrightarrow": "→",
+    "lbrace": "{", "rbrace": "}", "lbrack": "[", "rbrack": "]", "langle": "⟨", "rangle": "⟩", "lparen": "(", "rparen": ")",
+    "newline": "\\\\", "cr": "\\\\", "tabularnewline": "\\\\", "colon": ":", "minus": "-",
+    "theta": "theta", "alpha": "theta", "beta": "theta", "phi": "theta", "varphi": "theta", "angle": "angle",
+}  # fmt: skip
+_ESCAPED = {"{": "{", "}": "}", "#": "#", "(": "", ")": "", "[": "", "]": "", "$": "", " ": "", "\n": "\n"}
+_ESCAPED |= {space: "" for space in ",;:!>/"}
+_GRIDS = frozenset(
+    "matrix pmatrix bmatrix Bmatrix smallmatrix array tabular aligned align gathered split center".split()
+)
+_TAGS = frozenset("b strong i em u p span div answer code center font big small".split())
+_CHINESE = {
+    "顺时针": "clockwise", "順時針": "clockwise", "逆时针": "counterclockwise", "逆時針": "counterclockwise", "方向": "of",
+    "旋转": "rotated", "旋轉": "rotated", "转": "rotated", "度": "degrees", "角度": "angle", "为": "is", "為": "is", "是": "is",
+    "答案": "answer", "正确": "correct", "正確": "correct", "最终": "final", "最終": "final", "最后": "final", "应该": "is", "应": "is",
+    "选项": "option", "選項": "option", "选择": "option", "選擇": "option", "选": "option", "選": "option", "候选": "option", "图": "image",
+    "顺序": "order", "順序": "order", "排列": "order", "图块": "tile", "的": "of", "点": "point", "图片": "image", "我": "my", "和": "and",
+}  # fmt: skip
+_WORD = re.compile("|".join(sorted(_CHINESE, key=len, reverse=True)))
+
+
+def atoms(text) -> tuple[list, bool]:
+    r"""(words, numbers and signs of a folded text, with its white space; whether its Markdown is in pairs). What only dresses is
+    dropped. Rows end with "\\"; "~~", a command or a tag that is not known stays and is nothing that an answer may hold."""
+    out, marks = [], {}
+    tokens = _Tokens(text)
+    for token in tokens:
+        first = token[0]
+        if first == "\\" and len(token) > 1:
+            out += _command(token, tokens)
+        elif first in "*_`":
+            if tokens.inside_a_word:
+                out.append("*")
+            else:
+                marks[token] = marks.get(token, 0) + 1
+        elif first == "<" and len(token) > 2:
+            out.append(_tag(token))
+        elif "\u3400" <= first <= "\u9fff":
+            known = _WORD.findall(token)
+            whole = sum(map(len, known)) == len(token)
+            out += [part for word in known for part in (" ", _CHINESE[word])] + [" "] if whole else [token]
+        elif first in " \t\r\f\v{}~$" and token != "~~":
+            out.append(" ")
+        elif token.startswith("---"):  # a dash, or the line below a table's head
+            out.append("\n")
+        elif token in ("->", "-->", "=>"):
+            out.append("→")
+        else:
+            out.append(token)
+    return [atom for atom in out if atom], all(count % 2 == 0 for count in marks.values())
+
+
+class _Tokens:
+    """Tokens of a text in order; a command may take those behind it."""
+
+    def __init__(self, text):
+        self.text, self.at, self.start = text, 0, 0
+
+    def __iter__(self):
+        return self
+
+    def __next__(self):
+        if self.at >= len(self.text):
+            raise StopIteration
+        self.start, self.at = self.at, _TOKEN.match(self.text, self.at).end()
+        return self.text[self.start : self.at]
+
+    @property
+    def inside_a_word(self) -> bool:
+        before, behind = self.text[self.start - 1 : self.start], self.text[self.at : self.at + 1]
+        return before.isalnum() and behind.isalnum()
+
+    def take(self, opening="{", closing="}") -> str | None:
+        """What stands in braces next, taken; None if that is nothing or long."""
+        start = self.at
+        while self.text[start : start + 1] == " " and start < self.at + _SKIP:
+            start += 1
+        end = self.text.find(closing, start, start + _SKIP)
+        if self.text[start : start + 1] != opening or end < 0:
+            return None
+        self.at = end + 1
+        return self.text[start + 1 : end]
+
+
+def _command(token, tokens) -> list:
+    name = token[1:].rstrip("*")
+    if token.startswith("\\\\"):
+        return ["\\\\"]
+    if not name.isalpha():
+        return [_ESCAPED.get(name, token)]
+    if name in ("begin", "end"):
+        of = (tokens.take() or "").rstrip("*")
+        if name == "begin" and of in ("array", "tabular"):
+            tokens.take()
+        return ["[" if name == "begin" else "]"] if of in _GRIDS else [token]
+    if name in _TOLD:
+        tokens.take("[", "]")
+        tokens.take()
+        return [" "]
+    if name in ("left", "right") and tokens.text[tokens.at : tokens.at + 1] == ".":
+        tokens.at += 1
+    return [" "] if name in _DRESS else [_NAMED.get(name, token)]
+
+
+def _tag(token) -> str:
+    name = re.match(r"</?([a-z]+)", token)[1]
+    if name == "br":
+        return "\n"
+    if name in ("sup", "sub"):
+        return "^" if token[1] != "/" else " "
+    return " " if name in _TAGS else token
+
+
+def plain(text) -> str:
+    """The text without its dress, for reading prose: words, numbers, signs and white space."""
+    return "".join(atoms(folded(text))[0])
+
+
+# --- answers ----------------------------------------------------------------------------------------------------------
+
+_CLOSING = {"(": ")", "[": "]", "{": "}", "⟨": "⟩", '"': '"', "'": "'"}
+_FILL = frozenset("the final correct best answer is it it's so therefore".split())
+_OF_CHOICE = _FILL | frozenset(
+    "option choice candidate image picture photo view patch point letter label region crop my of right match matches matching missing piece tile ans".split()
+)
+_OF_ANGLE = _FILL | frozenset(
+    "a angle rotation rotated rotate rotates turned turn turns by of was image picture photo in this be should direction has been".split()
+)
+_OF_LIST = _FILL | frozenset("order ordering sequence arrangement permutation list reading of in are".split())
+_ENTRY = frozenset("tile tiles piece pieces number numbers patch #".split())
+_AGAINST = frozenset(
+    "or not no nor neither none never cannot wrong incorrect false except unless but either both instead rather isn't can't won't "
+    "doesn't don't wasn't aren't nothing".split()
+)
+_AGAINST_CHINESE = re.compile("[不非没沒或错錯否和与與]")
+_IN_TEXT = frozenset(".,:;()[]{}-'\"!°=% \n") | {"\\\\"}
+_CLOCKWISE = {"clockwise": 1, "cw": 1, "counterclockwise": -1, "anticlockwise": -1, "ccw": -1, "acw": -1}
+DIRECTIONS = {"": 1, "clockwise": 1, "counter-clockwise": -1}
+_DEGREES = frozenset(("°", "degrees", "degree", "deg", "degs"))
+
+
+def _read(content) -> list | None:
+    """Atoms of a box's content without blanks and quotation marks, degree signs as "°"; None if it can't be an answer."""
+    content = content.strip()
+    if len(content) > LONGEST:
+        return None
+    found, sound = atoms(folded(content) + " ")
+    if not sound:
+        return None
+    found = [atom for atom in found if not atom.isspace() or atom == "\n"]
+    while found and found[-1] == "\n":
+        found.pop()
+    if len(found) > _MOST:
+        return None
+    out, quotes = [], {"'": 0, '"': 0}
+    for atom in found:
+        if atom in quotes:
+            quotes[atom] += 1
+            if out and out[-1] == atom:
+                return None  # of nothing: seconds of arc
+            out.append(atom)
+        elif out and out[-1] == "^" and atom in ("°", "o", "O", "0°"):
+            out[-1] = "°"
+        else:
+            out.append(atom)
+    if any(count % 2 for count in quotes.values()):
+        return None
+    return [atom for atom in out if atom not in quotes]
+
+
+def holds_any(content) -> bool:
+    """Whether a number or a letter that stands alone is in it, or more than can be looked at."""
+    if len(content) > LONGEST:
+        return True
+    found, _ = atoms(folded(content))
+    return any(_is_letter(atom) or atom[0].isdecimal() for atom in found)
+
+
+def _pairs(found) -> dict | None:
+    """{place of an opening bracket: place of its closing one}; None unless all are in pairs, each with something in it."""
+    out, opened = {}, []
+    for i, atom in enumerate(found):
+        if atom in _CLOSING:
+            opened.append(i)
+        elif atom in ")]}⟩":
+            if not opened or _CLOSING[found[opened[-1]]] != atom or opened[-1] == i - 1:
+                return None
+            out[opened.pop()] = i
+    return None if opened else out
+
+
+def _undressed(found) -> list:
+    """Without the brackets around all of it."""
+    pairs, start, end = _pairs(found) or {}, 0, len(found)
+    while True:
+        while end > start and found[end - 1] in (".", ",", "!", "\n"):
+            end -= 1
+        if start >= end or pairs.get(start) != end - 1:
+            return found[start:end]
+        start, end = start + 1, end - 1
+
+
+def choice(content) -> str | None:
+    """The one letter that is chosen, A to Z: alone, behind words that say so ("Option", "The answer is"), or in front of ".", ")", ":", a
+    dash or the like and words, the option's own, that name no other letter and take nothing back."""
+    found = _read(content)
+    if not found:
+        return None
+    found = _undressed(found)
+    while found and (start := _said(found)):
+        found = found[start:]
+        if found and found[0] in (":", "=", "-", "."):
+            found = found[1:]
+        found = _undressed(found)
+    if len(found) >= 3 and _CLOSING.get(found[0]) == found[2]:
+        letter, rest, marked = found[1], found[3:], True
+    else:
+        letter, rest = found[0] if found else "", found[1:]
+        marked = bool(rest) and rest[0] in (")", ".", ":", ",", "-", "(", "\n")
+    if not _is_letter(letter):
+        return None
+    while rest and rest[-1] in (".", ",", ":", "!", "°", ")", "\n") and len(rest) <= 2:
+        rest = rest[:-1]
+    if rest and not (_says_so(rest) or (marked and _is_option_text(rest, letter))):
+        return None
+    return letter.upper()
+
+
+def _said(found) -> int:
+    """How many atoms in front only say that an answer comes."""
+    end = (_pairs(found) or {}).get(0, 0) if found[0] in _CLOSING else 0
+    words = found[1:end] if end else found[:1]
+    return end + 1 if all(word.lower() in _OF_CHOICE or word in (":", "=", "\n") for word in words) else 0
+
+
+def _is_letter(atom):
+    return len(atom) == 1 and atom.isascii() and atom.isalpha()
+
+
+def _says_so(rest):
+    """ "is the answer", "option"."""
+    words = [atom.lower() for atom in rest if atom not in (".", "!", "of")]
+    return words in (["option"], ["choice"]) or (words[:1] == ["is"] and all(w in _OF_CHOICE for w in words[1:]))
+
+
+def _is_option_text(rest, letter):
+    words = 0
+    for i, atom in enumerate(rest):
+        word = atom.lower()
+        following = rest[i + 1] if i + 1 < len(rest) else ""
+        if word in _AGAINST or (not atom.isascii() and not atom.isalpha()) or _AGAINST_CHINESE.search(atom):
+            return False
+        if _is_letter(atom):
+            article = atom in "AaI" and following.isalpha() and following.islower() and len(following) > 1
+            if word != letter.lower() and not article:
+                return False
+        elif atom.isalpha() or "'" in atom:
+            words += 1
+        elif not atom[0].isdigit() and atom not in _IN_TEXT:
+            return False
+    return words > 0
+
+
+def number(content, asked="") -> int | None:
+    """Degrees modulo 360 in the direction that was asked for ("clockwise", which "" is too, or "counter-clockwise"): an integer, with
+    its sign or the direction in which it is meant ("90° CCW"), not both, behind words that say what it is."""
+    found = _read(content)
+    if not found or _pairs(found) is None:
+        return None
+    found = [atom.lower() for atom in found if atom not in "()[]{}⟨⟩\n" and atom != "\\\\"]
+    found = ["-" if atom == "minus" else atom for atom in found]
+    value, sign, direction, degrees, i = None, 0, 0, False, 0
+    while i < len(found):
+        atom, before, behind = found[i], found[i - 1] if i else "", found[i + 1] if i + 1 < len(found) else ""
+        turned, i = _direction(found, i)
+        if turned:
+            if direction == -turned:
+                return None
+            direction = turned
+        elif atom[0].isdecimal() and atom.isascii():
+            whole, _, zeros = atom.partition(".")
+            if value is not None or len(whole) > _TURN_DIGITS or zeros.strip("0") or before == ".":
+                return None
+            value = int(whole)
+        elif atom in ("-", "+") and value is None and behind[:1].isdecimal():
+            sign = -1 if atom == "-" else 1
+        elif atom == "-" and before[:1].isdecimal() and behind in _DEGREES:
+            pass
+        elif atom in _DEGREES:
+            if value is None or degrees:
+                return None
+            degrees = True
+        elif atom in (":", "="):
+            if value is not None:
+                return None
+        elif atom in (".", ",", "!", ";"):
+            if before in (".", ",", "!", ";", "") or (atom == "," and behind[:1].isdecimal() and not before.isalpha()):
+                return None
+        elif atom not in _OF_ANGLE and not (atom == "right" and before == "the"):
+            if behind != "=" or not (atom == "theta" or _is_letter(atom)):
+                return None
+        i += 1
+    if value is None or (sign < 0 and direction):
+        return None
+    turns = (sign or 1) * (direction * DIRECTIONS[asked] if direction else 1)
+    return turns * value % 360
+
+
+def _direction(found, i):
+    """(1 clockwise, -1 counter-clockwise, 0 neither; place of the last word that says it)."""
+    if found[i] in _CLOCKWISE:
+        return _CLOCKWISE[found[i]], i
+    if found[i] in ("counter", "anti"):
+        end = i + 2 if found[i + 1 : i + 2] == ["-"] else i + 1
+        if found[end : end + 1] == ["clockwise"]:
+            return -1, end
+    if found[i : i + 2] == ["to", "the"] and found[i + 2 : i + 3] in (["left"], ["right"]):
+        return (-1 if found[i + 2] == "left" else 1), i + 2
+    return 0, i
+
+
+def sequence(content) -> tuple | None:
+    r"""Integers in reading order: separated by commas, spaces, arrows, dashes or "and", each with "tile" before it or not, in brackets or
+    not; or a grid by its rows, which are of one length: nested lists, "\\", ";", matrices, "Row 1:"."""
+    found = _read(content)
+    if not found or _pairs(found) is None:
+        return None
+    found = [atom.lower() for atom in found]
+    last = max((i for i, atom in enumerate(found) if atom[0].isdecimal()), default=0)
+    rows, gap, dashes, broken, semicolons, i = [[]], "", 0, False, False, 0
+    while i < len(found):
+        atom, before = found[i], found[i - 1] if i else ""
+        entries = bool(rows[0])
+        if atom in ("row", "line") and found[i + 2 : i + 3] == [":"] and found[i + 1].isdecimal():
+            if found[i + 1] != str(len([row for row in rows if row]) + 1):
+                return None
+            broken, gap, i = entries, "", i + 2
+        elif atom[0].isdecimal() and atom.isascii():
+            if len(atom) > _DIGITS or "." in atom:
+                return None
+            if broken:
+                rows.append([])
+            rows[-1].append(int(atom))
+            broken, gap = False, ""
+        elif atom in ("-", "→"):
+            if gap or not entries or broken:
+                return None
+            gap, dashes = "-", dashes + 1
+        elif atom in (",", "&", "|"):
+            if gap or (not entries and atom == ","):
+                return None
+            gap = atom if entries else ""
+        elif atom in ("and", "then") and entries and gap in ("", ","):
+            gap = "and"
+        elif atom == "\n":
+            gap = "" if gap == "|" else gap
+        elif atom in ("\\\\", ";"):
+            if gap not in ("", ",", "|") or not entries:
+                return None
+            broken, gap, semicolons = True, "", semicolons or atom == ";"
+        elif atom in _CLOSING or atom in _CLOSING.values():
+            broken = broken or entries
+        elif atom in (":", "="):
+            if entries:
+                return None
+        elif atom in (".", "!"):
+            if gap or before in (".", "!") or i < last:
+                return None
+        elif atom in _ENTRY:
+            pass
+        elif atom not in (("in", "reading", "order") if entries else _OF_LIST):
+            return None
+        i += 1
+    count = sum(map(len, rows))
+    if not count or gap in ("-", "and", "&") or len({len(row) for row in rows}) > 1 or (dashes and dashes != count - 1):
+        return None
+    if semicolons and len(rows[0]) == 1:
+        return None
+    return tuple(value for row in rows for value in row)
