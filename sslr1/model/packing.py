@@ -25,7 +25,7 @@ class Prompt:
 
 @dataclass
 class Sample:
-    """tokens int64 [C] with the stop token; logprobs float32 [C] under the sampler; text without special tokens;
+    """tokens int64 [C] with the stop token; logprobs float32 [C] under the sampler; text without stop, pad and vision tokens;
     finish "stop" or "length"."""
 
     tokens: torch.Tensor

@@ -54,6 +54,7 @@ class Engine:
         self.batch_invariant, self.look_every, self.cuda_graphs = batch_invariant, look_every, cuda_graphs
         self.stop_ids = stop_ids(model, tokenizer)
         self.suppressed = suppressed_ids(model, tokenizer, self.stop_ids)
+        self.untold = {*self.stop_ids, *self.suppressed, tokenizer.pad_token_id}
 
     @torch.inference_mode()
     def generate(
@@ -133,7 +134,8 @@ class Engine:
             ids, logprobs = ([row[:n].clone() for row, n in zip(x, rows[2])] for x in rows[:2])
             if not all(bool(x.isfinite().all()) for x in logprobs):
                 raise FloatingPointError("the sampler met logits that are not finite: the weights have diverged")
-            texts = self.tokenizer.batch_decode([x.tolist() for x in ids], skip_special_tokens=True)
+            # Not all special tokens: <think> and </think> are such in some tokenizers, and are scored
+            texts = self.tokenizer.batch_decode([[i for i in x.tolist() if i not in self.untold] for x in ids])
             ends = ["stop" if int(x[-1]) in self.stop_ids else "length" for x in ids]
             group.samples += map(Sample, ids, logprobs, texts, ends)
 

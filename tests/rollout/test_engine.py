@@ -9,6 +9,7 @@ import torch
 from sslr1 import model, ops
 from sslr1.errors import UserError
 from sslr1.model import Group, Sample
+from sslr1.puzzles import Answer, score
 from sslr1.rollout import Engine, wave
 from sslr1.rollout import engine as host
 from tests.model.test_packing import some_prompts, spec_of
@@ -203,6 +204,23 @@ def test_draws_are_keyed_and_nothing_else(engine, prompts):
         assert not same(whole, engine.generate(prompts, **{"group_size": 6, "seed": 5, "step": 2, **change}))
 
 
+@one_family
+@pytest.mark.parametrize("special", [True, False])
+def test_a_thought_is_told_whatever_kind_of_token_opens_it(any_tiny, special):
+    """As an SFT cold start adds them: special tokens of the tokenizer, which decoding may drop."""
+    tokenizer = model.load_tokenizer(any_tiny)
+    tokenizer.add_tokens(["<think>", "</think>"], special_tokens=special)
+    engine = Engine(model.load_model(any_tiny), tokenizer)
+    text = r"<think>hm</think>\boxed{B}"
+    ids = tokenizer("<|image_pad|>" + text + "<|endoftext|>")["input_ids"] + [engine.stop_ids[-1]]
+    assert tokenizer.convert_tokens_to_ids("<think>") in ids
+    group = Group(None)
+    engine._fill([group], (torch.tensor([[ids]]), torch.zeros(1, 1, len(ids)), torch.tensor([[len(ids)]])))
+    (sample,) = group.samples
+    assert (sample.text, sample.finish) == (text, "stop")
+    assert score(Answer("choice", "B"), sample.text).reward == 1.0
+
+
 def test_every_stop_id_stops_and_compaction_loses_nothing(engine, prompts):
     stops = set(engine.stop_ids)
     assert len(stops) == 2
@@ -221,7 +239,8 @@ def test_every_stop_id_stops_and_compaction_loses_nothing(engine, prompts):
                     assert s.finish == ("stop" if ids[-1] in stops else "length") and (
                         s.finish == "stop" or len(ids) == 20
                     )
-                    assert s.text == engine.tokenizer.decode(ids, skip_special_tokens=True)
+                    told = [i for i in ids if i not in stops and i not in engine.suppressed]
+                    assert s.text == engine.tokenizer.decode(told)
                     seen |= set(ids) & stops
                     lengths.add(len(ids))
             policy = model.Policy(engine.model)
