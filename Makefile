@@ -19,9 +19,11 @@ test: setup
 test-slow: setup
 	$(BIN)/python -m pytest -q -m slow
 
+PEERS = import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]["peers"])
+
 test-peer: setup
-	$(BIN)/pip install --quiet -c constraints.txt -e '.[peers]'
-	$(BIN)/python -m pytest -q -m peer
+	$(BIN)/pip install --quiet -c constraints.txt $$($(BIN)/python -c '$(PEERS)')
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m peer
 
 # ten minutes of generated inputs for each reader of what others write, and of images of any shape
 fuzz: setup

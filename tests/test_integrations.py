@@ -15,6 +15,7 @@ import pytest
 from PIL import Image
 
 import sslr1
+from sslr1.data import Decoder, ImageFolder, ImageStore, Pool
 from sslr1.integrations import easyr1, ms_swift, trl, truth, verl
 from sslr1.puzzles import Answer, random_answer_text, score
 from tests.conftest import ROOT
@@ -60,6 +61,31 @@ def test_every_trainer_gets_the_score_of_the_puzzle(answer, thinking, rule, draw
     assert easyr1.compute_score(batch, rule=rule) == verl.compute_score(batch, rule=rule) == scores
 
 
+@pytest.mark.parametrize("opened", [None, True, False])
+def test_a_thought_that_the_chat_template_opened(opened):
+    """Thinking models' templates write <think> themselves: completions begin within it."""
+    answer = ANSWERS[0]
+    packed, options = truth.pack(answer), {} if opened is None else {"opened": opened}
+    behind, whole = f"It lies on its side.\n</think>\n\n{says('270', False)}", says("270")
+    for text, due in (
+        (behind, opened is not False),
+        (whole, opened is not True),
+        (f"in <think></think>. {behind}", opened is not False),
+        (says("270", False), False),
+        (f"{behind}</think>", False),
+        (f"It may be {says('90', False)}, but", False),
+    ):
+        expected = [float(due)]
+        assert trl.reward([text], [packed], **options) == ms_swift.reward([text], [packed], **options) == expected, text
+        assert [verl.compute_score("sslr1/x", text, packed, **options)["score"]] == expected
+        one = {"response": text, "ground_truth": packed}
+        assert [r["overall"] for r in easyr1.compute_score([one], **options)] == expected
+    direct = truth.pack(answer, thinking=False)
+    assert trl.reward([says("270", False)], [direct], **options) == [1.0]
+    unfinished = verl.compute_score("sslr1/x", f"Is it {says('270', False)}? But", packed, opened=True)
+    assert (unfinished["score"], unfinished["acc"]) == (0.0, 0.0)
+
+
 def test_truth_is_taken_in_any_form():
     answer = ANSWERS[0]
     for form in (answer, answer.to_dict(), json.dumps(answer.to_dict()), truth.pack(answer)):
@@ -86,6 +112,14 @@ def test_rewards_need_no_torch_and_load_from_their_paths():
     )
     assert done.stdout == "[{'overall': 1.0, 'accuracy': 1.0, 'format': 1.0}]\n" * 2, done.stderr
     assert sslr1.integrations.trl.reward is trl.reward
+
+
+def test_a_pool_is_taken_as_it_is(scenes):
+    """What examples/trl_grpo.py gives to `trl.dataset`: Pictures that a store decodes when they are asked for."""
+    pool = Pool(ImageStore(ImageFolder.scan(scenes), Decoder("pillow"), 112), range(4))
+    pixels = trl._Pixels(pool)
+    assert len(pixels) == 4 and isinstance(pixels[1], sslr1.puzzles.Picture)
+    assert sslr1.puzzles.make([pixels[1]], "rotation", pool=pixels).canvas_counts == [1]
 
 
 @pytest.mark.peer

@@ -18,10 +18,10 @@ COLUMNS = {
 }
 
 
-def reward(completions, answer, rule="default", **_) -> list:
+def reward(completions, answer, rule="default", opened=None, **_) -> list:
     """Rewards of completions, floats, as TRL calls its reward functions: plain strings or conversations, every column of the data
-    as a list of as many. `functools.partial(reward, rule="paper")` takes another rule."""
-    return [truth.scored(a, _text(completion), rule).reward for a, completion in zip(answer, completions)]
+    as a list of as many. opened: see `truth.scored`. `functools.partial(reward, rule="paper")` takes another rule."""
+    return [truth.scored(a, _text(completion), rule, opened).reward for a, completion in zip(answer, completions)]
 
 
 def _text(completion):
@@ -55,7 +55,7 @@ def row(drawn, images) -> dict:
 def dataset(images, puzzle=None, *, level=None, count=None, seed=0, pool=None, **options):
     """A `datasets.Dataset` of puzzles, held in memory; for more than that, export them and load the parquet file.
 
-    images: a sequence (len, [i]) of PIL images or of uint8 [H, W, 3] tensors or arrays, e.g. a data set's image column. puzzle: a
+    images: a sequence (len, [i]) of PIL images, of uint8 [H, W, 3] tensors or arrays, or a `sslr1.data.Pool`. puzzle: a
     name or several, all five unless given; level: one or several, each puzzle's own start unless given; they come in turn.
     count: how many puzzles, one an image unless given; seed: names every random draw. pool: as for `puzzles.make`, by default
     these images. options: `make`'s thinking, composed, wordings, and spec, which should be the model's
@@ -95,7 +95,7 @@ def png(canvas) -> dict:
 
 
 class _Pixels:
-    """A sequence of images as uint8 [H, W, 3] tensors: PIL images as training would decode their files."""
+    """A sequence of images as uint8 [H, W, 3] tensors: PIL images as training would decode their files; Pictures as they are."""
 
     def __init__(self, images):
         self.images = images
@@ -108,8 +108,11 @@ class _Pixels:
         from PIL import Image
 
         from sslr1 import pixels
+        from sslr1.puzzles.picture import Picture
 
         image = self.images[int(i)]
+        if isinstance(image, Picture):  # of `sslr1.data.Pool`
+            return image
         if isinstance(image, Image.Image):
             try:
                 image = pixels.shown(image)
