@@ -18,10 +18,11 @@ COLUMNS = {
 }
 
 
-def compute_score(reward_inputs, rule="default") -> list:
+def compute_score(reward_inputs, rule="default", opened=None) -> list:
     """A dict a completion: {overall, accuracy, format}: the reward, which EasyR1 trains on, 1.0 if the answer is exactly right,
-    1.0 if the form was kept. reward_inputs: dicts with `response` and `ground_truth`."""
-    scores = [truth.scored(one["ground_truth"], one["response"], rule) for one in reward_inputs]
+    1.0 if the form was kept. reward_inputs: dicts with `response` and `ground_truth`. opened: see `truth.scored`; EasyR1 passes it
+    from worker.reward.reward_function_kwargs."""
+    scores = [truth.scored(one["ground_truth"], one["response"], rule, opened) for one in reward_inputs]
     return [{"overall": s.reward, "accuracy": s.exact, "format": float(s.format_ok)} for s in scores]
 
 

@@ -7,9 +7,10 @@ A line of its JSONL file: `messages` (`<image>` where each image goes), `images`
 from sslr1.integrations import trl, truth
 
 
-def reward(completions, solution, rule="default", **_) -> list:
-    """Rewards of completions, floats, as ms-swift calls its reward functions: every column of the data as a list of as many."""
-    return trl.reward(completions, solution, rule)
+def reward(completions, solution, rule="default", opened=None, **_) -> list:
+    """Rewards of completions, floats, as ms-swift calls its reward functions: every column of the data as a list of as many.
+    opened: see `truth.scored`."""
+    return trl.reward(completions, solution, rule, opened)
 
 
 def row(drawn, images) -> dict:

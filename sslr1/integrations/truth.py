@@ -5,7 +5,7 @@ It is all that some trainers hand to a reward, so it says everything that scorin
 
 import json
 
-from sslr1.puzzles.reward import Answer, score
+from sslr1.puzzles.reward import Answer, score, starts_opened
 
 
 def pack(answer, thinking=True) -> str:
@@ -13,11 +13,19 @@ def pack(answer, thinking=True) -> str:
     return json.dumps({**answer.to_dict(), "thinking": thinking})
 
 
-def scored(truth, completion, rule="default"):
+def scored(truth, completion, rule="default", opened=None):
     """The Score of a completion. truth: what `pack` gave, or what it holds as a dict, or an Answer; <think></think> is asked for
-    unless it says otherwise. ValueError for an unknown rule, never for any completion."""
-    if isinstance(truth, Answer):
-        return score(truth, completion, rule)
-    if isinstance(truth, str):
-        truth = json.loads(truth)
-    return score(Answer.from_dict(truth), completion, rule, truth.get("thinking", True))
+    unless it says otherwise.
+
+    opened: whether the model's chat template has written <think> before the completion, as those of thinking models do; None
+    sees it from the completion, one that closes a thought which it didn't open. ValueError for an unknown rule, never for any
+    completion.
+    """
+    thinking = True
+    if not isinstance(truth, Answer):
+        truth = json.loads(truth) if isinstance(truth, str) else truth
+        truth, thinking = Answer.from_dict(truth), truth.get("thinking", True)
+    if thinking and isinstance(completion, str):
+        opened = starts_opened(completion) if opened is None else opened
+        completion = "<think>" + completion if opened else completion
+    return score(truth, completion, rule, thinking)

@@ -27,13 +27,16 @@ COLUMNS = {
 }
 
 
-def compute_score(data_source, solution_str=None, ground_truth=None, extra_info=None, *, rule="default", **_):
+def compute_score(
+    data_source, solution_str=None, ground_truth=None, extra_info=None, *, rule="default", opened=None, **_
+):
     """{score, acc, format}: the reward, 1.0 if the answer is exactly right, 1.0 if the form was kept; verl trains on `score` and
-    logs all three. data_source and extra_info are not looked at. Called with one list, as EasyR1 does, it answers as EasyR1 wants.
+    logs all three. data_source and extra_info are not looked at. opened: see `truth.scored`; verl passes it from
+    reward.custom_reward_function.reward_kwargs. Called with one list, as EasyR1 does, it answers as EasyR1 wants.
     """
     if isinstance(data_source, list):
-        return easyr1.compute_score(data_source, rule)
-    found = truth.scored(ground_truth, solution_str, rule)
+        return easyr1.compute_score(data_source, rule, opened)
+    found = truth.scored(ground_truth, solution_str, rule, opened)
     return {"score": found.reward, "acc": found.exact, "format": float(found.format_ok)}
 
 

@@ -135,6 +135,11 @@ def thought_of(text) -> tuple[str, str | None, bool]:
     return thought, body, whole
 
 
+def starts_opened(text) -> bool:
+    """Whether a text closes a thought which it didn't open: the chat template has."""
+    return "</think>" in text and not text.lstrip().startswith("<think>")
+
+
 def _answers_in(thought) -> bool:
     r"""Whether a thought holds a box with an answer in it: a letter of its own or a number. An empty one, dots or words, as in
     \boxed{your answer}, only mention it."""
