@@ -117,10 +117,11 @@ def builtin(config: Config, data=True) -> tuple[Path, Path]:
     return Path(model_path), Path(data_path)
 
 
-def build(config: Config, world: parallel.World, folder: Path | None = None, data=True) -> Built:
+def build(config: Config, world: parallel.World, folder: Path | None = None, data=True, forms=()) -> Built:
     """Build everything. Rank 0 makes what is missing on disk first. Errors that a user can mend are raised before the model
     is loaded wherever possible. With a run folder, its frozen list of images is used, or made. Without `data` there are
-    no images, and the configuration's are not looked at."""
+    no images, and the configuration's are not looked at. forms: those that are asked for by --form, "direct" and "thinking", in place
+    of the configuration's."""
     torch.set_num_threads(config.train.threads or max(1, (os.cpu_count() or 1) // _local_ranks()))
     if world.device.type == "cpu":
         torch.use_deterministic_algorithms(True)
@@ -142,7 +143,7 @@ def build(config: Config, world: parallel.World, folder: Path | None = None, dat
     if world.main:
         try:
             model_path, data_path = builtin(config, data)
-            model.opening(model.load_tokenizer(model_path), config.puzzles.thinking)
+            _openings(model.load_tokenizer(model_path), config, forms)
             if data and (not listing or not listing.exists()):
                 found = ImageFolder.scan(data_path)
                 if listing:
@@ -182,10 +183,20 @@ def build(config: Config, world: parallel.World, folder: Path | None = None, dat
     weights.attach(policy, world)
     names = "max_tokens wave_rows wave_groups batch_invariant look_every cuda_graphs".split()
     engine = Engine(weights.model, tokenizer, **{name: getattr(config.rollout, name) for name in names})
-    opening = model.opening(tokenizer, config.puzzles.thinking)
+    opening = _openings(tokenizer, config, forms)
     return Built(
         config, world, folder, model_path, tokenizer, spec, images, evaluation, policy, weights, engine, opening
     )
+
+
+def _openings(tokenizer, config, forms) -> str:
+    """What the chat template opens in the configuration's form, or in the last of `forms`. Raises UserError where it opens <think> in a
+    form without thinking."""
+    opening = "" if forms else model.opening(tokenizer, config.puzzles.thinking)
+    for form in forms:
+        asked = "the direct form is asked for (a benchmark's, unless --form is given)"
+        opening = model.opening(tokenizer, form == "thinking", asked, "give --form thinking")
+    return opening
 
 
 def check_token_budget(config, images, tokenizer, spec) -> None:

@@ -26,11 +26,11 @@ def one_line(alike=True):
 
 
 @contextmanager
-def built(path, overrides, run=False, folder=None, data=True):
+def built(path, overrides, run=False, folder=None, data=True, forms=()):
     """Everything that the configuration names, built; processes are joined before and left after.
 
     run: in the run's own folder, locked, and refused if it was started with other settings. folder: a run folder, whose frozen
-    list of images is used. data: images too. A UserError, here or in the body, ends the program with its line on stderr and
+    list of images is used. data: images too. forms: as for `build.build`. A UserError, here or in the body, ends the program with its line on stderr and
     exit code 2.
     """
     with one_line():
@@ -55,7 +55,7 @@ def built(path, overrides, run=False, folder=None, data=True):
             except (UserError, OSError) as error:
                 problem = error
         build.agree(problem, world)
-        yield build.build(config, world, folder, data)
+        yield build.build(config, world, folder, data, forms)
     except UserError as error:
         _fail(error)
     except OSError as error:

@@ -253,10 +253,11 @@ def evaluate_puzzles(arguments, console):
     if folder and (own_images or not (folder / "files.txt").is_file()):
         folder = None  # there is no list of the images that it was started with
     overrides = ["rollout.batch_invariant=true", *given, *arguments.overrides]
-    with entry.built(source, overrides, folder=folder) as built:
+    asked = FORMS[arguments.form] if arguments.form else ()
+    with entry.built(source, overrides, folder=folder, forms=asked) as built:
         c, progress, records = built.config.puzzles, Progress(built.world.main), []
         names = arguments.puzzle or (puzzles.NAMES if arguments.levels else list(c.mixture))
-        forms = FORMS[arguments.form] if arguments.form else (("thinking",) if c.thinking else ("direct",))
+        forms = asked or (("thinking",) if c.thinking else ("direct",))
         missing = []
         for name in names:
             for level in _levels(arguments.levels, name, c.levels[name]):
@@ -317,7 +318,7 @@ def evaluate_benchmark(arguments, console):
         rank, size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
         benchmarks.check_images(rows[rank::size], arguments.benchmark, os.cpu_count() or 1)
     overrides = ["rollout.batch_invariant=true", "data.path=none", *given, *arguments.overrides]
-    with entry.built(source, overrides, data=False) as built:
+    with entry.built(source, overrides, data=False, forms=forms) as built:
         limits, records, progress = (arguments.max_pixels, arguments.max_tokens), [], Progress(built.world.main)
         numbers = {"benchmark": name, "file": arguments.benchmark, "model": str(built.model_path)}
         numbers |= {

@@ -62,6 +62,24 @@ def test_opened_although_there_is_to_be_no_thinking(tmp_path, tiny, scenes, one_
         build.build(settings, one_process)
 
 
+def test_a_form_that_the_template_rules_out_is_refused_before_the_weights_load(
+    tmp_path, tiny, one_process, monkeypatch
+):
+    """--form, or a benchmark's own direct one: what mends it is --form thinking, whatever the configuration says."""
+    folder, loaded = folder_with(tmp_path, tiny, "opens"), []
+    monkeypatch.setattr(model, "load_weights", lambda *_: loaded.append(1))
+    for thinking in (True, False):
+        settings = config.check(
+            {"model": {"path": str(folder)}, "data": {"path": "none"}, "puzzles": {"thinking": thinking}}
+        )
+        for forms in (("direct",), ("direct", "thinking")):
+            with pytest.raises(UserError, match=r"direct form is asked for.* opens <think>.*--form thinking"):
+                build.build(settings, one_process, data=False, forms=forms)
+        assert not loaded
+        assert build.build(settings, one_process, data=False, forms=("thinking",)).opening == "<think>"
+        loaded.clear()
+
+
 @pytest.mark.parametrize("template, opening", [("plain", ""), ("opens", "<think>")])
 def test_completions_are_scored_as_opened(tmp_path, tiny, scenes, one_process, monkeypatch, template, opening):
     settings = config.check(

@@ -107,15 +107,16 @@ def _chat(tokenizer, content, thinking) -> str:
     return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True, enable_thinking=thinking)
 
 
-def opening(tokenizer, thinking) -> str:
+def opening(tokenizer, thinking, asked="puzzles.thinking is false", mend="set puzzles.thinking=true") -> str:
     """What the chat template has written of every completion already: "<think>" if its generation prompt ends by opening that
-    block, else "". Raises UserError for a template that opens it although there is to be no thinking."""
+    block, else "". Raises UserError for a template that opens it although there is to be no thinking; asked, mend: what says so
+    there, and what to do instead."""
     if not _chat(tokenizer, [{"type": "text", "text": "?"}], thinking).rstrip().endswith(THINK):
         return ""
     if not thinking:
         raise UserError(
-            f"puzzles.thinking is false, but the model's chat template opens {THINK} whatever enable_thinking says: set "
-            "puzzles.thinking=true, or give the model folder a chat template that doesn't"
+            f"{asked}, but the model's chat template opens {THINK} whatever enable_thinking says: {mend}, or give the model folder a "
+            "chat template that doesn't"
         )
     return THINK
 
