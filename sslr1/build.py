@@ -144,6 +144,7 @@ def build(config: Config, world: parallel.World, folder: Path | None = None, dat
         try:
             model_path, data_path = builtin(config, data)
             _openings(model.load_tokenizer(model_path), config, forms)
+            model.check_patches(model_path, ops.PatchSpec.from_pretrained(model_path))
             if data and (not listing or not listing.exists()):
                 found = ImageFolder.scan(data_path)
                 if listing:

@@ -1,86 +1,93 @@
 """Models and tokenizers from ordinary Hugging Face folders. No remote code, safetensors only."""
 
-import json
+import re
 from contextlib import contextmanager
-from pathlib import Path
 
 from sslr1.errors import UserError
 from sslr1.model import parallel
+from sslr1.model.folder import chat_template, check_folder, check_whole, opened, weight_files
+from sslr1.model.packing import IMAGE_PAD
 
-MODEL_TYPES = ("qwen2_5_vl", "qwen3_vl")
-
-
-def check_folder(path) -> Path:
-    """The folder, if it holds a model that this version trains.
-
-    Raises UserError for one that is missing, of another family, without safetensors
-    weights or some of them, with an index that leads elsewhere, or that would run code of its own.
-    """
-    folder = Path(path)
-    if not (folder / "config.json").is_file():
-        what = "is not a model folder: it has no config.json" if folder.is_dir() else "does not exist"
-        raise UserError(
-            f"model.path {str(path)!r} {what}. Give a folder in Hugging Face's format, e.g. a download of Qwen/Qwen2.5-VL-3B-Instruct"
-        )
-    config = _json(folder / "config.json")
-    if config.get("model_type") not in MODEL_TYPES:
-        raise UserError(
-            f"model.path {str(path)!r} holds a {config.get('model_type')!r} model; supported: {', '.join(MODEL_TYPES)}"
-        )
-    if "auto_map" in config:
-        raise UserError(
-            f"model.path {str(path)!r} wants to run its own code (auto_map in config.json), which is refused"
-        )
-    if not list(folder.glob("*.safetensors")):
-        raise UserError(f"model.path {str(path)!r} holds no *.safetensors weights (pickled weights are not read)")
-    index = folder / "model.safetensors.index.json"
-    for name in sorted({str(n) for n in dict(_json(index).get("weight_map", {})).values()} if index.is_file() else ()):
-        if name != Path(name).name or not name.endswith(".safetensors"):
-            raise UserError(f"{index} names {name!r}, which is not a safetensors file of that folder")
-        if not (folder / name).is_file():
-            raise UserError(f"{index} names {name!r}, which is not there: the download is not complete")
-    return folder
-
-
-def _json(file) -> dict:
-    try:
-        tree = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        tree = None
-    if not isinstance(tree, dict):
-        raise UserError(f"{file} is not a JSON file of settings")
-    return tree
+# Tables that old checkpoints hold for each layer and models compute, which transformers passes over too
+COMPUTED = re.compile(r"rotary_emb\.inv_freq$")
+ROWS = 4096  # of a matrix that are compared at once
 
 
 def load_model(path, dtype=None):
-    """transformers' own model of the folder on the CPU in eval mode, in `dtype` (default float32). Errors: `check_folder`'s."""
+    """The folder's model, whole on the CPU in eval mode, in `dtype` (default float32). Errors: `load_weights`'."""
     import torch
-    from transformers import AutoModelForImageTextToText
 
-    return AutoModelForImageTextToText.from_pretrained(
-        check_folder(path),
-        dtype=dtype or torch.float32,
-        attn_implementation="sdpa",
-        use_safetensors=True,
-        local_files_only=True,
-        trust_remote_code=False,
-    ).eval()
+    network = skeleton(path)
+    for parameter in network.parameters():  # and not the rotary tables, which stay float32
+        parameter.data = parameter.data.to(dtype or torch.float32)
+    parallel.materialize(network, "cpu")
+    network.tie_weights()
+    load_weights(network, path)
+    return network
 
 
 def skeleton(path):
     """The folder's model without its weights: parameters on the meta device, buffers (rotary tables) real. In eval mode.
 
-    What `load_weights` fills after it has been sharded, so that no rank ever holds more than its share. Errors: `check_folder`'s.
+    What `load_weights` fills after it has been sharded, so that no rank ever holds more than its share. A head that config.json ties to
+    the embeddings, and that is stored beside them with other values, is its own, as in transformers. Errors: `check_folder`'s, and
+    settings that transformers refuses.
     """
-    from transformers import AutoConfig, AutoModelForImageTextToText, GenerationConfig
+    from transformers import AutoModelForImageTextToText, GenerationConfig
 
     folder = check_folder(path)
-    with _parameters_on_meta():
-        config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    config = _config(folder)
+    with _told(folder / "config.json"), _parameters_on_meta():
         model = AutoModelForImageTextToText.from_config(config, attn_implementation="sdpa", dtype="float32")
+        if _own_head(model, folder):
+            config.tie_word_embeddings = config.text_config.tie_word_embeddings = False
+            model = AutoModelForImageTextToText.from_config(config, attn_implementation="sdpa", dtype="float32")
     if (folder / "generation_config.json").is_file():
-        model.generation_config = GenerationConfig.from_pretrained(folder, local_files_only=True)
+        with _told(folder / "generation_config.json"):
+            model.generation_config = GenerationConfig.from_pretrained(folder, local_files_only=True)
+            model.generation_config.validate(strict=True)  # or a checkpoint could not hold it
     return model.eval()
+
+
+def _config(folder):
+    from transformers import AutoConfig
+
+    with _told(folder / "config.json"):
+        return AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+
+
+@contextmanager
+def _told(file):
+    """What transformers raises of a file of settings, in one line."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:  # it raises all kinds
+        raise UserError(f"{file} can't be used: {_line(error)}") from None
+
+
+def _line(error) -> str:
+    return " ".join(f"{type(error).__name__}: {error}".split())[:300]
+
+
+def _own_head(model, folder) -> bool:
+    """Whether the files hold a tied head of other values than the embeddings'."""
+    stored = {name: (file, key) for name, key, _, file in _stored(model, folder)} if model.all_tied_weights_keys else {}
+    return any(
+        all(name in stored for name in pair) and not _equal(*(stored[name] for name in pair))
+        for pair in model.all_tied_weights_keys.items()
+    )
+
+
+def _equal(*places) -> bool:
+    """Whether two matrices are, each a (file, key)."""
+    with opened(places[0][0]) as one, opened(places[1][0]) as other:
+        a, b = (tensors.get_slice(key) for tensors, (_, key) in zip((one, other), places))
+        return a.get_shape() == b.get_shape() and all(
+            a[start : start + ROWS].float().equal(b[start : start + ROWS].float())
+            for start in range(0, a.get_shape()[0], ROWS)
+        )
 
 
 @contextmanager
@@ -101,54 +108,64 @@ def _parameters_on_meta():
         nn.Module.register_parameter = register
 
 
-def load_weights(model, path) -> None:
-    """Fill a model's parameters, sharded or not, from the folder's safetensors: of each tensor only this rank's rows are read.
-
-    Names that published checkpoints use are translated as transformers does. Raises UserError for a tensor that is missing,
-    unknown or of another shape.
-    """
+def _stored(model, folder):
+    """(parameter's name, or None for a tensor that is none, its key in the file, its shape, the file) of each tensor of the folder's
+    weights, from their headers. Of two of one name the later counts. Names that published checkpoints use are translated as
+    transformers does."""
     import torch
     from transformers.conversion_mapping import get_model_conversion_mapping
     from transformers.core_model_loading import WeightRenaming, rename_source_key
 
-    folder = check_folder(path)
-    parameters = dict(model.named_parameters(remove_duplicate=False))
-    once = {id(p): name for name, p in reversed(parameters.items())}  # one name of those that share a parameter
     transforms = get_model_conversion_mapping(model)
     renames = [t for t in transforms if isinstance(t, WeightRenaming)]
     converters = [t for t in transforms if not isinstance(t, WeightRenaming)]
-    shapes = {name: torch.empty(p.shape, device="meta") for name, p in parameters.items()}
-    filled = set()
-    for file in sorted(folder.glob("*.safetensors")):
-        with _opened(file) as tensors:
+    parameters = model.named_parameters(remove_duplicate=False)
+    shapes = {name: torch.empty(p.shape, device="meta") for name, p in parameters}
+    for file in weight_files(folder):
+        with opened(file) as tensors:
             for key in tensors.keys():
                 name, converted = rename_source_key(key, renames, converters, model.base_model_prefix, shapes)
-                piece, parameter = tensors.get_slice(key), parameters.get(name)
-                if converted is not None or parameter is None:
-                    raise UserError(f"{file}: tensor {key!r} is not a parameter of a {model.config.model_type} model")
-                if list(parameter.shape) != piece.get_shape():
-                    raise UserError(
-                        f"{file}: {key!r} has shape {piece.get_shape()}, config.json makes it {list(parameter.shape)}"
-                    )
-                if id(parameter) in filled and once[id(parameter)] != name:
-                    continue  # a head that is tied, and stored nevertheless
-                parallel.fill(parameter, piece)
-                filled.add(id(parameter))
-    missing = [name for name, p in parameters.items() if id(p) not in filled]
+                if not COMPUTED.search(key):
+                    known = name if converted is None and name in shapes else None
+                    yield known, key, tensors.get_slice(key).get_shape(), file
+
+
+def load_weights(model, path) -> None:
+    """Fill a model's parameters, sharded or not, from the folder's `weight_files`: of each tensor only this rank's rows are read.
+
+    Raises UserError for a tensor that is missing, unknown or of another shape, before any is read.
+    """
+    folder = check_folder(path)
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    once = {id(p): name for name, p in reversed(parameters.items())}  # one name of those that share a parameter
+    found = {}
+    for name, key, shape, file in _stored(model, folder):
+        if name is None:
+            raise UserError(f"{file}: tensor {key!r} is not a parameter of a {model.config.model_type} model")
+        parameter = parameters[name]
+        if list(parameter.shape) != shape:
+            raise UserError(f"{file}: {key!r} has shape {shape}, config.json makes it {list(parameter.shape)}")
+        if id(parameter) not in found or once[id(parameter)] == name:  # else a head that is tied, and stored as well
+            found[id(parameter)] = file, key, parameter
+    missing = [name for name, p in parameters.items() if id(p) not in found]
     if missing:
         raise UserError(f"{str(folder)!r} lacks {len(missing)} of the model's tensors, e.g. {missing[0]!r}")
+    for file in weight_files(folder):
+        with opened(file) as tensors:
+            for _, key, parameter in (place for place in found.values() if place[0] == file):
+                parallel.fill(parameter, tensors.get_slice(key))
 
 
-@contextmanager
-def _opened(file):
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        tensors = safe_open(file, "pt")
-    except (SafetensorError, OSError) as error:
-        raise UserError(f"{file} is not a whole safetensors file: {error}") from None
-    with tensors:
-        yield tensors
+def check_patches(path, spec) -> None:
+    """Raises UserError where an image processor's PatchSpec cuts pictures otherwise than the folder's vision tower reads them."""
+    vision = _config(check_folder(path)).vision_config
+    cut = {"patch_size": spec.patch, "spatial_merge_size": spec.merge, "temporal_patch_size": spec.temporal}
+    for name, given in cut.items():
+        if getattr(vision, name) != given:
+            raise UserError(
+                f"model.path {str(path)!r}: {name} is {getattr(vision, name)} in config.json, but its image processor has {given}: "
+                "take the original model's preprocessor_config.json"
+            )
 
 
 def freeze(model, part) -> None:
@@ -159,22 +176,52 @@ def freeze(model, part) -> None:
 
 
 def load_tokenizer(path):
-    """The folder's tokenizer with its chat template. Raises UserError."""
+    """The folder's tokenizer with its chat template, the processor's where that has its own. Raises UserError, also where it has not the
+    model's own token for a picture or none that ends an answer."""
     from transformers import AutoTokenizer
 
     folder = check_folder(path)
-    if not any((folder / name).is_file() for name in ("tokenizer.json", "vocab.json", "tokenizer.model")):
+    files = [folder / name for name in ("tokenizer.json", "vocab.json", "tokenizer.model") if (folder / name).is_file()]
+    if not files:
         raise UserError(
             f"model.path {str(path)!r} has no tokenizer (tokenizer.json): copy the tokenizer files of the original model into it"
         )
+    for file in files:
+        check_whole(file)
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except Exception as error:  # transformers and tokenizers raise all kinds
         raise UserError(
             f"model.path {str(path)!r}: its tokenizer can't be loaded: {' '.join(str(error).split())[:300]}"
         ) from None
+    tokenizer.chat_template = chat_template(folder) or tokenizer.chat_template
     if not tokenizer.chat_template:
         raise UserError(
             f"model.path {str(path)!r}: the tokenizer has no chat template (chat_template.jinja): copy it from the original model"
         )
+    _check_ids(tokenizer, _config(folder), folder)
     return tokenizer
+
+
+def _check_ids(tokenizer, config, folder) -> None:
+    vocabulary, rows = tokenizer.get_vocab(), config.text_config.vocab_size
+    mark, own = config.image_token_id, vocabulary.get(IMAGE_PAD)
+    advice = f"{folder / 'tokenizer.json'} and {folder / 'config.json'} must be of one model"
+    if own is None or tokenizer(IMAGE_PAD, add_special_tokens=False)["input_ids"] != [own]:
+        raise UserError(
+            f"model.path {str(folder)!r}: its tokenizer has no token {IMAGE_PAD}, which stands for pictures; {advice}"
+        )
+    if own != mark:
+        raise UserError(
+            f"model.path {str(folder)!r}: image_token_id is {mark} in its config.json, but its tokenizer's {IMAGE_PAD} is {own}; "
+            f"{advice}"
+        )
+    if max(vocabulary.values()) >= rows:
+        raise UserError(
+            f"model.path {str(folder)!r}: its tokenizer counts up to {max(vocabulary.values())}, but the model has vocab_size {rows}; "
+            f"{advice}"
+        )
+    if tokenizer.eos_token_id is None:
+        raise UserError(
+            f"model.path {str(folder)!r}: its tokenizer names no eos_token (tokenizer_config.json), so no answer would end"
+        )

@@ -10,6 +10,7 @@ from sslr1.errors import UserError
 
 IMAGE_PAD = "<|image_pad|>"
 THINK = "<think>"
+TEMPLATE = "give the model folder the chat template of the original vision-language model (chat_template.jinja)"
 
 
 @dataclass
@@ -102,16 +103,31 @@ def prompt(question, pixel_values, image_grid_thw, tokenizer, merge, thinking=Tr
 
 def _chat(tokenizer, content, thinking) -> str:
     """The chat template with the question in it, up to where the answer begins. Templates with a switch for thinking call it
-    `enable_thinking` (Qwen's do); others don't look at it."""
+    `enable_thinking` (Qwen's do); others don't look at it. Raises UserError for a template that can't take such a message."""
     messages = [{"role": "user", "content": content}]
-    return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True, enable_thinking=thinking)
+    options = {"tokenize": False, "add_generation_prompt": True, "enable_thinking": thinking}
+    try:
+        return tokenizer.apply_chat_template(messages, **options)
+    except Exception as error:  # whatever Jinja, the template and what it calls raise
+        raise UserError(
+            f"the model's chat template can't render a question with pictures ({' '.join(f'{type(error).__name__}: {error}'.split())}): "
+            f"{TEMPLATE}"
+        ) from None
 
 
 def opening(tokenizer, thinking, asked="puzzles.thinking is false", mend="set puzzles.thinking=true") -> str:
     """What the chat template has written of every completion already: "<think>" if its generation prompt ends by opening that
-    block, else "". Raises UserError for a template that opens it although there is to be no thinking; asked, mend: what says so
-    there, and what to do instead."""
-    if not _chat(tokenizer, [{"type": "text", "text": "?"}], thinking).rstrip().endswith(THINK):
+    block, else "". Raises UserError for a template that opens it although there is to be no thinking (asked, mend: what says so
+    there, and what to do instead), or that has no place for a question's words and pictures."""
+    content = [{"type": "text", "text": "Look:"}, {"type": "image"}, {"type": "text", "text": "which?"}]
+    text = _chat(tokenizer, content, thinking)
+    places, words = text.count(IMAGE_PAD), all(text.count(part.get("text", "")) for part in content)
+    if places != 1 or not words:
+        raise UserError(
+            f"the model's chat template renders a question with one picture with {places} {IMAGE_PAD}"
+            f"{'' if words else ' and without all of its words'}: {TEMPLATE}"
+        )
+    if not text.rstrip().endswith(THINK):
         return ""
     if not thinking:
         raise UserError(

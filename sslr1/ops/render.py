@@ -44,6 +44,7 @@ except ImportError:  # not built: the reference does the same, slower
 FILL = 127
 ATLAS = -1
 NEAREST, BILINEAR, STENCIL = 0, 1, 2
+PROCESSOR_MAX_PIXELS = 28 * 28 * 1280  # of an image processor whose file gives no bound, as in transformers
 IDENTITY_COLOUR = (1.0, 0, 0, 0, 0, 1.0, 0, 0, 0, 0, 1.0, 0)
 
 
@@ -71,24 +72,31 @@ class PatchSpec:
 
     @classmethod
     def from_pretrained(cls, folder, **changes) -> "PatchSpec":
-        """Read `preprocessor_config.json` of a Hugging Face model folder. `changes` override fields."""
-        path = Path(folder) / "preprocessor_config.json"
-        if not path.is_file():
-            raise UserError(
-                f"{path} is missing: a vision-language model folder holds its image processor's settings there"
-            )
-        c = json.loads(path.read_text())
+        """Read a Hugging Face model folder's image processor as transformers does: the `image_processor` of `processor_config.json` if
+        that has one, else `preprocessor_config.json`. `changes` override fields. Raises UserError."""
+        path, c = _processor(Path(folder))
         size = c.get("size") or {}
-        spec = cls(
-            patch=c.get("patch_size", cls.patch),
-            merge=c.get("merge_size", cls.merge),
-            temporal=c.get("temporal_patch_size", cls.temporal),
-            mean=tuple(c.get("image_mean", cls.mean)),
-            std=tuple(c.get("image_std", cls.std)),
-            min_pixels=c.get("min_pixels") or size.get("shortest_edge") or cls.min_pixels,
-            max_pixels=c.get("max_pixels") or size.get("longest_edge") or cls.max_pixels,
-        )
-        return replace(spec, **changes)
+        bounds = size if isinstance(size, dict) else {"shortest_edge": size}
+        fields = {
+            "patch": c.get("patch_size") or cls.patch,
+            "merge": c.get("merge_size") or cls.merge,
+            "temporal": c.get("temporal_patch_size") or cls.temporal,
+            "mean": c.get("image_mean") or cls.mean,
+            "std": c.get("image_std") or cls.std,
+            "min_pixels": c.get("min_pixels") or bounds.get("shortest_edge") or cls.min_pixels,
+            "max_pixels": c.get("max_pixels") or bounds.get("longest_edge") or PROCESSOR_MAX_PIXELS,
+        }
+        for name, value in fields.items():
+            if name in ("mean", "std"):
+                fits = (
+                    isinstance(value, list | tuple) and len(value) == 3 and all(type(v) in (int, float) for v in value)
+                )
+                fields[name] = tuple(value) if fits else value
+            else:
+                fits = type(value) is int and value > 0
+            if not fits:
+                raise UserError(f"{path}: {name} can't be {value!r}: take the original model's file")
+        return replace(cls(**fields), **changes)
 
     def square(self, side: float) -> int:
         """Side of the largest legal square canvas that is no larger than `side` px, or the smallest legal one."""
@@ -104,6 +112,27 @@ class PatchSpec:
         """Pixel value of each byte, float32 [3, 256]: (byte / 255 - mean) / std in the rounding order of Hugging Face's
         image processors (rescale in float64 rounded to float32, then normalise in float32)."""
         return _table(self.mean, self.std, torch.float32).clone()
+
+
+def _processor(folder) -> tuple[Path, dict]:
+    """(file, settings) of a model folder's image processor."""
+    for name, inner in (("processor_config.json", "image_processor"), ("preprocessor_config.json", None)):
+        path = folder / name
+        if not path.is_file():
+            continue
+        try:
+            found = json.loads(path.read_text(encoding="utf-8"))
+            found = found.get(inner) if inner else found
+        except (OSError, ValueError, AttributeError, RecursionError):
+            found = ()
+        if found is not None and not isinstance(found, dict):
+            raise UserError(f"{path} is not a JSON file of an image processor's settings: take the original model's")
+        if found is not None:
+            return path, found
+    raise UserError(
+        f"{folder / 'preprocessor_config.json'} is missing: a vision-language model folder holds its image processor's settings there, "
+        "or in processor_config.json"
+    )
 
 
 @lru_cache

@@ -131,10 +131,14 @@ def test_what_only_calls_itself_safetensors(tmp_path, copy, one_process, kind):
     ],
 )
 def test_an_index_that_leads_elsewhere(copy, name, words):
+    """Where the index counts, which it does not beside a whole model.safetensors."""
     (copy.parent / "other").mkdir()
-    shutil.copy(copy / "model.safetensors", copy.parent / "other")
-    index = {"metadata": {}, "weight_map": {"lm_head.weight": name, "model.norm.weight": "model.safetensors"}}
+    whole, shard = copy / "model.safetensors", copy / "model-00001-of-00002.safetensors"
+    shutil.copy(whole, copy.parent / "other")
+    index = {"metadata": {}, "weight_map": {"lm_head.weight": name, "model.norm.weight": shard.name}}
     (copy / "model.safetensors.index.json").write_text(json.dumps(index))
+    check_folder(copy)
+    whole.rename(shard)
     refused(lambda: check_folder(copy), "model.safetensors.index.json", repr(name), words)
     index["weight_map"].pop("lm_head.weight")
     (copy / "model.safetensors.index.json").write_text(json.dumps(index))

@@ -6,6 +6,7 @@ import shutil
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import AutoModelForImageTextToText
 
 from sslr1 import model
 from sslr1.errors import UserError
@@ -25,7 +26,8 @@ def loaded(path, world):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_equal_to_transformers_own(tmp_path, tie, family, one_process):
     folder = build_tiny(tmp_path / "model", tie=tie, family=family)
-    policy, whole = loaded(folder, one_process), model.load_model(folder)
+    policy = loaded(folder, one_process)
+    whole = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32, local_files_only=True)
     mine, theirs = dict(parallel.iter_full_params(policy)), dict(whole.named_parameters())
     assert mine.keys() == theirs.keys() and all(torch.equal(mine[name], theirs[name]) for name in theirs)
     buffers = dict(policy.model.named_buffers())
@@ -34,6 +36,18 @@ def test_equal_to_transformers_own(tmp_path, tie, family, one_process):
     head, embeddings = policy.model.lm_head.weight, policy.model.model.language_model.embed_tokens.weight
     assert (head is embeddings) == tie
     assert policy.model.generation_config.to_dict() == whole.generation_config.to_dict()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_a_whole_model_in_another_dtype(any_tiny, dtype):
+    """Parameters and buffers, as transformers' own has them."""
+    mine = model.load_model(any_tiny, dtype)
+    theirs = AutoModelForImageTextToText.from_pretrained(any_tiny, dtype=dtype, local_files_only=True)
+    for kind in ("named_parameters", "named_buffers"):
+        ours, own = (dict(getattr(network, kind)()) for network in (mine, theirs))
+        assert ours.keys() == own.keys()
+        assert all(ours[n].dtype == own[n].dtype and torch.equal(ours[n], own[n]) for n in own)
+    assert mine.lm_head.weight is mine.model.language_model.embed_tokens.weight and not mine.training
 
 
 def rewrite(folder, change):
@@ -68,15 +82,19 @@ def test_shards_of_files_and_a_stored_tied_head(tmp_path, any_tiny, one_process)
     tensors = load_file(file)
     names = sorted(tensors)
     file.unlink()
-    halves = names[: len(names) // 2], names[len(names) // 2 :]
+    halves, index = (names[: len(names) // 2], names[len(names) // 2 :]), {}
     for number, half in enumerate(halves):
         part = {name: tensors[name] for name in half}
         if number == 0:
             (embeddings,) = (tensor for name, tensor in tensors.items() if name.endswith("embed_tokens.weight"))
-            part["lm_head.weight"] = torch.zeros_like(embeddings)  # never to be used
-        save_file(part, folder / f"model-{number + 1:05d}-of-00002.safetensors", {"format": "pt"})
+            part["lm_head.weight"] = embeddings.clone()
+        index |= dict.fromkeys(part, f"model-{number + 1:05d}-of-00002.safetensors")
+        save_file(part, folder / index[half[0]], {"format": "pt"})
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": index}))
     mine = dict(parallel.iter_full_params(loaded(folder, one_process)))
-    assert all(torch.equal(mine[n], p) for n, p in model.load_model(any_tiny).named_parameters())
+    theirs = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32, local_files_only=True)
+    assert mine.keys() == dict(theirs.named_parameters()).keys()
+    assert all(torch.equal(mine[n], p) for n, p in theirs.named_parameters())
 
 
 # Published configurations by the names of their recipes, shortened to what shapes and positions follow from: config.json, number
