@@ -25,9 +25,10 @@ from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, Hu
 from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
 
 from sslr1.errors import UserError
-from sslr1.files import flush
+from sslr1.files import flush, open_to_all
 from sslr1.learner import MOMENTS
 from sslr1.model import parallel
+from sslr1.model.folder import INDEX, SINGLE, weight_files
 
 TOKENIZER_FILES = (
     "preprocessor_config.json",
@@ -112,6 +113,7 @@ def snapshot(
     def finish():
         (partial / "state" / "trainer.json").write_text(text, encoding="utf-8")
         sampler.save_pretrained(partial / "hf", state_dict=weights)
+        open_to_all([path for path in partial.rglob("*") if path.is_file()], partial)
         for path in (*partial.rglob("*"), partial, *(path for path in records if path.exists())):
             flush(path)
         if final.exists():
@@ -205,16 +207,22 @@ def _remove(path):
 
 
 def save_hf(folder, model, tokenizer, source) -> None:
-    """A complete Hugging Face folder: weights, config, generation config, tokenizer and `source`'s processor files."""
+    """A complete Hugging Face folder: weights, config, generation config, tokenizer and `source`'s processor files. Weights that lay
+    there in another layout are not read any more: transformers leaves a single file under shards, and goes on reading it."""
+    folder = Path(folder)
+    for name in (SINGLE, INDEX):
+        (folder / name).unlink(missing_ok=True)
     model.save_pretrained(folder)
     _save_small(folder, tokenizer, source)
+    open_to_all(weight_files(folder), folder)
 
 
 def _save_small(folder, tokenizer, source):
     tokenizer.save_pretrained(folder)
     for name in TOKENIZER_FILES:
-        if (Path(source) / name).is_file():
-            shutil.copy(Path(source) / name, folder / name)
+        file, target = Path(source) / name, folder / name
+        if file.is_file() and not (target.exists() and file.samefile(target)):
+            shutil.copyfile(file, target)
 
 
 def load(path, *, learner) -> dict:

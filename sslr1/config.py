@@ -90,9 +90,10 @@ def _material(tree) -> dict:
 def check_unchanged(started: Path, config: Config) -> None:
     """Compare with the configuration that a run was started with. Raises ConfigError with every difference that alters the
     result, unless checkpoint.allow_change."""
-    was = check(
-        yaml.safe_load(started.read_text(encoding="utf-8"))
-    )  # settings that are newer than the run: by their defaults
+    try:
+        was = check(of_run(started))  # settings that are newer than the run: by their defaults
+    except ConfigError as error:
+        raise ConfigError(f"{started}: {str(error).removeprefix(f'{started}: ')}") from None
     before, now = (_material(c.model_dump(mode="json")) for c in (was, config))
     differ = [k for k in sorted({*before, *now}) if before.get(k) != now.get(k)]
     differ = [k for k in differ if not (k in PLACES and _one_place(before.get(k), now.get(k)))]
@@ -107,6 +108,21 @@ def check_unchanged(started: Path, config: Config) -> None:
 def _one_place(a, b) -> bool:
     """Whether two paths, as seen from here, lead to one file or folder."""
     return a is not None and b is not None and os.path.realpath(a) == os.path.realpath(b)
+
+
+def of_run(path) -> dict:
+    """What a run's own config.yaml holds, which `dump` wrote. Raises ConfigError for one that is empty, or that isn't one."""
+    try:
+        tree = _parse(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        tree = " ".join(str(error).split())
+    if not isinstance(tree, dict):
+        why = "it is empty" if tree is None else tree if isinstance(tree, str) else f"it is a {type(tree).__name__}"
+        raise ConfigError(
+            f"{path}: not the configuration that a run was started with ({why[:200]}): put that file back, or start a run of "
+            "another log.name"
+        )
+    return tree
 
 
 def check(tree: dict) -> Config:

@@ -38,7 +38,7 @@ def built(path, overrides, run=False, folder=None, data=True, forms=()):
 
     from transformers.utils import logging as transformers_logging
 
-    from sslr1 import build
+    from sslr1 import build, model
     from sslr1.model import parallel
 
     transformers_logging.set_verbosity_error()
@@ -55,7 +55,10 @@ def built(path, overrides, run=False, folder=None, data=True, forms=()):
             except (UserError, OSError) as error:
                 problem = error
         build.agree(problem, world)
-        yield build.build(config, world, folder, data, forms)
+        everything = build.build(config, world, folder, data, forms)
+        for remark in model.remarks(everything.model_path, everything.policy.model) if world.main else ():
+            print(f"warning: {remark}", file=sys.stderr, flush=True)
+        yield everything
     except UserError as error:
         _fail(error)
     except OSError as error:

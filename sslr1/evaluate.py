@@ -210,7 +210,7 @@ def baseline_of(path, asked, forms) -> list:
 
 def locate(what) -> tuple:
     """(configuration file or None, overrides that name the model, run folder or None) of what is to be evaluated. Raises UserError."""
-    from sslr1 import checkpoint
+    from sslr1 import checkpoint, config
 
     path = Path(what)
     if not path.is_dir():
@@ -223,7 +223,10 @@ def locate(what) -> tuple:
     if (step / "hf").is_dir():
         run = step.resolve().parent.parent
         given = [f"model.path={json.dumps(str(step / 'hf'))}"]
-        return (run / "config.yaml", given, run) if (run / "config.yaml").is_file() else (None, given, None)
+        if not (run / "config.yaml").is_file():
+            return None, given, None
+        config.of_run(run / "config.yaml")
+        return run / "config.yaml", given, run
     if (path / "config.json").is_file():
         return None, [f"model.path={json.dumps(what)}"], None
     raise UserError(

@@ -18,6 +18,7 @@ from pathlib import Path
 from sslr1.errors import UserError
 
 DTYPES = ("bfloat16", "float16", "float32")
+PARTS = ("state/trainer.json", "hf/config.json")  # of a checkpoint
 ROWS = 64  # of the parquet file that are held at once
 
 
@@ -38,25 +39,52 @@ def written(out):
 
 def checkpoint_of(source, which="best") -> Path:
     """The checkpoint folder that `source` names: a run's best or newest one, one itself, or its state/ or hf/. Raises UserError."""
-    from sslr1 import checkpoint
-
     source = Path(source)
     if not source.is_dir():
         raise UserError(f"{str(source)!r} is not a folder")
     runs = source / "checkpoints"
     if runs.is_dir():
-        found = checkpoint.newest(runs)
-        if found is None:
-            raise UserError(f"{str(source)!r} has no complete checkpoint yet")
-        best = json.loads((found / "state" / "trainer.json").read_text())["best_step"]
-        return found if which == "newest" or best is None else runs / f"step-{best:06d}"
+        return _of_run(source, runs, which)
     found = source.parent if source.name in ("state", "hf") else source
-    for part in ("state/trainer.json", "hf/config.json"):
+    for part in PARTS:
         if not (found / part).is_file():
             raise UserError(
                 f"{str(source)!r} is neither a run's folder nor a checkpoint of one: {found / part} is missing"
             )
     return found
+
+
+def _of_run(source, runs, which) -> Path:
+    from sslr1 import checkpoint
+
+    found = checkpoint.newest(runs)
+    if found is None:
+        raise UserError(f"{str(source)!r} has no complete checkpoint yet")
+    if which == "best":
+        trainer = found / "state" / "trainer.json"
+        try:
+            best = json.loads(trainer.read_text(encoding="utf-8"))["best_step"]
+        except (OSError, ValueError, KeyError, TypeError):
+            raise UserError(
+                f"{trainer}, which says what the best checkpoint is, can't be read; {_there(runs)}"
+            ) from None
+        found = found if best is None else runs / f"step-{best:06d}"
+        if not found.is_dir():
+            raise UserError(
+                f"{str(source)!r}: its best checkpoint, {found.name}, is no longer there; {_there(runs)}, and a checkpoint's own folder "
+                "can be given in place of the run's"
+            )
+    for part in PARTS:
+        if not (found / part).is_file():
+            raise UserError(f"{found} is not whole: {found / part} is missing; {_there(runs)}")
+    return found
+
+
+def _there(runs) -> str:
+    from sslr1 import checkpoint
+
+    *others, newest = (path.name for path in checkpoint.steps(runs))
+    return f"there {'are' if others else 'is'} {', '.join([*others, newest])}: --checkpoint newest takes {newest}"
 
 
 def export_model(source, out, which="best", dtype=None) -> Path:

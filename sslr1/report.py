@@ -43,12 +43,17 @@ def page(folder) -> str:
     """The report as HTML. Raises UserError if `folder` is no run's."""
     folder = Path(folder)
     try:
-        settings = (folder / "config.yaml").read_text(encoding="utf-8")
+        settings = (folder / "config.yaml").read_text(encoding="utf-8", errors="replace")
     except OSError as error:
         raise UserError(f"{str(folder)!r} is no run folder: its config.yaml can't be read ({error.strerror})") from None
-    config = yaml.safe_load(settings)
+    try:
+        config = yaml.safe_load(settings)
+        mixture = [name for name, part in config["puzzles"]["mixture"].items() if part > 0]
+    except (yaml.YAMLError, LookupError, TypeError, AttributeError, ValueError):
+        raise UserError(
+            f"{folder / 'config.yaml'}: empty, or not the configuration that a run was started with"
+        ) from None
     records = JsonLines(folder / "metrics.jsonl").read()
-    mixture = [name for name, part in config["puzzles"]["mixture"].items() if part > 0]
     script = (PAGE / "report.js").read_text(encoding="utf-8")
     return _template().render(
         config=config,

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from sslr1 import config
+from sslr1.errors import UserError
 from sslr1.settings import Optim, Section
 from tests import fuzz
 from tests.fuzz import config as fuzzed
@@ -183,3 +184,27 @@ def test_a_path_is_one_path_however_it_is_spelt(tmp_path, monkeypatch):
         config.check_unchanged(started, config.check({"model": {"path": "m"}, "data": {"path": path}}))
     with pytest.raises(config.ConfigError, match=r"data\.path: photos → others"):
         config.check_unchanged(started, config.check({"model": {"path": "m"}, "data": {"path": "others"}}))
+
+
+@pytest.mark.parametrize("content", [b"", b"# nothing\n", b"[1, 2]", b"{", b"words", b"\xff\xfe", b"a: 2024-99-99"])
+def test_a_runs_own_configuration_that_is_none(tmp_path, content):
+    """Emptied by a full disk, or overwritten: whoever reads it says so in one line."""
+    from sslr1 import evaluate, report
+
+    (tmp_path / "checkpoints" / "step-000001" / "hf").mkdir(parents=True)
+    file = tmp_path / "config.yaml"
+    file.write_bytes(content)
+    readers = [
+        lambda: config.check_unchanged(file, config.check(GOOD)),
+        lambda: evaluate.locate(tmp_path),
+        lambda: report.page(tmp_path),
+    ]
+    for read in readers:
+        with pytest.raises(UserError) as caught:
+            read()
+        text = str(caught.value)
+        assert (
+            text.startswith(f"{file}: ")
+            and "the configuration that a run was started with" in text
+            and "\n" not in text
+        )

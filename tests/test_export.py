@@ -2,6 +2,7 @@
 
 import io
 import json
+import shutil
 import sys
 
 import numpy as np
@@ -86,12 +87,30 @@ def test_a_model_leaves_whole(run, tmp_path, monkeypatch, capsys):
 
 
 def test_best_or_newest(tmp_path):
-    for step, best in ((3, 3), (9, 3)):
+    for step, best in ((3, 3), (6, 3), (9, 3)):
         state = tmp_path / "run" / "checkpoints" / f"step-{step:06d}" / "state"
         state.mkdir(parents=True)
         (state / "trainer.json").write_text(json.dumps({"step": step, "best_step": best}))
+        (state.parent / "hf").mkdir()
+        (state.parent / "hf" / "config.json").write_text("{}")
+    checkpoints = tmp_path / "run" / "checkpoints"
     assert export.checkpoint_of(tmp_path / "run").name == "step-000003"
     assert export.checkpoint_of(tmp_path / "run", "newest").name == "step-000009"
+    shutil.rmtree(checkpoints / "step-000003")  # to make room
+    there = "step-000003, is no longer there; there are step-000006, step-000009: --checkpoint newest takes step-000009"
+    with pytest.raises(UserError, match=there):
+        export.checkpoint_of(tmp_path / "run")
+    assert export.checkpoint_of(tmp_path / "run", "newest").name == "step-000009"
+    assert export.checkpoint_of(checkpoints / "step-000006").name == "step-000006"
+    shutil.rmtree(checkpoints / "step-000006")
+    with pytest.raises(UserError, match="there is step-000009: --checkpoint newest"):
+        export.checkpoint_of(tmp_path / "run")
+    (checkpoints / "step-000009" / "hf" / "config.json").unlink()
+    with pytest.raises(UserError, match=r"step-000009 is not whole: .*hf/config.json is missing"):
+        export.checkpoint_of(tmp_path / "run", "newest")
+    (checkpoints / "step-000009" / "state" / "trainer.json").write_text("")
+    with pytest.raises(UserError, match=r"trainer\.json, which says what the best checkpoint is, can't be read"):
+        export.checkpoint_of(tmp_path / "run")
 
 
 def test_refusals_leave_things_as_they_are(run, tmp_path, monkeypatch, capsys):

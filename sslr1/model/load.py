@@ -2,10 +2,11 @@
 
 import re
 from contextlib import contextmanager
+from pathlib import Path
 
 from sslr1.errors import UserError
 from sslr1.model import parallel
-from sslr1.model.folder import chat_template, check_folder, check_whole, opened, weight_files
+from sslr1.model.folder import ADAPTER, chat_template, check_folder, check_whole, opened, weight_files
 from sslr1.model.packing import IMAGE_PAD
 
 # Tables that old checkpoints hold for each layer and models compute, which transformers passes over too
@@ -33,7 +34,7 @@ def skeleton(path):
     the embeddings, and that is stored beside them with other values, is its own, as in transformers. Errors: `check_folder`'s, and
     settings that transformers refuses.
     """
-    from transformers import AutoModelForImageTextToText, GenerationConfig
+    from transformers import AutoModelForImageTextToText
 
     folder = check_folder(path)
     config = _config(folder)
@@ -42,11 +43,24 @@ def skeleton(path):
         if _own_head(model, folder):
             config.tie_word_embeddings = config.text_config.tie_word_embeddings = False
             model = AutoModelForImageTextToText.from_config(config, attn_implementation="sdpa", dtype="float32")
-    if (folder / "generation_config.json").is_file():
-        with _told(folder / "generation_config.json"):
-            model.generation_config = GenerationConfig.from_pretrained(folder, local_files_only=True)
-            model.generation_config.validate(strict=True)  # or a checkpoint could not hold it
+    model.generation_config = _generation(folder) or model.generation_config
     return model.eval()
+
+
+def remarks(path, network) -> list[str]:
+    """What somebody who gave this folder may not expect of the model that was made of it."""
+    folder, out = Path(path), []
+    if (folder / ADAPTER[0]).is_file():
+        out.append(
+            f"the adapter in {folder} ({ADAPTER[0]}) is not used, only the model beside it; transformers would add it where peft is "
+            "installed. Merge it first if it is meant"
+        )
+    if _config(folder).tie_word_embeddings and not network.config.tie_word_embeddings:
+        out.append(
+            f"config.json of {folder} ties lm_head to the embeddings, but its files hold both, and they differ: the head is one of its "
+            "own, as in transformers"
+        )
+    return out
 
 
 def _config(folder):
@@ -54,6 +68,23 @@ def _config(folder):
 
     with _told(folder / "config.json"):
         return AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+
+
+def _generation(folder):
+    """The folder's generation config, None if it has no file of its own."""
+    from transformers import GenerationConfig
+
+    file = folder / "generation_config.json"
+    if not file.is_file():
+        return None
+    check_whole(file)
+    with _told(file):
+        found = GenerationConfig.from_pretrained(folder, local_files_only=True)
+        found.validate(strict=True)  # or a checkpoint could not hold it
+    stops = found.eos_token_id if isinstance(found.eos_token_id, list) else [found.eos_token_id]
+    if not all(stop is None or type(stop) is int for stop in stops):
+        raise UserError(f"{file}: eos_token_id can't be {found.eos_token_id!r}: it takes token numbers")
+    return found
 
 
 @contextmanager
@@ -188,6 +219,7 @@ def load_tokenizer(path):
         )
     for file in files:
         check_whole(file)
+    config, _ = _config(folder), _generation(folder)  # before the tokenizer, which is blamed for either otherwise
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except Exception as error:  # transformers and tokenizers raise all kinds
@@ -199,7 +231,7 @@ def load_tokenizer(path):
         raise UserError(
             f"model.path {str(path)!r}: the tokenizer has no chat template (chat_template.jinja): copy it from the original model"
         )
-    _check_ids(tokenizer, _config(folder), folder)
+    _check_ids(tokenizer, config, folder)
     return tokenizer
 
 

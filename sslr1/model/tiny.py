@@ -10,6 +10,9 @@ import json
 import os
 from pathlib import Path
 
+from sslr1.files import open_to_all
+from sslr1.model.folder import weight_files
+
 SPECIAL = (
     "<|endoftext|>",
     "<|im_start|>",
@@ -167,6 +170,7 @@ def build_tiny(
     folder = Path(folder)
     model.to(getattr(torch, dtype)).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+    open_to_all(weight_files(folder), folder)
     processor = dict(own["processor"])
     if max_pixels and "size" in processor:
         processor["size"] = processor["size"] | {"longest_edge": max_pixels}

@@ -76,26 +76,21 @@ class PatchSpec:
         that has one, else `preprocessor_config.json`. `changes` override fields. Raises UserError."""
         path, c = _processor(Path(folder))
         size = c.get("size") or {}
-        bounds = size if isinstance(size, dict) else {"shortest_edge": size}
+        if not isinstance(size, dict):
+            raise UserError(f"{path}: size can't be {size!r}: take the original model's file")
         fields = {
             "patch": c.get("patch_size") or cls.patch,
             "merge": c.get("merge_size") or cls.merge,
             "temporal": c.get("temporal_patch_size") or cls.temporal,
             "mean": c.get("image_mean") or cls.mean,
             "std": c.get("image_std") or cls.std,
-            "min_pixels": c.get("min_pixels") or bounds.get("shortest_edge") or cls.min_pixels,
-            "max_pixels": c.get("max_pixels") or bounds.get("longest_edge") or PROCESSOR_MAX_PIXELS,
+            "min_pixels": c.get("min_pixels") or size.get("shortest_edge") or cls.min_pixels,
+            "max_pixels": c.get("max_pixels") or size.get("longest_edge") or PROCESSOR_MAX_PIXELS,
         }
         for name, value in fields.items():
-            if name in ("mean", "std"):
-                fits = (
-                    isinstance(value, list | tuple) and len(value) == 3 and all(type(v) in (int, float) for v in value)
-                )
-                fields[name] = tuple(value) if fits else value
-            else:
-                fits = type(value) is int and value > 0
-            if not fits:
+            if not _fits(name, value):
                 raise UserError(f"{path}: {name} can't be {value!r}: take the original model's file")
+        fields |= {name: tuple(fields[name]) for name in ("mean", "std")}
         return replace(cls(**fields), **changes)
 
     def square(self, side: float) -> int:
@@ -112,6 +107,14 @@ class PatchSpec:
         """Pixel value of each byte, float32 [3, 256]: (byte / 255 - mean) / std in the rounding order of Hugging Face's
         image processors (rescale in float64 rounded to float32, then normalise in float32)."""
         return _table(self.mean, self.std, torch.float32).clone()
+
+
+def _fits(name, value) -> bool:
+    """Whether a field of PatchSpec can have that value."""
+    if name not in ("mean", "std"):
+        return type(value) is int and value > 0
+    numbers = isinstance(value, list | tuple) and len(value) == 3 and all(type(v) in (int, float) for v in value)
+    return numbers and (name == "mean" or min(value) > 0)
 
 
 def _processor(folder) -> tuple[Path, dict]:
