@@ -1,5 +1,7 @@
 """A run's learning curves as an SVG picture: sampled accuracy of every step, smoothed, and held-out accuracy as dots."""
 
+from sslr1.sums import plain_sum
+
 WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 720, 300, 46, 128, 14, 40
 COLOURS = {
     "rotation": "#3b82c4",
@@ -15,7 +17,7 @@ def smoothed(values):
     """The mean of each value and those around it."""
     half = WINDOW // 2
     near = [values[max(0, i - half) : i + half + 1] for i in range(len(values))]
-    return [sum(some) / len(some) for some in near]
+    return [plain_sum(some) / len(some) for some in near]
 
 
 def svg(run) -> str:

@@ -14,6 +14,7 @@ from sslr1 import model, ops
 from sslr1.model import shared_prefix
 from sslr1.ops.chunks import default_height
 from sslr1.rollout.cache import bytes_a_token, logit_bytes, places_for
+from sslr1.sums import plain_sum
 
 MASTER = 4  # bytes of a parameter and a reduced gradient
 TEXT = 200  # tokens of a question beside its pictures
@@ -166,7 +167,7 @@ def peak(memory) -> float:
     """GB at most: what is always there, and the larger of what learner and rollout take in turn. Without what CUDA, NCCL and cuBLAS
     keep for themselves, and what torch's allocator has but can't hand out."""
     times = ("always", "learner", "forward", "reduce", "rollout")
-    of = {when: sum(line.gb for line in memory if line.when == when) for when in times}
+    of = {when: plain_sum(line.gb for line in memory if line.when == when) for when in times}
     return of["always"] + max(of["learner"] + max(of["forward"], of["reduce"]), of["rollout"])
 
 

@@ -4,6 +4,7 @@ at the end, so that a new one is seen without a line here."""
 import math
 
 from sslr1.alarms import ADVICE
+from sslr1.sums import plain_sum
 
 POINTS = 300  # of a series; a longer run's are means over stretches of as many steps as it takes
 UNDRAWN = ("step", "skipped_steps", "timing_s/step", "timing_s/elapsed")
@@ -128,7 +129,7 @@ def events(records) -> list:
 def mean(values) -> float | None:
     """Of those that are finite numbers, to four digits; None where there are none."""
     found = [v for v in values if v is not None and math.isfinite(v)]
-    return float(f"{sum(found) / len(found):.4g}") if found else None
+    return float(f"{plain_sum(found) / len(found):.4g}") if found else None
 
 
 def _levels(keys, what, name):

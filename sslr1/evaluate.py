@@ -18,6 +18,7 @@ from sslr1 import benchmarks, model, puzzles, scoring
 from sslr1.data import choose_held_out, held_out, make_held_out
 from sslr1.errors import UserError
 from sslr1.model import parallel
+from sslr1.sums import plain_sum
 
 FORMS = {"direct": ("direct",), "thinking": ("thinking",), "both": ("direct", "thinking")}
 # Prompts that are answered at once: so many, and so many patches if all were the largest
@@ -165,7 +166,7 @@ def puzzle_report(records, baseline) -> list:
         same = theirs.get((name, level, form))
         same = same if same and same.keys() == scores.keys() else None  # of other puzzles: nothing to compare
         found = scoring.summary(scores, chances, same, name, level, form)
-        means = {field: sum(r[field] for r in own) / len(own) for field in ("accuracy", "format")}
+        means = {field: plain_sum(r[field] for r in own) / len(own) for field in ("accuracy", "format")}
         found |= {"places": means["accuracy"], "format": means["format"]}
         out.append({"puzzle": name, "level": level, "form": form, **found})
     return out

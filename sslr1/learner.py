@@ -10,6 +10,7 @@ import torch
 from sslr1 import ops
 from sslr1.model import cost, dealing, pack, parallel, split
 from sslr1.model.adamw import AdamWBfloat16
+from sslr1.sums import plain_sum
 
 MOMENTS = ("exp_avg", "exp_avg_sq")  # as torch's AdamW names them
 METRICS = {  # of an update, by the names of its statistics
@@ -203,7 +204,7 @@ class Learner:
                 prompt = groups[number].prompt
                 length = len(prompt.input_ids)
                 total += each.prompt(length, len(prompt.pixel_values), len(prompt.image_grid_thw))
-                total += sum(each.completion(length, len(groups[number].samples[s].tokens)) for s in samples)
+                total += plain_sum(each.completion(length, len(groups[number].samples[s].tokens)) for s in samples)
         return total
 
     def _update(self, totals) -> dict:
@@ -227,4 +228,6 @@ def _over_updates(passes) -> dict:
     """A step's metrics from those of its updates, of which the first has some more."""
     ways = {METRICS[name]: {"min": min, "max": max}[way] for name, way in EXTREMES.items()}
     values = {name: [found[name] for found in passes if name in found] for name in passes[0]}
-    return {name: ways[name](found) if name in ways else sum(found) / len(found) for name, found in values.items()}
+    return {
+        name: ways[name](found) if name in ways else plain_sum(found) / len(found) for name, found in values.items()
+    }

@@ -7,6 +7,7 @@ import torch
 from sslr1 import puzzles
 from sslr1.model import parallel
 from sslr1.puzzles import curriculum
+from sslr1.sums import plain_sum
 
 OVERALL = ("puzzles", "completions", "reward", "reward_std", "flat", "length", "clipped", "format", "resampled")
 IMAGES = ("images", "bad", "untold")  # that puzzles asked for, of which bad; bad ones that aren't listed yet
@@ -46,11 +47,11 @@ class StepTotals:
             found = levels[name][level]
             found["n"] += len(rewards)
             found["reward"] += rewards.sum().item()
-            found["accuracy"] += sum(s.accuracy for s in group_scores)
-            found["exact"] += sum(s.exact for s in group_scores)
+            found["accuracy"] += plain_sum(s.accuracy for s in group_scores)
+            found["exact"] += plain_sum(s.exact for s in group_scores)
             found["chance"] += chance * len(rewards)
-            found["gain"] += sum(curriculum.gain(answer, s, chance) for s in group_scores)
-            found["margin"] += sum(curriculum.margin(answer, s, rule) for s in group_scores)
+            found["gain"] += plain_sum(curriculum.gain(answer, s, chance) for s in group_scores)
+            found["margin"] += plain_sum(curriculum.margin(answer, s, rule) for s in group_scores)
         parts = [overall, *(found for own in levels.values() for found in own.values())]
         vector = torch.tensor([value for part in parts for value in part.values()], dtype=torch.float64, device=device)
         values = iter(parallel.all_reduce(vector).tolist())
@@ -74,7 +75,7 @@ class StepTotals:
             met = {level: found for level, found in own.items() if found["n"]}
             if met:
                 all_n = sum(found["n"] for found in met.values())
-                out[f"rewards/{name}/mean"] = sum(found["reward"] for found in met.values()) / all_n
+                out[f"rewards/{name}/mean"] = plain_sum(found["reward"] for found in met.values()) / all_n
             for level, found in met.items():
                 out[f"accuracy/{name}/level{level}"] = found["accuracy"] / found["n"]
                 out[f"exact/{name}/level{level}"] = found["exact"] / found["n"]

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from sslr1 import ops, puzzles
 from sslr1.ops.atlas import CELL, CELLS
 from sslr1.ops.render import ATLAS, FILL
+from sslr1.sums import plain_sum
 from sslr1.textures import Textures
 
 SLACK = 0.05
@@ -360,11 +361,11 @@ def probe(images, name, level, count=2000, seed=0, spec=None, only_bounded=False
 
 
 def _finding(name, level, probe, guesses, answers, chances, sources, bounded):
-    n, chance = len(answers), sum(chances) / len(chances)
+    n, chance = len(answers), plain_sum(chances) / len(chances)
     hits = np.array([guess == answer.value for guess, answer in zip(guesses, answers)], float)
     exact = accuracy = float(hits.mean())
     if answers[0].kind == "sequence":
-        accuracy = sum(np.mean(np.equal(guess, answer.value)) for guess, answer in zip(guesses, answers)) / n
+        accuracy = plain_sum(np.mean(np.equal(guess, answer.value)) for guess, answer in zip(guesses, answers)) / n
     _, image = np.unique(sources, return_inverse=True)
     groups = np.bincount(image, hits - exact)  # each image is one draw: its puzzles may be guessed alike
     limit = exact + 1.645 * float(np.linalg.norm(groups)) / n

@@ -22,6 +22,7 @@ import yaml
 from sslr1 import charts
 from sslr1.errors import UserError
 from sslr1.records import JsonLines, held_out
+from sslr1.sums import plain_sum
 
 SAMPLES = 240  # puzzles at most …
 SAMPLE_BYTES = 3_500_000  # … with their pictures
@@ -85,15 +86,15 @@ def summary(records, config) -> list:
     out = [("steps", f"{done:,} of {config['train']['steps']:,}", "")]
     if rows:
         part = max(1, len(rows) // 10)
-        before, after = (sum(r["reward"] for r in some) / part for some in (rows[:part], rows[-part:]))
+        before, after = (plain_sum(r["reward"] for r in some) / part for some in (rows[:part], rows[-part:]))
         seconds = sorted(r["timing_s/step"] for r in rows)
-        tokens = sum(r["perf/tokens_per_second"] * r["timing_s/step"] for r in rows)
-        hours, minutes = divmod(round(sum(seconds) / 60), 60)
+        tokens = plain_sum(r["perf/tokens_per_second"] * r["timing_s/step"] for r in rows)
+        hours, minutes = divmod(round(plain_sum(seconds) / 60), 60)
         lasted = f"{hours} h {minutes} min" if hours else f"{minutes} min"
         out += [
             ("mean reward", f"{before:.3f} → {after:.3f}", f"first and last {part} steps"),
             ("time a step", f"{seconds[len(seconds) // 2]:.3g} s", f"median; {lasted} in all"),
-            ("completion tokens", f"{tokens / sum(seconds):,.0f} / s", f"{tokens:,.0f} in all"),
+            ("completion tokens", f"{tokens / plain_sum(seconds):,.0f} / s", f"{tokens:,.0f} in all"),
         ]
     return out
 

@@ -19,6 +19,7 @@ from sslr1.model import cost, parallel
 from sslr1.progress import Progress
 from sslr1.puzzles.curriculum import Curriculum
 from sslr1.samples import Samples
+from sslr1.sums import plain_sum
 from sslr1.trackers import Trackers
 from sslr1.warmup import warm_up
 
@@ -260,7 +261,7 @@ class Run:
 
     def _evaluate(self, line):
         found = self.evaluator.run()
-        mean = sum(found[f"eval/{name}/exact"] for name in self.config.puzzles.mixture) / len(
+        mean = plain_sum(found[f"eval/{name}/exact"] for name in self.config.puzzles.mixture) / len(
             self.config.puzzles.mixture
         )
         if mean > self.best:

@@ -30,6 +30,7 @@ from sslr1 import intervals
 from sslr1.errors import UserError
 from sslr1.puzzles import answers
 from sslr1.puzzles.reward import boxes_of, thought_of
+from sslr1.sums import plain_sum
 
 LABELS = ("category", "l2-category", "split")  # columns by which results are told apart
 
@@ -228,12 +229,12 @@ def summary(scores, chances, baseline, *address) -> dict:
         "n": n,
         "accuracy": right / n,
         "interval": intervals.wilson(right, n),
-        "chance": sum(chances[unit] for unit in scores) / n,
+        "chance": plain_sum(chances[unit] for unit in scores) / n,
     }
     if baseline is not None:
         differences = [scores[unit] - baseline[unit] for unit in scores]
-        out["baseline"] = sum(baseline[unit] for unit in scores) / n
-        out["difference"] = sum(differences) / n
+        out["baseline"] = plain_sum(baseline[unit] for unit in scores) / n
+        out["difference"] = plain_sum(differences) / n
         out["difference_interval"] = intervals.paired_bootstrap(differences, *address)
     return out
 

@@ -89,8 +89,8 @@ class PuzzleStream:
     def names(self, step: int) -> list:
         """Puzzle of each slot of a step: the mixture's shares as exactly as the batch allows, in keyed order."""
         draw = keys.generator("mixture", self.seed, step)
-        points = (draw.permutation(self.batch) + draw.random()) / self.batch * sum(self.mixture.values())
         edges = list(accumulate(self.mixture.values()))
+        points = (draw.permutation(self.batch) + draw.random()) / self.batch * edges[-1]
         return [list(self.mixture)[min(bisect_right(edges, point), len(edges) - 1)] for point in points]
 
     def build(self, step: int) -> StreamBatch:

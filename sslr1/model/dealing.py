@@ -7,6 +7,7 @@ import torch
 
 from sslr1.model import parallel
 from sslr1.model.packing import Group, Prompt, Sample
+from sslr1.sums import plain_sum
 
 SLACK = 0.05  # the most loaded rank may be this share above the mean
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
@@ -30,7 +31,7 @@ def deal(prompts, completions, home, ranks) -> list:
     pieces = [Piece(g, range(len(own)), home[g]) for g, own in enumerate(completions)]
 
     def cost(piece):
-        return prompts[piece.group] + sum(completions[piece.group][s] for s in piece.samples)
+        return prompts[piece.group] + plain_sum(completions[piece.group][s] for s in piece.samples)
 
     def relieve(high, low):
         """Make the larger of two ranks' loads smaller by a move, a swap or a cut; False if none does."""
@@ -64,8 +65,8 @@ def deal(prompts, completions, home, ranks) -> list:
 
     for _ in range(8 * len(pieces)):
         costs = [cost(piece) for piece in pieces]
-        loads = [sum(c for p, c in zip(pieces, costs) if p.rank == rank) for rank in range(ranks)]
-        limit = (1 + SLACK) * sum(loads) / ranks
+        loads = [plain_sum(c for p, c in zip(pieces, costs) if p.rank == rank) for rank in range(ranks)]
+        limit = (1 + SLACK) * plain_sum(loads) / ranks
         *others, high = sorted(range(ranks), key=loads.__getitem__)
         if loads[high] <= limit or not any(relieve(high, low) for low in others):
             break

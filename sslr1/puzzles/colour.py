@@ -6,6 +6,7 @@ from itertools import pairwise
 import numpy as np
 
 from sslr1.ops.look import LUMA
+from sslr1.sums import plain_sum
 
 _TO_YIQ = np.array(((0.299, 0.587, 0.114), (0.5959, -0.2746, -0.3213), (0.2115, -0.5227, 0.3112)))
 _TO_RGB = np.linalg.inv(_TO_YIQ)
@@ -25,7 +26,7 @@ def jitter(draw, mean, brightness, contrast, saturation, hue):
     # brightness scales, contrast scales about the mean luma, and the other two leave greys as they are
     angle = 2 * math.pi * draw.uniform(-hue, hue)
     cos, sin, scale = s * math.cos(angle), s * math.sin(angle), b * c
-    rest = (1 - c) * b * sum(v * m for v, m in zip(LUMA, mean))
+    rest = (1 - c) * b * plain_sum(v * m for v, m in zip(LUMA, mean))
     keeps, turns, tilts, greys = scale * s, scale * cos, scale * sin, scale * (1 - s)
     a, b, c, d, e, f, g, h, i = (keeps * k + turns * t + tilts * v + greys * y for k, t, v, y in _TERMS)
     return (a, b, c, rest, d, e, f, rest, g, h, i, rest)

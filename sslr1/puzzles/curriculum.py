@@ -11,6 +11,7 @@ from math import comb, factorial
 
 from sslr1.ops import keys
 from sslr1.puzzles.reward import Answer, score, to_text
+from sslr1.sums import plain_sum
 
 LAG = 2  # while step k trains, step k + 1 is prepared: the last update that it can know of is that of step k - 1
 HORIZON = 20  # steps that the exponential mean looks back on, and the fewest steps at a level before the next move
@@ -46,7 +47,7 @@ def chance_reward(answer, rule="default") -> float:
 @lru_cache(256)
 def _chance_of_choice(kind, choices, rule):
     truth = Answer(kind, choices[0], choices)
-    return sum(_earned(truth, choice, rule) for choice in choices) / len(choices)
+    return plain_sum(_earned(truth, choice, rule) for choice in choices) / len(choices)
 
 
 @lru_cache(256)
