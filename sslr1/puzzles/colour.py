@@ -35,7 +35,8 @@ def jitter(draw, mean, brightness, contrast, saturation, hue):
 def greyed(colour):
     """The colour map, then everything that isn't luma taken away."""
     colour = np.reshape(colour, (3, 4))
-    return tuple(np.tile(np.array(LUMA) @ colour, 3).tolist())
+    grey = plain_sum(weight * row for weight, row in zip(LUMA, colour))
+    return tuple(np.tile(grey, 3).tolist())
 
 
 def equalise(quantiles):

@@ -77,7 +77,7 @@ def build(draw, image, level, spec, pool) -> Puzzle:
     step = first / side
     plan.view(plan.canvas(side, side), 0, 0, side, side, 0, (step, 0.0, left, 0.0, step, top))
     colour = jitter(draw, image.mean, 0.4, 0.4, 0.4, 0.1) if level > 1 else IDENTITY_COLOUR
-    matrix = to_image @ np.diag((1 / side, 1 / side, 1.0))
+    matrix = to_image * (1 / side, 1 / side, 1.0)
     plan.view(
         plan.canvas(side, side), 0, 0, side, side, 0, tuple((matrix / matrix[2, 2]).ravel().tolist()), colour=colour
     )
@@ -96,34 +96,42 @@ def _second_view(draw, image, level):
     shifts = draw.uniform(-SHIFT[level], SHIFT[level], (4, 2))
     unit = np.array(((0, 0), (1, 0), (1, 1), (0, 1)), float)
     cos, sin = math.cos(angle), math.sin(angle)
-    quad = (unit - 0.5 + shifts) @ np.array(((cos, sin), (-sin, cos)))
+    x, y = (unit - 0.5 + shifts).T
+    quad = np.stack([x * cos - y * sin, x * sin + y * cos], 1)
     low, high = quad.min(0), quad.max(0)
     reach = min(0.98 * image.width / (high - low)[0], 0.98 * image.height / (high - low)[1])
     second = min(VIEW[level] * short * math.sqrt(ratio), reach)
     first = min(second / ratio, 0.9 * short)
     corner = draw.uniform(0, 1, 2) * (np.array((image.width, image.height)) - second * (high - low)) - second * low
-    return (first, second), _homography(unit, quad * second + corner)
+    return (first, second), _homography(quad * second + corner)
 
 
-def _homography(source, target):
-    """3x3 map that takes four points (x, y) to four others."""
-    rows, values = [], []
-    for (x, y), (u, v) in zip(source, target):
-        rows += [(x, y, 1, 0, 0, 0, -u * x, -u * y), (0, 0, 0, x, y, 1, -v * x, -v * y)]
-        values += [u, v]
-    return np.append(np.linalg.solve(np.array(rows), np.array(values)), 1.0).reshape(3, 3)
+def _homography(corners):
+    """3x3 map that takes the unit square's corners, (0, 0), (1, 0), (1, 1), (0, 1), to others, float64 [4, 2] of (x, y): Heckbert 1989,
+    section 2.2.3. It is written out, like the maps below: the last bits of a matrix product or a solver depend on the machine's BLAS."""
+    (x0, y0), (x1, y1), (x2, y2), (x3, y3) = corners.tolist()
+    ax, ay, bx, by = x1 - x2, y1 - y2, x3 - x2, y3 - y2
+    cx, cy = x0 - x1 + x2 - x3, y0 - y1 + y2 - y3
+    area = ax * by - bx * ay
+    g, h = (cx * by - bx * cy) / area, (ax * cy - cx * ay) / area
+    return np.array(((x1 - x0 + g * x1, x3 - x0 + h * x3, x0), (y1 - y0 + g * y1, y3 - y0 + h * y3, y0), (g, h, 1.0)))
 
 
 def _apply(matrix, y, x):
-    u, v, z = matrix @ (x, y, 1.0)
-    return v / z, u / z
+    (a, b, c), (d, e, f), (g, h, i) = matrix.tolist()
+    z = g * x + h * y + i
+    return (d * x + e * y + f) / z, (a * x + b * y + c) / z
+
+
+def _inverse(matrix):
+    """The inverse of a 3x3 map, but for a factor: its adjugate."""
+    return np.cross(matrix[[1, 2, 0]], matrix[[2, 0, 1]]).T
 
 
 def _visible(textured, to_image, image, first):
     """(image points, their places in view 2) of the corners that view 2 shows and view 1 could: both [n, 2] of (y, x), places
     as shares of the canvas."""
-    homogeneous = np.concatenate([textured[:, ::-1], np.ones((len(textured), 1))], 1) @ np.linalg.inv(to_image).T
-    places = homogeneous[:, 1::-1] / homogeneous[:, 2:]
+    places = np.stack(_apply(_inverse(to_image), *textured.T), 1)
     room = MARGIN * first
     inside = ((places > MARGIN) & (places < 1 - MARGIN)).all(1)
     inside &= ((textured > room) & (textured < np.array((image.height, image.width)) - room)).all(1)

@@ -162,13 +162,22 @@ def augmentation(draw, image, crop, level, side, target):
     flip = draw.random() < 0.5
     blur = draw.uniform(0.1, 2.0) / 224 * side if draw.random() < 0.5 else 0.0
     if level >= 3:
-        luma = peek(image.pixels, crop_map(crop, side), side, blur) @ np.array(LUMA, np.float32)
+        luma = _luma(peek(image.pixels, crop_map(crop, side), side, blur))
         colours, possible = matched(draw, luma, target)
         return flip, colours, blur, possible
     colour = jitter(draw, image.mean, 0.8, 0.8, 0.8, 0.2) if draw.random() < 0.8 else IDENTITY_COLOUR
     if draw.random() < 0.2:
         colour = greyed(colour)
     return flip, [(colour, 1.0)], blur, True
+
+
+def _luma(rgb):
+    """float32 [n] of float32 [n, 3]. Each channel is added with one rounding: a matrix product's last bits depend on the machine's
+    BLAS, and these are those of one with fused multiply-adds."""
+    luma = np.zeros(len(rgb))
+    for channel, weight in zip(rgb.T, np.array(LUMA, np.float32)):
+        luma = (channel * np.float64(weight) + luma).astype(np.float32)
+    return luma
 
 
 def matched(draw, luma, target):
@@ -185,7 +194,7 @@ def matched(draw, luma, target):
     for _ in range(40):
         slopes = np.diff(KNOTS) * np.exp(draw.normal(0, CURVE, len(KNOTS) - 1))
         slopes /= slopes.sum()
-        values = steps @ slopes
+        values = (steps * slopes).sum(1)
         keep = SPREAD / values.std()
         rest = (target - keep * values.mean()) / (1 - keep)
         if keep < 0.9 and (rest >= 0).all() and (rest <= 255).all():
