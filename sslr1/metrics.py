@@ -74,7 +74,7 @@ class StepTotals:
         for name, own in self.levels.items():
             met = {level: found for level, found in own.items() if found["n"]}
             if met:
-                all_n = sum(found["n"] for found in met.values())
+                all_n = plain_sum(found["n"] for found in met.values())
                 out[f"rewards/{name}/mean"] = plain_sum(found["reward"] for found in met.values()) / all_n
             for level, found in met.items():
                 out[f"accuracy/{name}/level{level}"] = found["accuracy"] / found["n"]

@@ -174,7 +174,7 @@ class Run:
         self._watch_images(totals)
         taught = self._teach(batch.step, totals)
         speed = {f"timing_s/{phase}": seconds for phase, seconds in self.times.items()}
-        speed["timing_s/step"] = sum(self.times.values())
+        speed["timing_s/step"] = plain_sum(self.times.values())
         speed["timing_s/elapsed"] = time.monotonic() - self.began  # since this process started its run
         speed["perf/tokens_per_second"] = learned.pop("tokens") / speed["timing_s/step"]
         speed["perf/learner_tokens_per_second"] = learned.pop("computed") / self.times["learner"]

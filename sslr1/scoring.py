@@ -224,7 +224,7 @@ def summary(scores, chances, baseline, *address) -> dict:
     n, accuracy with its 95 % interval (Wilson), chance; with a baseline its accuracy and the difference with its 95 % interval
     (paired bootstrap).
     """
-    n, right = len(scores), sum(scores.values())
+    n, right = len(scores), plain_sum(scores.values())
     out = {
         "n": n,
         "accuracy": right / n,

@@ -306,7 +306,7 @@ class Config(Section):
         for name, share in self.puzzles.mixture.items():
             if share < 0:
                 raise ConfigError(f"puzzles.mixture.{name} is {share}: a share is 0 or more")
-        if self.puzzles.mixture and not sum(self.puzzles.mixture.values()):
+        if self.puzzles.mixture and not any(self.puzzles.mixture.values()):
             raise ConfigError("puzzles.mixture has no puzzle with a share above 0")
         for name, level in self.puzzles.levels.items():
             if level not in LEVELS[name]:
