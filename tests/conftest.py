@@ -3,6 +3,7 @@
 import fcntl
 import os
 import random
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -95,6 +96,22 @@ def scenes(once):
     from sslr1.data.scenes import write_scenes
 
     return once("scenes", lambda folder: write_scenes(folder, 150))
+
+
+@pytest.fixture(scope="session")
+def emulate(once):
+    """emulate(name, source, entry, text): the Emulator of tests.emulation.build, which is built once."""
+    from tests import emulation
+
+    if not shutil.which(emulation.COMPILER):
+        pytest.skip(f"needs a C++ compiler, and there is no {emulation.COMPILER}")
+    machine = once("machine", emulation.build_machine)
+
+    def emulator(name, *what):
+        folder = once(f"emulated-{name}", lambda folder: emulation.build(machine, folder, *what))
+        return emulation.Emulator(folder / "kernel.so")
+
+    return emulator
 
 
 @pytest.fixture(scope="session")
