@@ -194,8 +194,6 @@ def good(array) -> dict:
             options = {"lossless": True} if kind == "WEBP" else {"quality": 95} if kind == "JPEG" else {}
             file = encoded(stored, kind, exif=exif(orientation), **options)
             kinds[f"{kind} to be turned, {orientation}"] = (file, array, tolerance)
-        if orientation == 6 and "AVIF" in formats():
-            kinds[f"AVIF to be turned, {orientation}"] = (encoded(stored, "AVIF", exif=exif(orientation)), array, 6)
     return kinds
 
 

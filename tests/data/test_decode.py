@@ -182,7 +182,7 @@ def test_a_phones_file_under_another_name_is_named(brand, words):
 def test_avif_is_read_where_pillow_reads_it(array, monkeypatch):
     if "AVIF" not in formats():
         pytest.skip("this Pillow was built without AVIF")
-    file = kinds.encoded(array, "AVIF", quality=90)
+    file = kinds.encoded(kinds.turned(array, 6), "AVIF", quality=90, exif=kinds.exif(6))
     (image,) = Decoder().decode([file])
     assert np.abs(image.numpy().astype(int) - array).mean() < 6
     monkeypatch.setattr(features, "check", lambda name: name != "avif")
