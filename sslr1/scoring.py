@@ -202,8 +202,8 @@ def check_pairs(rows, path) -> None:
     given = {row.index for row in rows}
     if len(rows) % 2 or given not in ({str(first + i) for i in range(len(rows))} for first in (0, 1)):
         raise UserError(
-            f"{path}, column index: MMVP's rows 2k-1 and 2k are a pair, so its indices must be so many as an even number, from 0 or "
-            "1 on, without gaps; give another --name if this is not MMVP"
+            f"{path}, column index: MMVP's rows 2k-1 and 2k are a pair, so its indices must be 1 to an even number, or 0 to "
+            "an odd one, without gaps; give another --name if this is not MMVP"
         )
 
 
