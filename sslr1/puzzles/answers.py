@@ -25,7 +25,7 @@ _SIGNS = {
     ",": "、､",
     ".": "。｡",
     "°": "º˚",
-    '"': "“”„‟«»‹›「」『』《》〈〉",
+    "”": "“”„‟«»‹›「」『』《》〈〉",
     "'": "‘’‚‛",
     "[": "【〔",
     "]": "】〕",
@@ -63,9 +63,9 @@ def folded(text) -> str:
 
 _TOKEN = re.compile(
     r"\\\\(?:\[-?[0-9.]{1,6} ?[a-z]{2}\])?"  # the end of a row
-    r"|\\[A-Za-z]+\*?|\\."
+    r"|\\[A-Za-z]+(?:\*(?=\{))?|\\."
     r"|[A-Za-z]+(?:'[a-z]+)?|[0-9]+(?:\.[0-9]+)?|[\u3400-\u9fff]+"
-    r"|</?[a-z]{1,10}\b[^<>]{0,40}>|~~|-{1,2}>|=>|-{3,}|[*_`]+|[ \t\r\f\v]+|.",
+    r"|</?[a-z]{1,10}\b[^<>]{0,40}>|~~|-{1,2}>|=>|-{3,}|\*+|_+|`+|[ \t\r\f\v]+|.",
     re.DOTALL,
 )
 _DRESS = frozenset(
@@ -96,6 +96,7 @@ _CHINESE = {
     "选项": "option", "選項": "option", "选择": "option", "選擇": "option", "选": "option", "選": "option", "候选": "option", "图": "image",
     "顺序": "order", "順序": "order", "排列": "order", "图块": "tile", "的": "of", "点": "point", "图片": "image", "我": "my", "和": "and",
 }  # fmt: skip
+_LATEX_QUOTES = re.compile("``([^`']*)''")
 _WORD = re.compile("|".join(sorted(_CHINESE, key=len, reverse=True)))
 
 
@@ -112,7 +113,7 @@ def atoms(text) -> tuple[list, bool]:
             if tokens.inside_a_word:
                 out.append("*")
             else:
-                marks[token] = marks.get(token, 0) + 1
+                marks[first] = marks.get(first, 0) + len(token)
         elif first == "<" and len(token) > 2:
             out.append(_tag(token))
         elif "\u3400" <= first <= "\u9fff":
@@ -193,12 +194,12 @@ def _tag(token) -> str:
 
 def plain(text) -> str:
     """The text without its dress, for reading prose: words, numbers, signs and white space."""
-    return "".join(atoms(folded(text))[0])
+    return "".join(atoms(folded(text))[0]).replace("”", '"')
 
 
 # --- answers ----------------------------------------------------------------------------------------------------------
 
-_CLOSING = {"(": ")", "[": "]", "{": "}", "⟨": "⟩", '"': '"', "'": "'"}
+_CLOSING = {"(": ")", "[": "]", "{": "}", "⟨": "⟩"}
 _FILL = frozenset("the final correct best answer is it it's so therefore".split())
 _OF_CHOICE = _FILL | frozenset(
     "option choice candidate image picture photo view patch point letter label region crop my of right match matches matching missing piece tile ans".split()
@@ -224,7 +225,7 @@ def _read(content) -> list | None:
     content = content.strip()
     if len(content) > LONGEST:
         return None
-    found, sound = atoms(folded(content) + " ")
+    found, sound = atoms(_LATEX_QUOTES.sub(r'"\1"', folded(content)) + " ")
     if not sound:
         return None
     found = [atom for atom in found if not atom.isspace() or atom == "\n"]
@@ -232,11 +233,11 @@ def _read(content) -> list | None:
         found.pop()
     if len(found) > _MOST:
         return None
-    out, quotes = [], {"'": 0, '"': 0}
+    out, quotes = [], {"'": 0, '"': 0, "”": 0}
     for atom in found:
         if atom in quotes:
             quotes[atom] += 1
-            if out and out[-1] == atom:
+            if out and out[-1] == atom != "”":
                 return None  # of nothing: seconds of arc
             out.append(atom)
         elif out and out[-1] == "^" and atom in ("°", "o", "O", "0°"):

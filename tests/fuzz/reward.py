@@ -1,10 +1,14 @@
-"""Fuzz of the reward: any string gets a Score, soon, whose numbers fit each other, by every rule."""
+r"""Fuzz of the reward: any string gets a Score, soon, whose numbers fit each other, by every rule. An answer in any dress, one over
+the other, is that answer; two of them, or one that is taken back, are none.
+"""
 
 import time
 
 from hypothesis import strategies as st
 
+from sslr1.puzzles import answers
 from sslr1.puzzles.reward import RULES, Answer, score
+from sslr1.scoring import read_answer
 
 CHOICES = ("A", "B", "C", "D", "E", "F", "G", "H")
 ANSWERS = st.one_of(
@@ -53,6 +57,58 @@ PIECES += [
     "(B)",
 ]
 PIECES += ["[", "]", "(", ")", ".", "+", "\\", "$", "\\boxed{1, 2, 3}", "\\boxed{B}", "<think>x</think>"]
+PIECES += [
+    "\\textbf{",
+    "\\begin{bmatrix}",
+    "\\end{bmatrix}",
+    "\\begin{array}{cc}",
+    "\\\\",
+    "&",
+    "|",
+    "\\left[",
+    "\\right]",
+    "\\{",
+    "\\}",
+]
+PIECES += [
+    "**",
+    "_",
+    "`",
+    "'",
+    '"',
+    "“",
+    "”",
+    "~~",
+    "<b>",
+    "</b>",
+    "<sup>",
+    "->",
+    "---",
+    "→",
+    "：",
+    "，",
+    "。",
+    "答案是",
+    "选项",
+    "逆时针",
+    "不",
+]
+PIECES += [
+    "Option ",
+    "The answer is ",
+    " or ",
+    " and ",
+    "not ",
+    "clockwise",
+    "counter-",
+    "row 1:",
+    "tile ",
+    "\\color{red}",
+    "\\,",
+    "Ｂ",
+    "②",
+]
+PIECES += ["`<think>`", "<think></think>", "\\boxed{}", "yes", "no", "A dog", "- ", "−", "--", "\u200b", "#", "="]
 PARTS = st.one_of(st.sampled_from(PIECES), st.text(max_size=6))
 LONG = st.tuples(PARTS, st.integers(1, 20_000)).map(lambda pair: (pair[0] * pair[1])[:60_000])
 TEXTS = st.lists(st.one_of(PARTS, PARTS, PARTS, LONG), max_size=16).map("".join)
@@ -124,9 +180,154 @@ def lists():
     return st.builds(near, sequences, st.sampled_from(["one", "gone", "twice"]), st.integers(0, 10), places)
 
 
+DRESS = [
+    r"\text{%s}",
+    r"\textbf{%s}",
+    r"\mathbf{%s}",
+    r"\textcolor{red}{%s}",
+    "$%s$",
+    r"\(%s\)",
+    r"\left(%s\right)",
+    r"\{%s\}",
+    "{%s}",
+]
+DRESS += [
+    "**%s**",
+    "`%s`",
+    '"%s"',
+    "“%s”",
+    "『%s』",
+    "(%s)",
+    "[%s]",
+    "（%s）",
+    "【%s】",
+    r"\,%s\,",
+    "\n%s\n",
+    "<b>%s</b>",
+    "\u200b%s\u200e",
+]
+DRESS += [
+    "The answer is %s",
+    "答案：%s",
+    "Answer: %s",
+    "**Answer:** %s",
+    "%s\u3000",
+    "__%s__",
+    r"\begin{matrix}%s\end{matrix}",
+    "<answer>%s</answer>",
+]
+ENDS = ["%s", "%s.", "%s。", " %s"]
+SPELLED = {
+    "choice": [
+        "%s",
+        "Option %s",
+        "option (%s)",
+        "%s.",
+        "%s)",
+        "选项%s",
+        "%s: the roof",
+        "%s\n\nThe roof goes on.",
+        "Candidate **%s**",
+    ],
+    "number": [
+        "%s",
+        "%s°",
+        r"%s^\circ",
+        r"%s^{\circ}",
+        "%s degrees",
+        r"%s\text{ degrees}",
+        "%s度",
+        "%s.0",
+        "%s degrees clockwise",
+        "顺时针%s度",
+    ],
+    "sequence": [
+        ", ",
+        ",",
+        " ",
+        " → ",
+        "，",
+        "、",
+        " & ",
+        " - ",
+        r" \to ",
+        ", tile ",
+        "\n",
+        r"\\",
+        "}{",
+        ") (",
+        "** **",
+    ],
+}
+
+
+@st.composite
+def dressed(draw, answer):
+    how, text = draw(st.sampled_from(SPELLED[answer.kind])), answer.text
+    if answer.kind == "sequence":
+        text = how.join(map(str, answer.value))
+        text = {"}{": "{%s}", ") (": "(%s)", "** **": "**%s**"}.get(how, "%s") % text
+        text = f"[{text}]" if how == ") (" else text
+    else:
+        text = how % (text.lower() if draw(st.booleans()) and answer.kind == "choice" else text)
+    if "\n\n" in text or ": the" in text or (text.endswith(")") and "(" not in text):  # not what is put into brackets
+        return text
+    for one in draw(st.lists(st.sampled_from(DRESS), max_size=6, unique=True)):
+        text = one % text
+    return draw(st.sampled_from(ENDS)) % text.rstrip(".")
+
+
+def pairs():
+    """An answer, another one of its kind, and both in some dress."""
+
+    def spelled(answer):
+        others = [c for c in answer.choices if c != answer.value]
+        other = Answer("sequence", answer.value[::-1]) if not others else Answer(answer.kind, others[0], answer.choices)
+        return st.tuples(st.just(answer), dressed(answer), dressed(other))
+
+    return ANSWERS.flatmap(spelled)
+
+
+def check_dressed(answer, text, other):
+    found = score(answer, f"\\boxed{{{text}}}", thinking=False)
+    assert found.exact == 1.0 and found.reward == 1.0, (answer, text)
+    if answer.kind == "choice":
+        assert read_answer(f"\\boxed{{{text}}}", ("one", "two") * 4)[0] == answer.value
+    for wrong in (
+        f"{text} or {other}",
+        f"{text}, {other}",
+        f"{text}\n{other}",
+        f"not {text}",
+        f"~~{text}~~",
+        f"{other} or {text}",
+    ):
+        found = score(answer, f"\\boxed{{{wrong}}}", thinking=False)
+        assert found.format_ok and found.exact == 0.0, (answer, wrong)
+
+
+def check_read(text, options):
+    """The reader of benchmarks: any string is an option, one of two words or nothing, soon; the parts of the grammar likewise."""
+    start = time.thread_time()
+    assert (
+        read_answer(text, options) in (None, *CHOICES[: len(options)])
+        if options
+        else read_answer(text) in (None, "yes", "no")
+    )
+    assert answers.choice(text) is None or answers.choice(text) in "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+    assert answers.number(text) in (None, *range(360))
+    assert all(value >= 0 for value in answers.sequence(text) or ())
+    took = time.thread_time() - start
+    assert took < 0.5 + 1e-5 * len(text), f"{took:.2f} s for {len(text)} characters"
+
+
 SPACES = st.text(" \n\t", max_size=3)
 CHECKS = [
     (st.tuples(ANSWERS, TEXTS, st.booleans()), lambda case: check_any(*case)),
     (st.tuples(ANSWERS, ANSWERS, st.text(max_size=9), SPACES, st.booleans()), lambda case: check_written(*case)),
     (lists(), lambda case: check_list(*case)),
+    (pairs(), lambda case: check_dressed(*case)),
+    (
+        st.tuples(TEXTS, st.sampled_from([(), ("a dog", "Vitamin D"), ("A", "B", "C", "D", "it is E")])),
+        lambda case: check_read(*case),
+    ),
 ]

@@ -1212,6 +1212,10 @@ WRONG = {
 # Written when the parser was there, to see what it makes of spellings that it was not made from.
 LATER_RIGHT = {
     "B": [
+        r"\operatorname*{B}",
+        "**“B”**",
+        "“『B』”",
+        "``B''",
         "\\text{(b)}",
         "\\mathbf{B.}",
         "\\textbf{B: upper right}",
@@ -1275,6 +1279,8 @@ LATER_RIGHT = {
         "正确的选项是B",
     ],
     "270": [
+        r"**270^\circ**",
+        r"*270^\circ*",
         "270 º clockwise",
         "270\\,^{\\circ}\\text{ clockwise}",
         "270^{\\circ} \\text{(clockwise)}",
