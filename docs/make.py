@@ -245,6 +245,72 @@ def rewards() -> str:
     return table(("answer", "completion", "format", "accuracy", *(f"`{rule}`" for rule in reward.RULES)), rows)
 
 
+def answers() -> str:
+    """What counts as which answer; each example is scored here."""
+    kinds = (
+        ("a letter, here B", puzzles.Answer("choice", "B", tuple("ABCD")), LETTERS),
+        ("degrees, here 270, asked clockwise", puzzles.Answer("number", 270, (0, 90, 180, 270), "clockwise"), ANGLES),
+        ("a list, here 2,1,4,3", puzzles.Answer("sequence", (2, 1, 4, 3)), LISTS),
+    )
+    rows = []
+    for what, answer, groups in kinds:
+        for how, right, wrong in groups:
+            for text, due in [(t, 1.0) for t in right] + [(t, 0.0) for t in wrong]:
+                assert puzzles.score(answer, PLAIN.format(text), thinking=False).exact == due, text
+            cells = (", ".join(f"`{text}`" for text in texts).replace("\n", "⏎") for texts in (right, wrong))
+            rows.append((what, how, *cells))
+            what = ""
+    return table(("answer", "spelling", "right", "wrong"), rows)
+
+
+LETTERS = (
+    (
+        "alone",
+        ("B", "(b)", "B.", "**B**", r"\textbf{(B)}", r"$\mathrm{B}$", "Ｂ", "「B」"),
+        ("B?", "BB", "~~B~~", r"\cancel{B}"),
+    ),
+    (
+        "behind words that say so",
+        ("Option B", "The answer is (B).", "选项B", "答案：B"),
+        ("not B", "Option B or C", "不是B"),
+    ),
+    (
+        "before a sign and the option's words",
+        ("B. the roof", "B) a tree", "B: upper left", "B (the tree)"),
+        ("B. or C", "B (not C)"),
+    ),
+    ("before a verdict", ("B is correct", "B is the answer"), ("B is wrong", "B and C", "B, C", "B/C")),
+)
+ANGLES = (
+    (
+        "an integer, in whole turns more or less",
+        ("270", "270.0", "-90", "−90", "630", "２７０", r"\theta = 270"),
+        ("270.5", "27⁰", "270²", "270 90"),
+    ),
+    (
+        "degrees",
+        ("270°", "270º", r"270^\circ", r"270^{\text{o}}", "270 deg.", "270 degrees", "270度"),
+        ("270%", "270 rad", "270°C", "270'"),
+    ),
+    (
+        "a direction",
+        ("270° clockwise", "90° CCW", "90 degrees to the left", "逆时针90度"),
+        ("270° CCW", "90° clockwise", "-90° CCW"),
+    ),
+    (
+        "behind words that say so",
+        ("Angle: 270°", "rotated by 270 degrees"),
+        ("not 270", "90 or 270", "between 90 and 270"),
+    ),
+)
+LISTS = (
+    ("between commas, spaces, arrows, dashes, “and”", ("2, 1, 4, 3", "2 1 4 3", "2、1、4、3", "2 → 1 → 4 → 3", "2-1-4-3", "2, 1, 4 and 3"), ("2143", "2,,1,4,3", "2;1;4;3", "2<1<4<3")),
+    ("in brackets or a set", ("[2,1,4,3]", r"\left(2,1,4,3\right)", r"\{2,1,4,3\}"), ("[2,1,4,3] or [1,2,3,4]", "2,1,4,3,5", "2,1,4")),
+    ("by rows", ("[[2,1],[4,3]]", r"2 & 1 \\ 4 & 3", r"\begin{bmatrix}2&1\\4&3\end{bmatrix}", "2 1; 4 3", "2,1\n4,3", "Row 1: 2, 1; Row 2: 4, 3"), ("[[2,1,4],[3]]", "[[2,4],[1,3]]", "Row 2: 2, 1; Row 1: 4, 3")),
+    ("with words", ("tile 2, tile 1, tile 4, tile 3", "Order: 2,1,4,3", "顺序：2，1，4，3"), ("not 2,1,4,3", "2,1,4,3 from right to left")),
+)  # fmt: skip
+
+
 def formats() -> str:
     """What the thinking form takes."""
     answer = puzzles.Answer("number", 90, (0, 90, 180, 270))
@@ -253,7 +319,9 @@ def formats() -> str:
         PLAIN.format(90),
         r"<think></think>\boxed{90}",
         r"Look.</think>\boxed{90}",
+        r"<think>Reason in <think></think>, then \boxed{}.</think>\boxed{90}",
         r"<think>Is it \boxed{180}?</think>\boxed{90}",
+        r"<think>It is \boxed{90}, but",
         r"<think>Look.</think>90",
     )
     rows = [
@@ -327,6 +395,7 @@ BLOCKS = {
     "endings": endings,
     "presets": presets,
     "rewards": rewards,
+    "answers": answers,
     "formats": formats,
     "curriculum": curriculum_numbers,
     "flat groups": flat_groups,
