@@ -1,7 +1,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: setup demo test test-slow test-peer fuzz test-gpu bench proof docs lint clean
+.PHONY: setup demo test test-slow test-peer fuzz test-gpu test-gpu-env bench proof docs lint clean
 
 setup: .venv/.done
 
@@ -13,8 +13,26 @@ setup: .venv/.done
 demo: setup
 	OMP_NUM_THREADS=1 $(BIN)/torchrun --nproc_per_node=2 -m sslr1.train configs/tiny.yaml log.name=demo
 
+TEST := -m pytest -q -n auto --maxprocesses=8 --dist worksteal
+
 test: setup
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --maxprocesses=8 --dist worksteal
+	OMP_NUM_THREADS=1 $(BIN)/python $(TEST)
+
+# the suite under a GPU machine's versions, which come with several GB of CUDA; first without packages that such a machine may lack
+GPU_PYTHON ?= python3.12
+GPU_BIN := .venv-gpu/bin
+OFTEN_MISSING := pydantic rich simplejpeg nvidia-dali-cuda130
+
+.venv-gpu/.done: pyproject.toml setup.py constraints-gpu.txt $(wildcard csrc/*.cpp csrc/*.h csrc/cuda/*)
+	$(GPU_PYTHON) -m venv .venv-gpu
+	$(GPU_BIN)/pip install --quiet -c constraints-gpu.txt -e '.[dev]' torchvision accelerate peft timm pandas scikit-learn
+	touch $@
+
+test-gpu-env: .venv-gpu/.done
+	$(GPU_BIN)/pip uninstall --quiet --yes $(OFTEN_MISSING)
+	OMP_NUM_THREADS=1 $(GPU_BIN)/python $(TEST) --bare
+	$(GPU_BIN)/pip install --quiet -c constraints-gpu.txt $(OFTEN_MISSING)
+	OMP_NUM_THREADS=1 $(GPU_BIN)/python $(TEST)
 
 test-slow: setup
 	$(BIN)/python -m pytest -q -m slow
@@ -48,4 +66,4 @@ lint: setup
 	$(BIN)/ruff format --check .
 
 clean:
-	rm -rf .venv build runs *.egg-info sslr1/*.so
+	rm -rf .venv .venv-gpu build runs *.egg-info sslr1/*.so

@@ -3,6 +3,7 @@
 import fcntl
 import os
 import random
+import re
 import shutil
 import subprocess
 import sys
@@ -15,6 +16,35 @@ import torch
 from tests.exact import keep_dtype
 
 ROOT = Path(__file__).parent.parent
+
+
+def pytest_addoption(parser):
+    parser.addoption(
+        "--bare", action="store_true", help="skip what needs a package of the project's that isn't installed"
+    )
+
+
+def skip_reason(error, config):
+    """Why a test can't run where not all of the project's packages are, None for any other error; only with --bare, since what is missing
+    unasked is a fault."""
+    missing = config.getoption("--bare") and re.search(r"No module named '(pydantic|rich|simplejpeg|nvidia)\b", error)
+    return missing and f"needs {missing[1]}, which isn't installed"
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report(collector):
+    report = yield
+    if report.failed and (reason := skip_reason(str(report.longrepr), collector.config)):
+        report.outcome, report.longrepr = "skipped", (str(collector.path), 1, f"Skipped: {reason}")
+    return report
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item, call):
+    report = yield
+    if report.failed and (reason := skip_reason(str(report.longrepr), item.config)):
+        report.outcome, report.longrepr = "skipped", (str(item.path), 1, f"Skipped: {reason}")
+    return report
 
 
 def int_sum(values, start=0):
