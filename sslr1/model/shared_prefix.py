@@ -17,15 +17,15 @@ VISION_ATTENTION = "sslr1_flash_varlen"  # transformers hands cumulative lengths
 
 
 @torch.compiler.disable  # or every layout would be compiled for
-def _text_attention(module, query, key, value, attention_mask, *, scaling, layout=None, cache=None, **kwargs):
-    """Packed groups when `layout` is given (and their keys and values go to `cache` if there is one), a decode step when
-    only `cache` is, and otherwise transformers' own SDPA, so that the model stays usable as any other."""
+def _text_attention(module, query, key, value, attention_mask, *, scaling, layout=None, group_cache=None, **kwargs):
+    """Packed groups when `layout` is given (and their keys and values go to `group_cache` if there is one), a decode step when
+    only `group_cache` is, and otherwise transformers' own SDPA, so that the model stays usable as any other."""
     if layout is not None:
-        if cache is not None:
-            cache.write_prompts(module.layer_idx, key, value)
+        if group_cache is not None:
+            group_cache.write_prompts(module.layer_idx, key, value)
         return ops.shared_prefix_attention(query, key, value, layout, scaling), None
-    if cache is not None:
-        return cache.attend(module.layer_idx, query, key, value, scaling), None
+    if group_cache is not None:
+        return group_cache.attend(module.layer_idx, query, key, value, scaling), None
     return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
 
 
@@ -49,7 +49,7 @@ def plug_in(model) -> None:
 
 
 def no_mask(embeds) -> torch.Tensor:
-    """What to give a language model as its mask when `layout` or `cache` says who sees whom: every family takes a tensor of
+    """What to give a language model as its mask when `layout` or `group_cache` says who sees whom: every family takes a tensor of
     four dimensions for a finished mask and hands it to the attention, which looks at it no more."""
     return embeds.new_empty(1, 1, 1, 0)
 
@@ -73,7 +73,7 @@ def run(model, packed, cache=None) -> torch.Tensor:
         attention_mask=no_mask(embeds),
         use_cache=False,
         layout=packed.layout,
-        cache=cache,
+        group_cache=cache,
         **deepstack(seen, rows),
     ).last_hidden_state[0]
 

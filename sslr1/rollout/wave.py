@@ -147,7 +147,7 @@ class Wave:
             position_ids=F.pad(positions, (0, padding)).expand(3, 1, -1),
             attention_mask=no_mask(embeds),
             use_cache=False,
-            cache=self.cache,
+            group_cache=self.cache,
         ).last_hidden_state[0]
         self.draw(slots, ops.float_logits(states, head)[:n])
 
