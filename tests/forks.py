@@ -126,7 +126,8 @@ def _pipe():
 def _server():
     ours, its = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with its:
-        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        # transformers imports scikit-learn where it is, and with it pyarrow, whose allocator would start a thread
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "JE_ARROW_MALLOC_CONF": "background_thread:false"}
         command = [sys.executable, "-m", "tests.forks", str(its.fileno())]
         subprocess.Popen(command, cwd=ROOT, env=environment, pass_fds=[its.fileno()], stdin=subprocess.DEVNULL)
     size = ours.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF)
