@@ -1,4 +1,4 @@
-"""CUDA kernels on the CPU: `build` compiles a .cu file as C++ against include/ and machine.h, which says what is modelled.
+"""CUDA kernels on the CPU: `build` compiles a .cu file as C++. machine.h says what is modelled.
 
 library = Emulator(build(Path("kernel.cu"), "name::of_a_function", folder))
 library.configure(order="random", seed=1)
@@ -80,7 +80,7 @@ def build_machine(folder):
 
 
 def build(machine, folder, source, entry, text=None):
-    """The shared library, made in `folder`, whose function `entry` an Emulator calls. `text` stands for what is in `source`."""
+    """The library, made in `folder`, whose function `entry` an Emulator calls; `text` replaces what is in `source`."""
     folder.mkdir()
     text = translate(source.read_text() if text is None else text)
     translated, compiled, library = (folder / f"kernel.{suffix}" for suffix in ("cpp", "o", "so"))

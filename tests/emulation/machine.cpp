@@ -23,7 +23,7 @@ namespace {
 constexpr unsigned kMaxBlocks = 8, kMaxThreads = 1024;  // of a cluster, of a block
 constexpr std::size_t kStack = (32 << 10) + 320;        // not a power of 2, or their tops would share sets of the cache
 constexpr std::uint64_t kCanary = 0x5A5A0FF1CE5A5A5A;   // at a stack's end
-constexpr std::size_t kStaticLimit = 48 << 10;  // bytes of shared variables, and of dynamic memory that needs no permission
+constexpr std::size_t kStaticLimit = 48 << 10;  // of shared variables; of dynamic memory that needs no permission
 constexpr std::size_t kStatic = 64 << 10;       // shared variables lie below it, dynamic memory above
 constexpr std::size_t kArena = 320 << 10;       // a block's shared memory, gaps included
 constexpr std::size_t kGap = 64;                // bytes before each shared variable
@@ -120,7 +120,7 @@ std::string name(const Fiber& f) {
   return "thread " + text(f.index) + " of block " + text(b.x) + "," + text(b.y) + "," + text(b.z);
 }
 
-// --- fibers -----------------------------------------------------------------------------------------------------------
+// --- fibers ----------------------------------------------------------------------------------------------------------
 
 void to_scheduler() {
   if (!_setjmp(m.now->context)) _longjmp(m.scheduler, 1);
@@ -244,7 +244,7 @@ void run_cluster(unsigned first) {
   m.events.clear();
   std::fill(m.state.begin(), m.state.end(), kOutside);
   m.patience = std::array{16ull, 2048ull, ~0ull}[m.rng() % 3];  // events come soon, now and then, when nothing else can
-  m.window = std::array{4ull, 64ull, ~0ull}[m.rng() % 3];       // a warp runs far ahead of others, or all run side by side
+  m.window = std::array{4ull, 64ull, ~0ull}[m.rng() % 3];  // a warp runs far ahead of others, or all run side by side
   for (unsigned rank = 0; rank < m.launch.cluster; ++rank) {
     Block& b = m.blocks[rank];
     const unsigned i = first + rank;
@@ -280,7 +280,7 @@ void run_cluster(unsigned first) {
   }
 }
 
-// --- memory -----------------------------------------------------------------------------------------------------------
+// --- memory ----------------------------------------------------------------------------------------------------------
 
 std::vector<Memory>::iterator first_after(std::uintptr_t at) {
   const auto before = [](std::uintptr_t at, const Memory& piece) { return at < piece.start; };
@@ -307,7 +307,9 @@ std::string place(const void* code) {
 
 void check_access(std::uintptr_t at, std::size_t bytes, bool write, const void* code) {
   const auto check = [&](bool good, const char* what) {
-    if (!good) fault((write ? "writes " : "reads ") + std::to_string(bytes) + " bytes at " + hex(at) + ", " + what + place(code));
+    if (good) return;
+    const std::string verb = write ? "writes " : "reads ";
+    fault(verb + std::to_string(bytes) + " bytes at " + hex(at) + ", " + what + place(code));
   };
   const std::uintptr_t offset = at - reinterpret_cast<std::uintptr_t>(m.shared);
   if (offset < kMaxBlocks * kArena) {
@@ -363,7 +365,7 @@ Meeting& meet(unsigned mask, std::uint64_t value, const char* what) {
 
 }  // namespace
 
-// --- the host's side --------------------------------------------------------------------------------------------------
+// --- the host's side -------------------------------------------------------------------------------------------------
 
 bool run(const Launch& launch, void (*thread)(const void*), const void* closure) {
   const std::size_t threads = std::size_t{launch.block.x} * launch.block.y * launch.block.z;
@@ -375,7 +377,8 @@ bool run(const Launch& launch, void (*thread)(const void*), const void* closure)
   } else if (launch.cluster < 1 || launch.cluster > kMaxBlocks || launch.grid.x % launch.cluster) {
     m.error = "clusters of " + std::to_string(launch.cluster) + " blocks in a grid of " + std::to_string(launch.grid.x);
   } else if (launch.dynamic_bytes > allowed) {
-    m.error = std::to_string(launch.dynamic_bytes) + " bytes of dynamic shared memory; allowed are " + std::to_string(allowed);
+    m.error = std::to_string(launch.dynamic_bytes) + " bytes of dynamic shared memory; allowed are " +
+              std::to_string(allowed);
   }
   if (!m.error.empty()) return false;
   if (!m.stacks) {
@@ -410,7 +413,7 @@ void allow_dynamic(const void* kernel, int bytes) { m.allowed_dynamic[kernel] = 
 int capability() { return m.capability; }
 int shared_limit() { return m.shared_limit; }
 
-// --- the device's side ------------------------------------------------------------------------------------------------
+// --- the device's side -----------------------------------------------------------------------------------------------
 
 void fault(const std::string& what) {
   m.error = name(*m.now) + " " + what;
@@ -539,7 +542,7 @@ void copy_in_bulk(unsigned to, std::uintptr_t from, unsigned bytes, unsigned bar
 
 }  // namespace emulation
 
-// --- for Python, and for the compiler's sanitizers --------------------------------------------------------------------
+// --- for Python, and for the compiler's sanitizers -------------------------------------------------------------------
 
 using emulation::m;
 using emulation::on_access;
@@ -559,7 +562,7 @@ void emulation_declare_memory(std::uintptr_t start, std::size_t bytes, bool read
   m.memory.insert(emulation::first_after(start), {start, start + bytes, readable, writable});
 }
 
-// A line a launch since the last call: blocks, blocks of a cluster, threads of a block, bytes of dynamic and static shared memory
+// A line a launch since the last call: grid, cluster, block; bytes of dynamic and of static shared memory
 const char* emulation_launches() {
   m.kept = std::move(m.launches);
   m.launches.clear();
@@ -593,6 +596,7 @@ struct Mismatch {
 void __ubsan_handle_type_mismatch_v1(const Mismatch* found, std::uintptr_t at) {
   if (!m.now) return;
   const std::string multiple = std::to_string(1u << found->log_alignment), line = std::to_string(found->line);
-  emulation::fault("uses address " + emulation::hex(at) + ", no multiple of " + multiple + " [" + found->file + ":" + line + "]");
+  const std::string where = std::string(found->file) + ":" + line;
+  emulation::fault("uses address " + emulation::hex(at) + ", no multiple of " + multiple + " [" + where + "]");
 }
 }

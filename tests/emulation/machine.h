@@ -1,19 +1,21 @@
-// A GPU of one cluster at a time, on the host, so that tests run CUDA kernels where there is no card. `__init__.py` translates
-// a .cu file and builds it with this; include/ has what the project's kernels use of CUDA's headers.
+// A GPU of one cluster at a time, on the host, so that tests run CUDA kernels where there is no card. `__init__.py`
+// translates a .cu file and builds it with this; include/ has what the project's kernels use of CUDA's headers.
 //
-// Modelled: threads are fibers, switched at every barrier, shuffle and vote and, in random order, between any two memory
-// accesses. A cluster's blocks start at any time after each other; bulk copies arrive late. Found are, as a failed launch:
+// Modelled: threads are fibers, switched at every barrier, shuffle and vote and, in random order, between any two
+// memory accesses. A cluster's blocks start at any time after each other; bulk copies arrive late. Found are, as a
+// failed launch:
 //   - accesses outside of the memory that the caller declared, of a shared variable or of the thread's own stack,
 //   - reads of shared memory that nobody wrote (it holds NaNs, too),
 //   - shared memory of a block that has not started or has left; a block that leaves before a copy into it has arrived,
 //   - accesses, copies and shared memory that break the hardware's rules of alignment and size,
 //   - deadlocks, barriers that are misused, bulk copies on a barrier that no fence has shown to them.
-// Every access is seen since the kernel is compiled with -fsanitize=thread, whose calls end here instead of in libtsan (as the
-// Linux kernel's KCSAN does it); alignment by -fsanitize=alignment likewise.
+// Every access is seen since the kernel is compiled with -fsanitize=thread, whose calls end here instead of in libtsan
+// (as the Linux kernel's KCSAN does it); alignment by -fsanitize=alignment likewise.
 //
-// Not modelled: the precision of CUDA's expf and its like, contraction to fused multiply-adds, weak memory order (writes are
-// seen at once and in order), proxy fences beyond their presence after a barrier's initialisation, clusters side by side,
-// registers, time. memcpy and memset in a kernel aren't seen. Races are found where a drawn order makes them show.
+// Not modelled: the precision of CUDA's expf and its like, contraction to fused multiply-adds, weak memory order
+// (writes are seen at once and in order), proxy fences beyond their presence after a barrier's initialisation, clusters
+// side by side, registers, time. Not seen: memcpy and memset in a kernel, structs that a call takes from memory. Races
+// are found where a drawn order makes them show.
 #pragma once
 #include <cstddef>
 #include <cstdint>
@@ -61,8 +63,8 @@ unsigned ballot(unsigned mask, bool value);
 
 void* shared_variable(int id, std::size_t bytes, std::size_t alignment);
 void* dynamic_shared(std::size_t alignment);
-void* map_to_rank(const void* mine, unsigned rank);     // the same place in another block of the cluster
-unsigned shared_offset(const void* at);                 // what PTX calls an address in shared memory
+void* map_to_rank(const void* mine, unsigned rank);  // the same place in another block of the cluster
+unsigned shared_offset(const void* at);              // what PTX calls an address in shared memory
 void init_barrier(unsigned barrier, unsigned arrivals);
 void fence_barriers();  // the async proxy sees the barriers initialised so far
 void expect_bytes_and_arrive(unsigned barrier, unsigned bytes);

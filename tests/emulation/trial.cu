@@ -11,7 +11,8 @@ namespace cg = cooperative_groups;
 __device__ unsigned shared_address(const void* at) { return static_cast<unsigned>(__cvta_generic_to_shared(at)); }
 
 __device__ void start_copy(void* to, const void* from, unsigned bytes, unsigned long long* barrier) {
-  asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(shared_address(barrier)), "r"(bytes) : "memory");
+  asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(shared_address(barrier)), "r"(bytes)
+               : "memory");
   asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(
                    shared_address(to)),
                "l"(__cvta_generic_to_global(from)), "r"(bytes), "r"(shared_address(barrier))
@@ -24,7 +25,8 @@ __global__ void kernel(int task, const int* in, int* out) {
   __shared__ int of_thread[64], lonely;
   __shared__ unsigned long long barrier;
   const auto cluster = cg::this_cluster();
-  const unsigned t = threadIdx.x + blockDim.x * threadIdx.y, threads = blockDim.x * blockDim.y, rank = cluster.block_rank();
+  const unsigned t = threadIdx.x + blockDim.x * threadIdx.y, threads = blockDim.x * blockDim.y,
+                 rank = cluster.block_rank();
   const unsigned index = (blockIdx.x + gridDim.x * blockIdx.y) * threads + t;
   if (task >= 20 && t == 0) {
     asm volatile("mbarrier.init.shared::cta.b64 [%0], 1;" ::"r"(shared_address(&barrier)) : "memory");
@@ -67,7 +69,7 @@ __global__ void kernel(int task, const int* in, int* out) {
     case 12: of_thread[t + 1] = 1; break;       // the last one is beyond
     case 13: out[index] = in[index + 1]; break;
     case 14: const_cast<int*>(in)[index] = 1; break;
-    case 15: *reinterpret_cast<long long*>(out + index) = 1; break;  // 8 bytes at any 4
+    case 15: *reinterpret_cast<long long*>(out + index) = 1; break;   // 8 bytes at any 4
     case 16: *cluster.map_shared_rank(&lonely, rank ^ 1) = 1; break;  // it may not run yet, or no more
     case 17: cluster.map_shared_rank(&lonely, cluster.num_blocks()); break;
     case 18: __cluster_barrier_arrive_relaxed(); break;  // and never waits
@@ -119,7 +121,8 @@ void run(int task, std::uintptr_t in, std::uintptr_t out, int blocks, int cluste
   config.dynamicSmemBytes = bytes;
   config.attrs = &attribute;
   config.numAttrs = 1;
-  const auto error = cudaLaunchKernelEx(&config, kernel, task, reinterpret_cast<const int*>(in), reinterpret_cast<int*>(out));
+  const auto error =
+      cudaLaunchKernelEx(&config, kernel, task, reinterpret_cast<const int*>(in), reinterpret_cast<int*>(out));
   if (error != cudaSuccess) throw std::runtime_error(cudaGetErrorString(error));
 }
 

@@ -1,4 +1,4 @@
-"""The CUDA kernel of `row_loss` without a GPU, on tests/emulation's machine: every way of a row through it, against float64."""
+"""The CUDA kernel of `row_loss` on the CPU, by tests/emulation: every way of a row through it, against float64."""
 
 import ctypes
 import random
@@ -88,7 +88,7 @@ def test_one_block(seed, emulator, kernels, order):
     ],
 )
 def test_where_the_way_changes(seed, emulator, kernels, V, device, cluster):
-    """The shortest rows for 2, 4 and 8 blocks; the longest piece, and a row too long for clusters; no clusters at all."""
+    """The shortest rows for 2, 4 and 8 blocks; the longest piece; a row too long for clusters; no clusters at all."""
     emulator.configure(seed=seed, **device)
     check(kernels(emulator), vocabularies=[V], combinations=draw_combinations(seed))
     assert max(launch.cluster for launch in emulator.launches()) == cluster
@@ -145,6 +145,7 @@ def planted():
 
 WRONG = "Tensor-likes are not close|Scalars are not close"
 WARP_SUMS = "of_warp[t / 32] = sums;"
+TO_PEER = "*cluster.map_shared_rank(of_block + rank, lane)"
 # What stands for what in the source, how that is found, and in rows of which length
 FAULTS = {
     "copies are not awaited": ({"wait_for_copy(arrived + c);": ""}, "nobody has written", 1027),
@@ -182,7 +183,7 @@ FAULTS = {
     "blocks' sums are read too early": ({"cluster.sync();": "__syncthreads();"}, "nobody has written|has left", 19_077),
     "blocks read from others that have left": (
         {
-            "if (lane < blocks) *cluster.map_shared_rank(of_block + rank, lane) = sums;": "if (t == 0) of_block[rank] = sums;",
+            f"if (lane < blocks) {TO_PEER} = sums;": "if (t == 0) of_block[rank] = sums;",
             "of_block[lane]": "*cluster.map_shared_rank(of_block + lane, lane)",
         },
         "has left",

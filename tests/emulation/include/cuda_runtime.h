@@ -1,5 +1,5 @@
-// What the project's kernels use of CUDA's runtime and of PTX, on the machine of ../machine.h. What is missing doesn't compile:
-// add it here.
+// What the project's kernels use of CUDA's runtime and of PTX, on the machine of ../machine.h. What is missing doesn't
+// compile: add it here.
 #pragma once
 #include <cmath>
 #include <cstdint>
@@ -37,7 +37,7 @@ void __stcs(T* to, T value) {
   *to = value;
 }
 
-// --- threads ----------------------------------------------------------------------------------------------------------
+// --- threads ---------------------------------------------------------------------------------------------------------
 
 inline void __syncthreads() { emulation::sync_block(); }
 inline void __cluster_barrier_arrive_relaxed() { emulation::arrive_at_cluster(); }
@@ -81,7 +81,7 @@ inline int __any_sync(unsigned mask, int value) { return emulation::ballot(mask,
 inline int __all_sync(unsigned mask, int value) { return emulation::ballot(mask, value) == mask; }
 inline void __syncwarp(unsigned mask = ~0u) { emulation::ballot(mask, true); }
 
-// --- PTX: an instruction is a function of its name with _ for . and ::, its operands in order, less _ -----------------
+// --- PTX: an instruction is a function of its name with _ for . and ::, its operands in order, less _ ----------------
 
 inline std::size_t __cvta_generic_to_shared(const void* at) { return emulation::shared_offset(at); }
 inline std::size_t __cvta_generic_to_global(const void* at) { return reinterpret_cast<std::size_t>(at); }
@@ -98,14 +98,14 @@ inline void mbarrier_arrive_expect_tx_shared_cta_b64(unsigned barrier, unsigned 
 inline void mbarrier_try_wait_parity_shared_cta_b64(bool& done, unsigned barrier, unsigned parity) {
   done = try_wait(barrier, parity);
 }
-inline void cp_async_bulk_shared_cluster_global_mbarrier_complete_tx_bytes(unsigned to, std::uintptr_t from, unsigned bytes,
-                                                                           unsigned barrier) {
+inline void cp_async_bulk_shared_cluster_global_mbarrier_complete_tx_bytes(unsigned to, std::uintptr_t from,
+                                                                           unsigned bytes, unsigned barrier) {
   copy_in_bulk(to, from, bytes, barrier);
 }
 
 }  // namespace emulation::ptx
 
-// --- the host's side --------------------------------------------------------------------------------------------------
+// --- the host's side -------------------------------------------------------------------------------------------------
 
 using cudaStream_t = struct Stream*;
 enum cudaError_t { cudaSuccess, cudaErrorLaunchFailure };
@@ -149,7 +149,8 @@ cudaError_t cudaFuncSetAttribute(void (*kernel)(P...), cudaFuncAttribute attribu
 namespace emulation {
 
 template <typename... P>
-bool run_kernel(void (*kernel)(P...), dim3 grid, dim3 block, unsigned cluster, std::size_t bytes, const P&... arguments) {
+bool run_kernel(void (*kernel)(P...), dim3 grid, dim3 block, unsigned cluster, std::size_t bytes,
+                const P&... arguments) {
   const auto thread = [&]() UNSEEN { kernel(arguments...); };
   const auto call = [](const void* closure) UNSEEN { (*static_cast<decltype(thread)*>(closure))(); };
   return run({reinterpret_cast<const void*>(kernel), grid, block, cluster, bytes}, call, &thread);
@@ -185,7 +186,8 @@ cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* c, void (*kernel)(P...)
   for (unsigned i = 0; i < c->numAttrs; ++i) {
     if (c->attrs[i].id == cudaLaunchAttributeClusterDimension) cluster = c->attrs[i].val.clusterDim.x;
   }
-  const bool well = emulation::run_kernel<P...>(kernel, c->gridDim, c->blockDim, cluster, c->dynamicSmemBytes, arguments...);
+  const bool well =
+      emulation::run_kernel<P...>(kernel, c->gridDim, c->blockDim, cluster, c->dynamicSmemBytes, arguments...);
   return well ? cudaSuccess : cudaErrorLaunchFailure;
 }
 
