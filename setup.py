@@ -47,7 +47,7 @@ def cuda_library_folder():
 CUDA = cuda_library_folder() if NVCC else None
 extension = Pybind11Extension(
     "sslr1._C",
-    ["csrc/module.cpp", *(f"csrc/{name}.cpp" for name in ("look", "memory", "points", "render", "row_loss", "views"))],
+    ["csrc/module.cpp", *(f"csrc/{name}.cpp" for name in ("look", "memory", "points", "render", "row_loss"))],
     include_dirs=["csrc"],
     cxx_std=17,
     extra_compile_args=[

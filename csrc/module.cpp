@@ -1,6 +1,5 @@
 // sslr1._C: the compiled part. Functions take addresses, sizes and strides, no torch types. Those that take longer than
 // handing the GIL to another thread and back let it go.
-#include <pybind11/functional.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
@@ -9,7 +8,6 @@
 #include "points.h"
 #include "render.h"
 #include "row_loss.h"
-#include "views.h"
 #ifdef SSLR1_CUDA
 #include "cuda/row_loss.h"
 #endif
@@ -41,21 +39,6 @@ PYBIND11_MODULE(_C, m) {
         py::arg("alike"));
   m.def("balanced", &sslr1::balanced, py::arg("refs"), py::arg("places"), py::arg("count"), py::arg("n"),
         py::arg("ranks"), py::arg("weights"));
-  m.def(
-      "draw_views",
-      [](const py::capsule& draw, std::uintptr_t sample, std::int64_t samples, std::int64_t height, std::int64_t width,
-         double side, const std::array<double, 3>& mean, std::uintptr_t terms,
-         const std::function<sslr1::Colour(const sslr1::Colour&)>& greyed, std::int64_t tries, double low, double high,
-         double ratio_low, double ratio_spread, double of_view, double of_image, bool augmented, double flattest,
-         std::uintptr_t out) {
-        const sslr1::ViewRules rules{tries, low, high, ratio_low, ratio_spread, of_view, of_image, augmented, flattest};
-        return sslr1::draw_views(*draw.get_pointer<sslr1::BitGenerator>(), sample, samples, height, width, side, mean,
-                                 terms, greyed, rules, out);
-      },
-      py::arg("draw"), py::arg("sample"), py::arg("samples"), py::arg("height"), py::arg("width"), py::arg("side"),
-      py::arg("mean"), py::arg("terms"), py::arg("greyed"), py::arg("tries"), py::arg("low"), py::arg("high"),
-      py::arg("ratio_low"), py::arg("ratio_spread"), py::arg("of_view"), py::arg("of_image"), py::arg("augmented"),
-      py::arg("flattest"), py::arg("out"));
   m.def("row_loss", &sslr1::row_loss, py::arg("mode"), py::arg("logits"), py::arg("tokens"), py::arg("logprobs"),
         py::arg("entropy"), py::arg("advantage"), py::arg("policy"), py::arg("kl"), py::arg("bonus"), py::arg("old"),
         py::arg("ref"), py::arg("g"), py::arg("rows"), py::arg("vocabulary"), py::arg("stride"),

@@ -14,8 +14,7 @@ _TO_RGB = np.linalg.inv(_TO_YIQ)
 _KEEP = np.outer(_TO_RGB[:, 0], _TO_YIQ[0])
 _COS = np.outer(_TO_RGB[:, 1], _TO_YIQ[1]) + np.outer(_TO_RGB[:, 2], _TO_YIQ[2])
 _SIN = np.outer(_TO_RGB[:, 2], _TO_YIQ[1]) - np.outer(_TO_RGB[:, 1], _TO_YIQ[2])
-TERMS = np.stack([_KEEP, _COS, _SIN, np.tile(LUMA, (3, 1))], -1).reshape(9, 4)  # of each of 3 x 3 entries
-_TERMS = TERMS.tolist()
+_TERMS = np.stack([_KEEP, _COS, _SIN, np.tile(LUMA, (3, 1))], -1).reshape(9, 4).tolist()  # of each of 3 x 3 entries
 
 
 def jitter(draw, mean, brightness, contrast, saturation, hue):

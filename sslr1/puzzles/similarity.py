@@ -4,9 +4,8 @@ import math
 
 import numpy as np
 
-from sslr1.ops import views as compiled
 from sslr1.ops.render import IDENTITY_COLOUR
-from sslr1.puzzles.colour import LUMA, TERMS, constant, equalise, greyed, jitter
+from sslr1.puzzles.colour import LUMA, constant, equalise, greyed, jitter
 from sslr1.puzzles.picture import SAME, difference
 from sslr1.puzzles.plan import Plan, PoolError, Puzzle, peek
 from sslr1.puzzles.reward import Answer
@@ -86,13 +85,6 @@ def build(draw, image, level, spec, pool) -> Puzzle:
 
 def pair_of_views(draw, image, level, side, target):
     """(two views (crop, augmentation) that overlap, whether both show something): those that don't are drawn again."""
-    if level < 3:
-        rules = (TRIES, *AREA[level], LOWEST_RATIO, RATIOS, OVERLAP_OF_VIEW, OVERLAP_OF_IMAGE, level > 1, FLATTEST)
-        size = image.height, image.width
-        found = compiled.pair(draw, image.sample, size, side, image.mean, TERMS, greyed, rules)
-        if found is not None:
-            views, told = found
-            return [(crop, flip, [(colour, 1.0)], blur, True) for crop, flip, colour, blur in views], told
     for _ in range(TRIES):
         crops = crop_pair(draw, image.height, image.width, AREA[level])
         views = [(crop, *augmentation(draw, image, crop, level, side, target)) for crop in crops]
