@@ -5,7 +5,6 @@ can't be traced, are replaced by what has their shape.
 """
 
 import ctypes
-import sys
 from copy import copy
 from dataclasses import replace
 from pathlib import Path
@@ -18,11 +17,10 @@ from torch.utils._pytree import tree_leaves
 from sslr1 import model
 from sslr1.learner import Learner
 from sslr1.model import parallel, shared_prefix
-from sslr1.ops import attention, chunks, flash, packed_attention, row_loss, sampling
+from sslr1.ops import attention, backends, chunks, flash, loss_walk, packed_attention, sampling
 from sslr1.rollout import Engine, wave
 from tests.test_learner import OPTIONS, make_groups
 
-loss = sys.modules["sslr1.ops.grpo_loss"]  # the package has a function of that name
 CUDA = torch.device("cuda", 0)
 pytestmark = pytest.mark.filterwarnings(
     "ignore:Accessing the data pointer of FakeTensor"
@@ -134,15 +132,15 @@ def device(guarded, monkeypatch):
 
     monkeypatch.setattr(chunks, "product", product)
     monkeypatch.setattr(chunks, "add_product", add_product)
-    monkeypatch.setattr(
-        row_loss, "_has_cuda", lambda: False
-    )  # the CUDA kernel takes addresses, which these have not: Triton's takes its place
+    # The CUDA kernel takes addresses, which these have not: Triton's takes its place
+    monkeypatch.setattr(backends, "_missing", lambda name: "" if name == "triton" else "not here")
+    monkeypatch.setattr(backends, "_say_what_is_missing", lambda operation: None)
     monkeypatch.setattr(flash, "_library", lambda: "torch")
     for name, run in {
         "sample": sampling._op_sample,
         "decode_attention": attention._op_decode_attention,
-        "token_logprobs": loss._token_logprobs,
-        "grpo_loss": lambda *arguments: loss._grpo_loss(*arguments[:-2], True, True),
+        "token_logprobs": loss_walk._token_logprobs,
+        "grpo_loss": lambda *arguments: loss_walk._grpo_loss(*arguments[:-2], True, True),
         "packed_attention": there_and_back,
     }.items():
         monkeypatch.setattr(torch.ops.sslr1, name, run)

@@ -5,14 +5,13 @@ The forms here are plain PyTorch and run anywhere; they are the reference for fa
 kernels/triton/decode.py; it is also torch.ops.sslr1.decode_attention.
 """
 
-import os
 from copy import copy
 from itertools import groupby
 
 import torch
 import torch.nn.functional as F
 
-from sslr1.ops import flash, packed_attention  # noqa: F401 (registers the operation)
+from sslr1.ops import backends, flash, packed_attention  # noqa: F401 (registers the operation)
 
 # What kernels/triton/decode.py is compiled and tested for; anything else takes the plain form.
 KERNEL_DTYPES = (torch.bfloat16, torch.float32)
@@ -231,20 +230,13 @@ def decode_attention(
 
 
 def _choose_backend(backend, q) -> str:
-    supported = q.dtype in KERNEL_DTYPES and q.shape[-1] in KERNEL_HEAD_SIZES
-    if backend == "auto":
-        return "triton" if q.device.type == "cuda" and supported else "reference"
-    if backend == "triton":
-        if q.device.type != "cuda" and os.environ.get("TRITON_INTERPRET") != "1":
-            raise ValueError(f"backend 'triton' takes CUDA tensors, q is on {q.device}")
-        if not supported:
-            raise ValueError(
-                f"backend 'triton' takes bfloat16 and float32 and head sizes {KERNEL_HEAD_SIZES}, got {q.dtype} and "
-                f"{q.shape[-1]}: use backend 'reference'"
-            )
-    elif backend != "reference":
-        raise ValueError(f"decode_attention has no backend {backend!r}; it has 'reference' and 'triton'")
-    return backend
+    unfit = None
+    if q.dtype not in KERNEL_DTYPES or q.shape[-1] not in KERNEL_HEAD_SIZES:
+        unfit = (
+            f"takes bfloat16 and float32 and head sizes {KERNEL_HEAD_SIZES}, got {q.dtype} and {q.shape[-1]}: "
+            "use backend 'reference'"
+        )
+    return backends.choose("decode_attention", backend, q.device, ("triton",), unfit)
 
 
 @torch.no_grad()
@@ -264,17 +256,16 @@ def _op_decode_attention(
     return _reference(*tensors, scale, prompt_range, own_range)
 
 
-_library = torch.library.Library("sslr1", "FRAGMENT")
-_library.define(
-    "decode_attention(Tensor q, Tensor prompt_k, Tensor prompt_v, Tensor prompt_lengths, Tensor own_k, Tensor own_v, "
-    "Tensor own_lengths, *, float scale, str backend, bool batch_invariant=False) -> Tensor"
-)
-_library.impl("decode_attention", _op_decode_attention, "CompositeExplicitAutograd")
-
-
-@torch.library.register_fake("sslr1::decode_attention")
-def _(q, *tensors, **options):
+def _fake_decode_attention(q, *tensors, **options):
     return q.new_empty(q.shape)
+
+
+backends.register(
+    "decode_attention(Tensor q, Tensor prompt_k, Tensor prompt_v, Tensor prompt_lengths, Tensor own_k, Tensor own_v, "
+    "Tensor own_lengths, *, float scale, str backend, bool batch_invariant=False) -> Tensor",
+    _op_decode_attention,
+    _fake_decode_attention,
+)
 
 
 def _extent(name, lengths, room):

@@ -12,13 +12,11 @@ from dataclasses import dataclass
 
 import torch
 
-from sslr1.ops import chunks as chunked
-from sslr1.ops import row_loss as rows
-from sslr1.ops.chunks import Chunks, wide_dtype
+from sslr1.ops.chunks import wide_dtype
+from sslr1.ops.loss_walk import STATS
 
 LOSS_TYPES = ("dapo", "grpo", "dr_grpo", "cispo", "gspo")
 ADVANTAGES = ("group", "mean", "batch")
-STATS = ("policy_loss", "kl", "entropy", "clip_low", "clip_high", "ratio_mean", "ratio_min", "ratio_max", "prepass")
 
 
 @dataclass
@@ -110,30 +108,9 @@ def grpo_loss(
 
     Returns GrpoLoss. Non-finite input gives a non-finite loss. Raises ValueError naming the argument that is wrong.
     """
-    _check_rows(hidden, lm_head, tokens)
+    rows_of = dict(old_logprobs=old_logprobs, ref_logprobs=ref_logprobs, token_weights=token_weights)
+    _check(hidden, lm_head, tokens, sequence, rewards, rows_of, advantages, temperature, loss_type, max_tokens, kl_coef)
     N = tokens.shape[0]
-    if loss_type not in LOSS_TYPES:
-        raise ValueError(f"loss_type {loss_type!r} is not one of {LOSS_TYPES}")
-    if loss_type == "dr_grpo" and not max_tokens:
-        raise ValueError("loss_type 'dr_grpo' divides by max_tokens: give max_tokens")
-    if kl_coef and ref_logprobs is None:
-        raise ValueError(f"kl_coef is {kl_coef}: give ref_logprobs")
-    if not temperature > 0:
-        raise ValueError(f"temperature must be above 0, got {temperature}")
-    if rewards.ndim != 2:
-        raise ValueError(f"rewards must be [P, G], got shape {tuple(rewards.shape)}")
-    for name, x in (
-        ("sequence", sequence),
-        ("old_logprobs", old_logprobs),
-        ("ref_logprobs", ref_logprobs),
-        ("token_weights", token_weights),
-    ):
-        if x is not None and x.shape != (N,):
-            raise ValueError(f"{name} must be [{N}], got shape {tuple(x.shape)}")
-    if sequence.is_floating_point():
-        raise ValueError(f"sequence must be integers, got {sequence.dtype}")
-    if advantages is not None and advantages.shape != rewards.shape:
-        raise ValueError(f"advantages must be {list(rewards.shape)} like rewards, got {list(advantages.shape)}")
     S = rewards.numel()
     wide = wide_dtype(hidden.dtype)
     with torch.no_grad():
@@ -179,6 +156,29 @@ def _at_least_one(count, dtype, device):
     return torch.full((), max(1, count), dtype=dtype, device=device)
 
 
+def _check(
+    hidden, lm_head, tokens, sequence, rewards, rows_of, advantages, temperature, loss_type, max_tokens, kl_coef
+):
+    _check_rows(hidden, lm_head, tokens)
+    if loss_type not in LOSS_TYPES:
+        raise ValueError(f"loss_type {loss_type!r} is not one of {LOSS_TYPES}")
+    if loss_type == "dr_grpo" and not max_tokens:
+        raise ValueError("loss_type 'dr_grpo' divides by max_tokens: give max_tokens")
+    if kl_coef and rows_of["ref_logprobs"] is None:
+        raise ValueError(f"kl_coef is {kl_coef}: give ref_logprobs")
+    if not temperature > 0:
+        raise ValueError(f"temperature must be above 0, got {temperature}")
+    if rewards.ndim != 2:
+        raise ValueError(f"rewards must be [P, G], got shape {tuple(rewards.shape)}")
+    for name, x in (("sequence", sequence), *rows_of.items()):
+        if x is not None and x.shape != tokens.shape:
+            raise ValueError(f"{name} must be {list(tokens.shape)}, got shape {tuple(x.shape)}")
+    if sequence.is_floating_point():
+        raise ValueError(f"sequence must be integers, got {sequence.dtype}")
+    if advantages is not None and advantages.shape != rewards.shape:
+        raise ValueError(f"advantages must be {list(rewards.shape)} like rewards, got {list(advantages.shape)}")
+
+
 def _check_rows(hidden, lm_head, tokens):
     if hidden.ndim != 2 or lm_head.ndim != 2 or hidden.shape[1] != lm_head.shape[1]:
         raise ValueError(
@@ -188,204 +188,3 @@ def _check_rows(hidden, lm_head, tokens):
         raise ValueError(f"hidden and lm_head must have one floating dtype, got {hidden.dtype} and {lm_head.dtype}")
     if tokens.shape != hidden.shape[:1] or tokens.dtype != torch.int64:
         raise ValueError(f"tokens must be int64 [{hidden.shape[0]}], got {tokens.dtype} {list(tokens.shape)}")
-
-
-def _check_values(tokens, V, sequence=None, S=0):
-    if tokens.is_cuda or not len(tokens):  # on a GPU these checks would stall the stream
-        return
-    if int(tokens.min()) < 0 or int(tokens.max()) >= V:
-        raise ValueError(f"tokens must lie in [0, {V})")
-    if sequence is not None:
-        if int(sequence[0]) < 0 or int(sequence[-1]) >= S or bool((sequence.diff() < 0).any()):
-            raise ValueError(f"sequence must be non-decreasing and in [0, {S})")
-
-
-# ---- the operation
-
-
-@torch.no_grad()
-def _token_logprobs(hidden, lm_head, tokens, temperature, backend, chunk):
-    _check_values(tokens, len(lm_head))
-    chunks = Chunks(hidden, lm_head, tokens, temperature, backend, chunk)
-    chunks.statistics(torch.arange(len(tokens), device=tokens.device))
-    return chunks.logprobs, chunks.entropy
-
-
-@torch.no_grad()
-def _grpo_loss(
-    hidden,
-    lm_head,
-    tokens,
-    sequence,
-    advantage,
-    old,
-    ref,
-    weights,
-    token_count,
-    sequence_count,
-    temperature,
-    loss_type,
-    clip_low,
-    clip_high,
-    kl_coef,
-    entropy_coef,
-    max_tokens,
-    backend,
-    chunk,
-    wants_hidden,
-    wants_head,
-):
-    N, S = len(tokens), len(advantage)
-    _check_values(tokens, len(lm_head), sequence, S)
-    chunks = Chunks(hidden, lm_head, tokens, temperature, backend, chunk)
-    wide = chunks.wide
-    weights = torch.ones(N, dtype=wide, device=hidden.device) if weights is None else weights
-    lengths = torch.zeros(S, dtype=torch.int64, device=hidden.device).index_add_(0, sequence, torch.ones_like(sequence))
-
-    def mean(values):
-        """Mean over each completion, at each of its tokens. Not index_add, which sums floats in any order on a GPU."""
-        sums = torch.segment_reduce(values, "sum", lengths=lengths, unsafe=True)
-        return (sums / lengths)[sequence]
-
-    A = advantage[sequence]
-    if loss_type in ("dapo", "cispo"):
-        scale = (1 / token_count).expand(N)
-    elif loss_type == "dr_grpo":
-        scale = (1 / (sequence_count * max_tokens)).expand(N)
-    else:
-        scale = 1 / (sequence_count * lengths[sequence])
-    columns = {
-        "advantage": A,
-        # the one ratio of a completion moves with each of its tokens, for all of them
-        "policy": scale * (mean(weights) if loss_type == "gspo" else weights),
-        "kl": scale * kl_coef,
-        "bonus": scale * entropy_coef,
-        "old": old,
-        "ref": ref if kl_coef else None,
-    }
-    clip = {"clip_low": clip_low, "clip_high": clip_high, "cispo": loss_type == "cispo"}
-    grad_hidden = torch.zeros_like(hidden) if wants_hidden else hidden.new_empty(0)
-    grad_head = torch.zeros_like(lm_head, dtype=wide) if wants_head else hidden.new_empty(0, dtype=wide)
-
-    def gradients(index, logits):
-        slopes = logits if chunks.slopes is None else chunks.slopes
-        if wants_hidden:
-            grad_hidden[index] = chunked.product(slopes, chunks.weight, wide)[: len(index)].to(hidden.dtype)
-        if wants_head:
-            chunked.add_product(grad_head, slopes.T, chunks.states)
-
-    numbers = torch.arange(N, device=hidden.device)
-    moves = torch.full((N,), wants_hidden or wants_head, device=hidden.device)
-    if not (kl_coef or entropy_coef):
-        moves &= A * columns["policy"] != 0
-    active, idle, longer = numbers[moves], numbers[~moves], 0
-    if loss_type == "gspo" and old is not None:
-        # The ratio needs all log-probs of a completion before any of its gradients: chunks are cut between completions
-        for part in _whole_completions(sequence[active], chunks.height):
-            part = active[part]
-            fits = len(part) <= chunks.height
-            if not fits:  # a pass for its log-probs first
-                longer += len(part)
-                chunks.statistics(part)
-            for index, picked, logits in chunks.over(part):
-                if fits:
-                    chunks.note(index, rows.row_logprobs(logits, picked, temperature, chunks.backend))
-                # in float64, or differences would round ratios by 1e-5; of other completions it may be anything yet
-                shift = mean(chunks.logprobs.double() - old)
-                own = {name: None if x is None else x[index] for name, x in columns.items()}
-                now = chunks.logprobs[index].double()
-                own["old"] = now - shift[index]
-                g = torch.zeros(chunks.height, dtype=wide, device=hidden.device)
-                g[: len(index)] = rows.slope(now, rows.Coefficients(**own, **clip))
-                known = [chunks.fill(x, index) for x in (chunks.logprobs, chunks.entropy)]
-                bonus = chunks.fill(columns["bonus"], index)
-                rows.row_gradient(logits, picked, *known, g, bonus, temperature, chunks.backend, chunks.slopes)
-                gradients(index, logits)
-    else:
-        for index, picked, logits in chunks.over(active):
-            filled = rows.Coefficients(**{name: chunks.fill(x, index) for name, x in columns.items()}, **clip)
-            chunks.note(index, rows.row_loss(logits, picked, filled, temperature, chunks.backend, chunks.slopes))
-            gradients(index, logits)
-    chunks.statistics(idle)
-
-    # of N numbers each, so float64 costs nothing and cancellation does no harm
-    logprobs, entropy, A, scale, weights = (x.double() for x in (chunks.logprobs, chunks.entropy, A, scale, weights))
-    log_ratio = logprobs - (logprobs if old is None else old)
-    ratio = (mean(log_ratio) if loss_type == "gspo" else log_ratio).exp()
-    low, high = (ratio < 1 - clip_low) & (A < 0), (ratio > 1 + clip_high) & (A > 0)
-    if loss_type == "cispo":  # clamps every ratio above its bound; the others only where the gradient would grow it
-        low, high = torch.zeros_like(low), ratio > 1 + clip_high
-        terms = -weights * ratio.clamp(max=1 + clip_high) * A * logprobs
-    else:
-        terms = -weights * torch.minimum(ratio * A, ratio.clamp(1 - clip_low, 1 + clip_high) * A)
-    kl = torch.zeros_like(logprobs) if ref is None else torch.expm1(ref - logprobs) - (ref - logprobs)
-    policy_loss = (terms * scale).sum()
-    loss = policy_loss + kl_coef * (kl * scale).sum() - entropy_coef * (entropy * scale).sum()
-    extremes = (ratio.min(), ratio.max()) if N else (ratio.new_ones(()),) * 2
-    means = (x.double().sum() / token_count for x in (kl, entropy, low, high, ratio))
-    stats = torch.stack([policy_loss, *means, *extremes, longer / token_count])
-    return loss.to(wide), chunks.logprobs, chunks.entropy, stats.to(wide), grad_hidden, grad_head.to(lm_head.dtype)
-
-
-def _whole_completions(sequence, height) -> list:
-    """Slices of [N] rows that end between completions: as many as `height` rows hold, or a single longer one."""
-    slices, start, end = [], 0, 0
-    for n in sequence.unique_consecutive(return_counts=True)[1].tolist():
-        if end > start and end + n - start > height:
-            slices.append(slice(start, end))
-            start = end
-        end += n
-    return [*slices, slice(start, end)] if end > start else slices
-
-
-_library = torch.library.Library("sslr1", "FRAGMENT")
-_ROWS = "Tensor hidden, Tensor lm_head, Tensor tokens"
-_library.define(f"token_logprobs({_ROWS}, float temperature, str backend, int chunk) -> (Tensor, Tensor)")
-_library.define(
-    f"grpo_loss({_ROWS}, Tensor sequence, Tensor advantage, Tensor? old, Tensor? ref, Tensor? weights, Tensor token_count, "
-    "Tensor sequence_count, float temperature, str loss_type, float clip_low, float clip_high, float kl_coef, "
-    "float entropy_coef, int max_tokens, str backend, int chunk, bool wants_hidden, bool wants_head) "
-    "-> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)"
-)
-_library.impl("token_logprobs", _token_logprobs, "CompositeExplicitAutograd")
-_library.impl("grpo_loss", _grpo_loss, "CompositeExplicitAutograd")
-
-
-@torch.library.register_fake("sslr1::token_logprobs")
-def _(hidden, lm_head, tokens, temperature, backend, chunk):
-    return tuple(hidden.new_empty(len(tokens), dtype=wide_dtype(hidden.dtype)) for _ in range(2))
-
-
-@torch.library.register_fake("sslr1::grpo_loss")
-def _(hidden, lm_head, tokens, *rest):
-    wide, (wants_hidden, wants_head) = wide_dtype(hidden.dtype), rest[-2:]
-    each = [hidden.new_empty(shape, dtype=wide) for shape in ((), (len(tokens),), (len(tokens),), (len(STATS),))]
-    return (
-        *each,
-        torch.empty_like(hidden) if wants_hidden else hidden.new_empty(0),
-        torch.empty_like(lm_head) if wants_head else hidden.new_empty(0, dtype=lm_head.dtype),
-    )
-
-
-def _setup(ctx, inputs, output):
-    ctx.mark_non_differentiable(*output[1:])
-    ctx.set_materialize_grads(False)  # zeros of the size of `output`, for nothing
-    ctx.gradients = output[-2:]  # not saved tensors: those stay until the graph goes, and a parameter would get a copy
-
-
-def _backward(ctx, grad_loss, *_):
-    if torch.is_grad_enabled():
-        raise RuntimeError("grpo_loss has no second derivative: its gradients are formed in the forward pass")
-    if ctx.gradients is None:
-        raise RuntimeError(
-            "grpo_loss hands its gradients out once, to spare a copy of them: call it again for a second backward"
-        )
-    gradients, ctx.gradients = ctx.gradients, None
-    if all(type(g) is torch.Tensor for g in gradients):
-        scaled = [g.mul_(grad_loss) if g.ndim == 2 else None for g in gradients]
-    else:  # in a graph that is being traced, outputs can't change
-        scaled = [g * grad_loss if g.ndim == 2 else None for g in gradients]
-    return *scaled, *[None] * 19
-
-
-torch.library.register_autograd("sslr1::grpo_loss", _backward, setup_context=_setup)

@@ -7,19 +7,16 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-LUMA = (0.299, 0.587, 0.114)
+from sslr1.ops import backends
 
-try:
-    from sslr1 import _C
-except ImportError:  # not built: the same, slower
-    _C = None
+LUMA = (0.299, 0.587, 0.114)
 
 
 def sample(pixels: torch.Tensor, samples: int) -> np.ndarray:
     """Single pixels on a grid over uint8 [H, W, 3], uint8 [samples, samples, 3] on the CPU."""
-    if _C is not None and pixels.device.type == "cpu":
+    if backends._C is not None and pixels.device.type == "cpu":
         pixels, out = pixels.contiguous(), np.empty((samples, samples, 3), np.uint8)
-        _C.sample(pixels.data_ptr(), *pixels.shape[:2], samples, out.ctypes.data)
+        backends._C.sample(pixels.data_ptr(), *pixels.shape[:2], samples, out.ctypes.data)
         return out
     y, x = ((2 * np.arange(samples) + 1) * n // (2 * samples) for n in pixels.shape[:2])
     if pixels.device.type == "cpu":
@@ -32,9 +29,9 @@ def cell_means(sample, size, top, left, height, width, rows, columns) -> np.ndar
     """Mean RGB of each cell of a grid over a rectangle (px) of the image of `size` (height, width) that `sample` was taken of,
     float32 [rows, columns, 3]. A cell has one sample at least."""
     samples = len(sample)
-    if _C is not None:
+    if backends._C is not None:
         out, place = np.empty((rows, columns, 3), np.float32), (top, left, height, width, rows, columns)
-        _C.cell_means(sample.ctypes.data, samples, *size, *place, out.ctypes.data)
+        backends._C.cell_means(sample.ctypes.data, samples, *size, *place, out.ctypes.data)
         return out
     y = (np.arange(rows + 1) * (height / rows) + top) * (samples / size[0]) + 0.5
     x = (np.arange(columns + 1) * (width / columns) + left) * (samples / size[1]) + 0.5
@@ -52,8 +49,8 @@ def cell_means(sample, size, top, left, height, width, rows, columns) -> np.ndar
 def contrast(sample, y, x, colour) -> float:
     """Standard deviation of luma, in 8-bit levels, after a colour map (12 numbers, 3x4) has clipped it, of every `step`-th of rows
     y = (from, to, step) and of columns x of a sample as above."""
-    if _C is not None:
-        return _C.contrast(sample.ctypes.data, len(sample), y, x, colour)
+    if backends._C is not None:
+        return backends._C.contrast(sample.ctypes.data, len(sample), y, x, colour)
     colour = np.reshape(np.array(colour, np.float32), (3, 4))
     pixels = sample[slice(*y), slice(*x)].astype(np.float32)
     return float(((pixels @ colour[:, :3].T + colour[:, 3]).clip(0, 255) @ np.array(LUMA, np.float32)).std())
@@ -62,9 +59,9 @@ def contrast(sample, y, x, colour) -> float:
 def reduced_grey(pixels: torch.Tensor, step: int) -> np.ndarray:
     """Mean grey of four of every step x step pixels (of all at 1 and 2), float32 [H // step, W // step]."""
     h, w = pixels.shape[0] // step, pixels.shape[1] // step
-    if _C is not None and pixels.device.type == "cpu":
+    if backends._C is not None and pixels.device.type == "cpu":
         pixels, grey = pixels.contiguous(), np.empty((h, w), np.float32)
-        _C.reduced_grey(pixels.data_ptr(), *pixels.shape[:2], step, grey.ctypes.data)
+        backends._C.reduced_grey(pixels.data_ptr(), *pixels.shape[:2], step, grey.ctypes.data)
         return grey
     part = pixels[: h * step, : w * step].sum(2, dtype=torch.int32).float() / 3
     if step > 1:
@@ -78,9 +75,9 @@ def corners(grey: np.ndarray, grain: float, share: float, most: int) -> np.ndarr
     Shi and Tomasi's measure (1994): the smaller eigenvalue of the gradient's 5 x 5 structure tensor; peaks among 7 x 7
     neighbours, stronger than `grain` and than `share` of the strongest, at least four pixels from the edge.
     """
-    if _C is not None:
+    if backends._C is not None:
         found = np.empty((most, 2), np.int64)
-        return found[: _C.corners(grey.ctypes.data, *grey.shape, grain, share, most, found.ctypes.data)]
+        return found[: backends._C.corners(grey.ctypes.data, *grey.shape, grain, share, most, found.ctypes.data)]
     g = torch.from_numpy(grey)[None, None]
     gx = F.pad((g[..., 2:] - g[..., :-2]) / 2, (1, 1, 0, 0))
     gy = F.pad((g[..., 2:, :] - g[..., :-2, :]) / 2, (0, 0, 1, 1))

@@ -5,10 +5,7 @@ import math
 
 import torch
 
-try:
-    from sslr1 import _C
-except ImportError:  # not built: fresh memory every time
-    _C = None
+from sslr1.ops import backends
 
 SMALL = 1 << 16  # bytes under which the system's allocator does the same
 
@@ -17,6 +14,6 @@ def empty(*shape, dtype, device="cpu") -> torch.Tensor:
     """torch.empty; on the CPU, memory of tensors of about this size that are no longer referenced is handed out again. Up to
     128 MiB are kept for that."""
     size = math.prod(shape) * dtype.itemsize
-    if _C is None or torch.device(device).type != "cpu" or size < SMALL:
+    if backends._C is None or torch.device(device).type != "cpu" or size < SMALL:
         return torch.empty(shape, dtype=dtype, device=device)
-    return torch.frombuffer(_C.Block(size), dtype=dtype).view(shape)
+    return torch.frombuffer(backends._C.Block(size), dtype=dtype).view(shape)

@@ -21,17 +21,12 @@ completions' dQ and the prompts' dK and dV into place.
 
 import torch
 
+from sslr1.ops import backends
 from sslr1.ops.flash import PARTS, Bounds
 
 _TABLES = (
     "Tensor own, Tensor queries, Tensor keys, Tensor query_rows, Tensor key_rows, SymInt longest, "
     "SymInt longest_queries, SymInt longest_keys, bool causal, float scale, str backend"
-)
-_library = torch.library.Library("sslr1", "FRAGMENT")
-_library.define(f"packed_attention(Tensor q, Tensor k, Tensor v, {_TABLES}) -> (Tensor, Tensor)")
-_library.define(
-    "packed_attention_backward(Tensor grad, Tensor q, Tensor k, Tensor v, Tensor out, Tensor lse, "
-    f"{_TABLES}) -> (Tensor, Tensor, Tensor)"
 )
 
 
@@ -82,18 +77,12 @@ def backward(grad, q, k, v, out, lse, own, queries, keys, query_rows, key_rows, 
     return found
 
 
-_library.impl("packed_attention", torch.no_grad()(forward), "CompositeExplicitAutograd")
-_library.impl("packed_attention_backward", torch.no_grad()(backward), "CompositeExplicitAutograd")
-
-
-@torch.library.register_fake("sslr1::packed_attention")
-def _(q, *rest):
+def _fake_forward(q, *rest):
     wide = torch.promote_types(q.dtype, torch.float32)
     return q.new_empty(q.shape), q.new_empty((q.shape[1], q.shape[0]), dtype=wide)
 
 
-@torch.library.register_fake("sslr1::packed_attention_backward")
-def _(grad, q, k, v, *rest):
+def _fake_backward(grad, q, k, v, *rest):
     return tuple(x.new_empty(x.shape) for x in (q, k, v))
 
 
@@ -112,4 +101,16 @@ def _backward(ctx, grad, _):
     return *torch.ops.sslr1.packed_attention_backward(grad, *ctx.saved_tensors, *ctx.rest), *nothing
 
 
-torch.library.register_autograd("sslr1::packed_attention", _backward, setup_context=_setup)
+backends.register(
+    f"packed_attention(Tensor q, Tensor k, Tensor v, {_TABLES}) -> (Tensor, Tensor)",
+    torch.no_grad()(forward),
+    _fake_forward,
+    _backward,
+    _setup,
+)
+backends.register(
+    f"packed_attention_backward(Tensor grad, Tensor q, Tensor k, Tensor v, Tensor out, Tensor lse, {_TABLES}) "
+    "-> (Tensor, Tensor, Tensor)",
+    torch.no_grad()(backward),
+    _fake_backward,
+)

@@ -5,10 +5,7 @@ The compiled part computes it; where it is not built, the plain NumPy below.
 
 import numpy as np
 
-try:
-    from sslr1 import _C
-except ImportError:  # not built: the same, slower
-    _C = None
+from sslr1.ops import backends
 
 
 def distinct(grey, spots, places, order, count, *, radius, apart, alike) -> list:
@@ -18,10 +15,10 @@ def distinct(grey, spots, places, order, count, *, radius, apart, alike) -> list
 
     grey: float32 [H, W]; spots: float64 [n, 2], the points' (y, x) in its px.
     """
-    if _C is not None:
+    if backends._C is not None:
         spots, places, order = (np.ascontiguousarray(a) for a in (spots, places, order))
         arrays = spots.ctypes.data, places.ctypes.data, order.ctypes.data
-        return _C.distinct(grey.ctypes.data, *grey.shape, *arrays, len(order), count, radius, apart, alike)
+        return backends._C.distinct(grey.ctypes.data, *grey.shape, *arrays, len(order), count, radius, apart, alike)
     reach = np.arange(-radius, radius + 1)
     y, x = ((np.floor(v).astype(np.int64)[:, None] + reach).clip(0, n - 1) for v, n in zip(spots.T, grey.shape))
     patches = grey[y[:, :, None], x[:, None, :]].reshape(len(spots), len(reach) ** 2)
@@ -44,11 +41,13 @@ def balanced(refs, places):
     [count, count], of point and rank: 0 where no ref of the point has the rank; rows and columns add up to 1 (Sinkhorn).
     """
     count, n = refs.shape[:2]
-    if _C is not None:
+    if backends._C is not None:
         refs, places = np.ascontiguousarray(refs), np.ascontiguousarray(places)
         ranks, weights = np.empty((count, n), np.int64), np.empty((count, count))
         arrays = ranks.ctypes.data, weights.ctypes.data
-        return (ranks, weights) if _C.balanced(refs.ctypes.data, places.ctypes.data, count, n, *arrays) else None
+        return (
+            (ranks, weights) if backends._C.balanced(refs.ctypes.data, places.ctypes.data, count, n, *arrays) else None
+        )
     distances = np.linalg.norm(refs[:, :, None] - places, axis=3)
     ranks = (distances < distances[np.arange(count), :, np.arange(count)][:, :, None]).sum(2)
     weights = (ranks[:, :, None] == np.arange(count)).any(1).astype(float)

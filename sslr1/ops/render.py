@@ -23,7 +23,6 @@ backends fill one flat buffer: this file's reference, csrc/render.cpp, kernels/t
 
 import json
 import math
-import os
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -33,13 +32,9 @@ import torch
 import torch.nn.functional as F
 
 from sslr1.errors import UserError
+from sslr1.ops import backends
 from sslr1.ops.atlas import atlas
 from sslr1.ops.memory import empty
-
-try:
-    from sslr1 import _C
-except ImportError:  # not built: the reference does the same, slower
-    _C = None
 
 FILL = 127
 ATLAS = -1
@@ -216,23 +211,7 @@ def _tables(plan):
 
 def choose_backend(backend, device) -> str:
     """What `backend` means for images on `device`: "auto" is the fastest that can run. Raises ValueError where one can't."""
-    if backend == "auto":
-        if device.type == "cuda":
-            return "triton"
-        return "cpp" if _C is not None and device.type == "cpu" else "reference"
-    if backend == "cpp":
-        if _C is None:
-            raise ValueError(
-                "backend 'cpp' needs the compiled extension sslr1._C: install the package (pip install -e .)"
-            )
-        if device.type != "cpu":
-            raise ValueError(f"backend 'cpp' renders CPU tensors, the images are on {device}")
-    elif backend == "triton":
-        if device.type != "cuda" and os.environ.get("TRITON_INTERPRET") != "1":
-            raise ValueError(f"backend 'triton' renders CUDA tensors, the images are on {device}")
-    elif backend != "reference":
-        raise ValueError(f"render has no backend {backend!r}; it has 'reference', 'cpp' and 'triton'")
-    return backend
+    return backends.choose("render", backend, device, ("triton", "cpp"))
 
 
 def _op_render(images, sources_int, sources_float, canvases, tiles_int, tiles_float, pixels, backend):
@@ -282,7 +261,7 @@ def _paint_all(images, tables, out, layout, backend):
     elif backend == "cpp":
         images = [image.contiguous() for image in images]
         values, patch, merge, temporal = layout or (out, 0, 0, 0)
-        _C.render(
+        backends._C.render(
             [(image.data_ptr(), image.shape[0], image.shape[1]) for image in (atlas(), *images)],
             *((table.data_ptr(), len(table)) for table in tables),
             out.data_ptr(),
@@ -319,27 +298,26 @@ def _reference(images, tables, out, layout):
         torch.cat([_patchify(canvas, *layout) for canvas in painted], out=out)
 
 
-_library = torch.library.Library("sslr1", "FRAGMENT")
-_TABLES = "Tensor sources_int, Tensor sources_float, Tensor canvases, Tensor tiles_int, Tensor tiles_float"
-_library.define(f"render(Tensor[] images, {_TABLES}, int pixels, str backend) -> Tensor")
-_library.define(
-    f"render_patches(Tensor[] images, {_TABLES}, Tensor values, int pixels, int patch, int merge, int temporal, "
-    "str backend) -> (Tensor, Tensor)"
-)
-_library.impl("render", _op_render, "CompositeExplicitAutograd")
-_library.impl("render_patches", _op_render_patches, "CompositeExplicitAutograd")
-
-
-@torch.library.register_fake("sslr1::render")
-def _(images, sources_int, sources_float, canvases, tiles_int, tiles_float, pixels, backend):
+def _fake_render(images, sources_int, sources_float, canvases, tiles_int, tiles_float, pixels, backend):
     return torch.empty(pixels, 3, dtype=torch.uint8, device=images[0].device if images else "cpu")
 
 
-@torch.library.register_fake("sslr1::render_patches")
-def _(images, s_int, s_float, canvases, t_int, t_float, values, pixels, patch, merge, temporal, backend):
+def _fake_render_patches(
+    images, s_int, s_float, canvases, t_int, t_float, values, pixels, patch, merge, temporal, backend
+):
     rows, columns = pixels // (patch * patch), 3 * temporal * patch * patch
     out = torch.empty(rows, columns, dtype=values.dtype, device=images[0].device if images else "cpu")
     return out, canvases.new_empty(len(canvases), 3)
+
+
+_TABLES = "Tensor sources_int, Tensor sources_float, Tensor canvases, Tensor tiles_int, Tensor tiles_float"
+backends.register(f"render(Tensor[] images, {_TABLES}, int pixels, str backend) -> Tensor", _op_render, _fake_render)
+backends.register(
+    f"render_patches(Tensor[] images, {_TABLES}, Tensor values, int pixels, int patch, int merge, int temporal, "
+    "str backend) -> (Tensor, Tensor)",
+    _op_render_patches,
+    _fake_render_patches,
+)
 
 
 def _patchify(canvas, values, patch, merge, temporal):

@@ -18,17 +18,11 @@ Backends: "reference" (plain PyTorch, float64 too), "cpp" (csrc/row_loss.cpp), "
 (csrc/cuda/row_loss.cu).
 """
 
-import os
-import warnings
 from dataclasses import dataclass
-from functools import cache
 
 import torch
 
-try:
-    from sslr1 import _C
-except ImportError:  # not built: the reference does the same, slower
-    _C = None
+from sslr1.ops import backends
 
 
 @dataclass
@@ -77,14 +71,21 @@ def row_gradient(logits, tokens, logprobs, entropy, g, bonus, temperature, backe
 def slope(logprobs, c):
     """d loss / d logp of each row, [n]."""
     ratio = torch.ones_like(logprobs) if c.old is None else (logprobs - c.old).exp()
-    if c.cispo:
-        g = -c.policy * c.advantage * ratio.clamp(max=1 + c.clip_high)
-    else:
-        free, clipped = ratio * c.advantage, ratio.clamp(1 - c.clip_low, 1 + c.clip_high) * c.advantage
-        g = torch.where(free > clipped, 0.0, -c.policy * free)  # NaN is not greater
+    g, _ = policy_slope_and_term(logprobs, ratio, c)
     if c.ref is not None:
         g = g - c.kl * torch.expm1(c.ref - logprobs)
     return g
+
+
+def policy_slope_and_term(logprobs, ratio, c):
+    """The policy term of each row, weighted by c.policy, behind its slope by the row's log-prob: (slope, term), [n] each."""
+    if c.cispo:
+        g = -c.policy * c.advantage * ratio.clamp(max=1 + c.clip_high)
+        return g, g * logprobs
+    free, clipped = ratio * c.advantage, ratio.clamp(1 - c.clip_low, 1 + c.clip_high) * c.advantage
+    return torch.where(free > clipped, 0.0, -c.policy * free), -c.policy * torch.minimum(
+        free, clipped
+    )  # NaN isn't greater
 
 
 def _statistics(logits, tokens, temperature):
@@ -108,43 +109,8 @@ def _gradient(out, tokens, all_logprobs, entropy, g, bonus, temperature):
 def choose_backend(backend, dtype, device) -> str:
     """What `backend` means for logits of `dtype` on `device`: "auto" is the fastest that can run. Raises ValueError where one
     can't."""
-    cuda = device.type == "cuda"
-    if backend == "auto":
-        if dtype != torch.float32:
-            return "reference"
-        if cuda:
-            return "cuda" if _has_cuda() else "triton"
-        return "cpp" if _C is not None and device.type == "cpu" else "reference"
-    if backend not in ("reference", "cpp", "triton", "cuda"):
-        raise ValueError(f"there is no backend {backend!r}; there are 'reference', 'cpp', 'triton' and 'cuda'")
-    if backend != "reference" and dtype != torch.float32:
-        raise ValueError(f"backend {backend!r} computes in float32, not in {dtype}")
-    if backend in ("cpp", "cuda") and _C is None:
-        raise ValueError(
-            f"backend {backend!r} needs the compiled extension sslr1._C: install the package (pip install -e .)"
-        )
-    if backend == "cpp" and device.type != "cpu":
-        raise ValueError(f"backend 'cpp' takes CPU tensors, these are on {device}")
-    if backend == "cuda" and not (cuda and _C.has_cuda):
-        raise ValueError(
-            "backend 'cuda' needs CUDA tensors and an extension that was built where nvcc and libcudart_static.a are"
-        )
-    if backend == "triton" and not cuda and os.environ.get("TRITON_INTERPRET") != "1":
-        raise ValueError(f"backend 'triton' takes CUDA tensors, these are on {device}")
-    return backend
-
-
-@cache
-def _has_cuda():
-    """Whether the extension has its CUDA part. Says so, once, if not."""
-    if _C is not None and _C.has_cuda:
-        return True
-    warnings.warn(
-        f"sslr1._C {'is not installed' if _C is None else 'was built without its CUDA part'}: the loss takes Triton's kernel. Install "
-        "the package where nvcc and libcudart_static.a are (pip install -e .)",
-        stacklevel=2,
-    )
-    return False
+    unfit = None if dtype == torch.float32 else f"computes in float32, not in {dtype}"
+    return backends.choose("the row loss", backend, device, ("cuda", "triton", "cpp"), unfit)
 
 
 def _module(backend):
@@ -196,8 +162,8 @@ class _Compiled:
         )
         if self.cuda:
             stream = torch.cuda.current_stream(logits.device).cuda_stream
-            _C.row_loss_cuda(*arguments, out.data_ptr(), out.stride(0), out.dtype == torch.bfloat16, stream)
+            backends._C.row_loss_cuda(*arguments, out.data_ptr(), out.stride(0), out.dtype == torch.bfloat16, stream)
         else:
             assert out is logits
-            _C.row_loss(*arguments, torch.get_num_threads())
+            backends._C.row_loss(*arguments, torch.get_num_threads())
         return logprobs, entropy

@@ -14,11 +14,10 @@ an order that the length fixes; torch's own sums and scans pick theirs by the nu
 `sample` is also torch.ops.sslr1.sample. Backends: this file's reference and kernels/triton/sample.py.
 """
 
-import os
-
 import torch
 import torch.nn.functional as F
 
+from sslr1.ops import backends
 from sslr1.ops.keys import uniform
 
 BLOCK = 1024  # tokens whose sum is one entry of the upper level
@@ -64,22 +63,9 @@ def sample(logits, key, *, temperature=1.0, top_p=1.0, top_k=0, suppress=None, b
     )
 
 
-def _choose_backend(backend, logits) -> str:
-    double = logits.dtype == torch.float64
-    if backend == "auto":
-        return "triton" if logits.device.type == "cuda" and not double else "reference"
-    if backend == "triton":
-        if logits.device.type != "cuda" and os.environ.get("TRITON_INTERPRET") != "1":
-            raise ValueError(f"backend 'triton' samples CUDA tensors, the logits are on {logits.device}")
-        if double:
-            raise ValueError("backend 'triton' samples in float32, the logits are float64: use backend 'reference'")
-    elif backend != "reference":
-        raise ValueError(f"sample has no backend {backend!r}; it has 'reference' and 'triton'")
-    return backend
-
-
 def _op_sample(logits, key, *, temperature, top_p, top_k, suppress, backend):
-    backend = _choose_backend(backend, logits)
+    unfit = "samples in float32, the logits are float64: use 'reference'" if logits.dtype == torch.float64 else None
+    backend = backends.choose("sample", backend, logits.device, ("triton",), unfit)
     B, V = logits.shape
     if temperature == 0 or top_k >= V:
         top_k = 0
@@ -110,17 +96,16 @@ def _op_sample(logits, key, *, temperature, top_p, top_k, suppress, backend):
     return tokens, logprobs
 
 
-_library = torch.library.Library("sslr1", "FRAGMENT")
-_library.define(
-    "sample(Tensor logits, Tensor key, *, float temperature, float top_p, int top_k, Tensor? suppress, str backend) "
-    "-> (Tensor, Tensor)"
-)
-_library.impl("sample", _op_sample, "CompositeExplicitAutograd")
-
-
-@torch.library.register_fake("sslr1::sample")
-def _(logits, key, **options):
+def _fake_sample(logits, key, **options):
     return torch.empty_like(key), torch.empty_like(key, dtype=torch.float32)
+
+
+backends.register(
+    "sample(Tensor logits, Tensor key, *, float temperature, float top_p, int top_k, Tensor? suppress, str backend) "
+    "-> (Tensor, Tensor)",
+    _op_sample,
+    _fake_sample,
+)
 
 
 def _reference(logits, allowed, aside, u, temperature):

@@ -315,7 +315,7 @@ def test_errors(monkeypatch):
         (dict(prompt_lengths=lengths + 4), "prompt_lengths are 5 to 139, there is room for 0 to 138"),
         (dict(own_lengths=own_lengths - 5), "own_lengths are -1 to -1, there is room for 0 to 9"),
         (dict(backend="cpp"), "decode_attention has no backend 'cpp'"),
-        (dict(backend="triton"), "backend 'triton' takes CUDA tensors, q is on cpu"),
+        (dict(backend="triton"), "backend 'triton' takes CUDA tensors, these are on cpu"),
     ):
         with pytest.raises(ValueError, match=words):
             ops.decode_attention(**{**good, **change}, scale=SCALE)

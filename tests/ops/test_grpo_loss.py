@@ -10,13 +10,13 @@ import pytest
 import torch
 
 from sslr1 import ops
-from sslr1.ops import chunks, row_loss
+from sslr1.ops import backends, chunks, row_loss
 from sslr1.ops.grpo_loss import ADVANTAGES, LOSS_TYPES
 from tests.interpreter import interpret
 
 ROOT = Path(__file__).parent.parent.parent
 P, G, D, V = 4, 3, 8, 37
-CPU_BACKENDS = ["reference"] + (["cpp"] if row_loss._C is not None else [])
+CPU_BACKENDS = ["reference"] + (["cpp"] if backends._C is not None else [])
 
 
 def make(dtype=torch.float64, spread=3.0):

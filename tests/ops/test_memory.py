@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from sslr1.ops import memory
+from sslr1.ops import backends, memory
 
-needs_extension = pytest.mark.skipif(memory._C is None, reason="the extension is not built")
+needs_extension = pytest.mark.skipif(backends._C is None, reason="the extension is not built")
 
 
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.bfloat16, torch.float32, torch.int64])

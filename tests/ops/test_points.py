@@ -3,13 +3,13 @@
 import numpy as np
 import pytest
 
-from sslr1.ops import points
+from sslr1.ops import backends, points
 
 
 @pytest.fixture(params=["compiled", "plain"])
 def backend(request, monkeypatch):
     if request.param == "plain":
-        monkeypatch.setattr(points, "_C", None)
+        monkeypatch.setattr(backends, "_C", None)
     return request.param
 
 
@@ -33,7 +33,7 @@ def test_compiled_and_plain_agree(draw, monkeypatch):
         refs, places = draw.uniform(0, 1, (count, 192, 2)), draw.uniform(0, 1, (count, 2))
         found = points.distinct(*cloud, count, **LIMITS), points.balanced(refs, places)
         with monkeypatch.context() as m:
-            m.setattr(points, "_C", None)
+            m.setattr(backends, "_C", None)
             assert points.distinct(*cloud, count, **LIMITS) == found[0]
             plain = points.balanced(refs, places)
         assert (plain is None) == (found[1] is None)

@@ -13,6 +13,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from sslr1.ops import backends
 from sslr1.ops import row_loss as dispatch
 from sslr1.ops.row_loss import Coefficients, row_gradient, row_logprobs, row_loss
 from tests.hopper import assert_no_spills
@@ -246,15 +247,14 @@ def test_cuda_without_its_static_runtime_leaves_the_rest(tmp_path, monkeypatch, 
     asked = extension_where(says, monkeypatch, tmp_path)
     assert asked["define_macros"] and asked["library_dirs"] == [str(tmp_path / "lib64")]
     assert not capsys.readouterr().err
-    dispatch._has_cuda.cache_clear()
+    backends._say_what_is_missing.cache_clear()
     for found, words in ((None, "not installed"), (SimpleNamespace(has_cuda=False), "without its CUDA part")):
-        monkeypatch.setattr(dispatch, "_C", found)
+        monkeypatch.setattr(backends, "_C", found)
         with pytest.warns(UserWarning, match=words):
             assert dispatch.choose_backend("auto", torch.float32, torch.device("cuda")) == "triton"
-        dispatch._has_cuda.cache_clear()
-    monkeypatch.setattr(dispatch, "_C", SimpleNamespace(has_cuda=True))
+        backends._say_what_is_missing.cache_clear()
+    monkeypatch.setattr(backends, "_C", SimpleNamespace(has_cuda=True))
     assert dispatch.choose_backend("auto", torch.float32, torch.device("cuda")) == "cuda"
-    dispatch._has_cuda.cache_clear()
 
 
 @pytest.mark.gpu

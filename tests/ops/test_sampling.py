@@ -355,7 +355,7 @@ def test_errors():
         ((logits, keys), {"suppress": torch.tensor([1, 5])}, "suppress holds ids from 1 to 5"),
         ((logits, keys), {"suppress": torch.tensor([-1])}, "suppress"),
         ((logits, keys), {"backend": "dice"}, "backend"),
-        ((logits, keys), {"backend": "triton"}, "backend 'triton' samples CUDA tensors"),
+        ((logits, keys), {"backend": "triton"}, "backend .triton. takes CUDA tensors"),
     ):
         with pytest.raises(ValueError, match=words):
             ops.sample(*arguments, **options)

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from sslr1 import ops
-from sslr1.ops import row_loss
+from sslr1.ops import backends
 from tests.interpreter import interpret
 
 SHAPES = [(1, 1), (3, 37), (5, 4096), (4, 5003), (2, 151_936)]
@@ -25,12 +25,12 @@ def check(backend, device="cpu"):
             assert (logprobs <= 0).all()
 
 
-@pytest.mark.parametrize("backend", ["reference"] + (["cpp"] if row_loss._C is not None else []))
+@pytest.mark.parametrize("backend", ["reference"] + (["cpp"] if backends._C is not None else []))
 def test_on_the_cpu(seed, backend):
     check(backend)
 
 
-@pytest.mark.parametrize("backend", ["reference"] + (["cpp"] if row_loss._C is not None else []))
+@pytest.mark.parametrize("backend", ["reference"] + (["cpp"] if backends._C is not None else []))
 def test_large_logits_keep_their_digits(seed, backend):
     """Logits up to 90 and more: of the likeliest tokens, log-probs and entropies are as right as where logits are small."""
     hidden, head = torch.randn(40, 64), 20 * torch.randn(3000, 64) / 8

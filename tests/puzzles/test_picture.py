@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from sslr1.ops import look
+from sslr1.ops import backends
 from sslr1.ops.render import IDENTITY_COLOUR
 from sslr1.puzzles.picture import SAMPLES, Picture, corners
 
@@ -12,7 +12,7 @@ from sslr1.puzzles.picture import SAMPLES, Picture, corners
 @pytest.fixture(params=["compiled", "plain"])
 def backend(request, monkeypatch):
     if request.param == "plain":
-        monkeypatch.setattr(look, "_C", None)
+        monkeypatch.setattr(backends, "_C", None)
     return request.param
 
 
@@ -35,7 +35,7 @@ def test_compiled_and_plain_agree(draw, gallery, monkeypatch):
         colours = [tuple(draw.normal(0, 0.6, 12) + np.array(IDENTITY_COLOUR)) for _ in places]
         spreads = [compiled.contrast(*place[:4], colour) for place, colour in zip(places, colours)]
         with monkeypatch.context() as m:
-            m.setattr(look, "_C", None)
+            m.setattr(backends, "_C", None)
             plain = Picture(image)
             assert all(np.array_equal(a, plain.means(*place)) for a, place in zip(found[0], places))
             assert np.abs(found[1] - plain.grey()[0]).max() < 1e-4 and np.array_equal(found[2], corners(*plain.grey()))
