@@ -77,6 +77,10 @@ class Built:
         agree(problem, self.world)
         return model.load_reference(path, self.world, self.spec.dtype, train.replicate, train.compile)
 
+    def form(self, thinking=None) -> puzzles.Form:
+        """How the configuration's puzzles are put; thinking or not as given."""
+        return form_of(self.config.puzzles, self.spec, thinking)
+
     def stream(self, batch=None, levels=None) -> PuzzleStream:
         """The training stream of this rank; `batch` puzzles a step (default rollout.prompts), at the levels that `levels`
         gives for (step, slot, puzzle) (default puzzles.levels)."""
@@ -89,13 +93,16 @@ class Built:
             levels=levels or (lambda step, slot, name: c.puzzles.levels[name]),
             batch=batch or c.rollout.prompts,
             seed=c.train.seed,
-            spec=self.spec,
-            thinking=c.puzzles.thinking,
-            wordings=c.puzzles.wordings,
-            composed=c.puzzles.composed,
+            form=self.form(),
             rank=self.world.rank,
             world_size=self.world.size,
         )
+
+
+def form_of(settings, spec, thinking=None) -> puzzles.Form:
+    """How puzzles of the configuration's section are put; thinking or not as given."""
+    thinking = settings.thinking if thinking is None else thinking
+    return puzzles.Form(spec=spec, thinking=thinking, wordings=settings.wordings, composed=settings.composed)
 
 
 def builtin(config: Config, data=True) -> tuple[Path, Path]:
@@ -205,15 +212,18 @@ def check_token_budget(config, images, tokenizer, spec) -> None:
     at each level that training may come to. What is longer still ends the run when it comes."""
     store, c = images.store, config.puzzles
     largest = sorted(images.train, key=lambda number: -store.folder.files[number][1])[:4]
-    found = {number: image for number, image in zip(largest, store.get(largest)) if image is not None}
-    options = dict(seed=config.train.seed, spec=spec, thinking=c.thinking, wordings=c.wordings, composed=c.composed)
+    found = {number: image for number, image in zip(largest, store.pictures(largest)) if image is not None}
+    form = form_of(c, spec)
     for name, level in _kinds(config) if found else ():
         pool = Pool(store, images.train)
         try:
-            batch = puzzles.make([*found.values()], name, index=[*found], level=level, pool=pool, **options)
+            made = [
+                puzzles.puzzle_at(puzzles.Address(name, level, config.train.seed, 0, 0, number), image, form, pool)
+                for number, image in found.items()
+            ]
         except puzzles.PoolError:  # images alike, which the stream passes over
             continue
-        longest = max(len(prompt.input_ids) for prompt in model.prompts(batch, tokenizer))
+        longest = max(len(prompt.input_ids) for prompt in model.prompts(puzzles.PuzzleBatch(made, form), tokenizer))
         needed = longest + config.rollout.max_tokens
         if needed > config.train.token_budget:
             raise UserError(

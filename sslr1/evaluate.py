@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 
 from sslr1 import benchmarks, model, puzzles, scoring
-from sslr1.data import choose_held_out, held_out, make_held_out
+from sslr1.data import choose_held_out, make_held_out
 from sslr1.errors import UserError
 from sslr1.model import parallel
 from sslr1.sums import plain_sum
@@ -29,17 +29,11 @@ class Evaluator:
     """The same held-out puzzles each time; drawn once, rendered when asked."""
 
     def __init__(self, built):
-        self.built = built
-        config, share = built.config, {"rank": built.world.rank, "world_size": built.world.size}
-        self.batches = {
-            name: held_out(
-                *(built.evaluation.store, built.evaluation.held_out, name, config.puzzles.levels[name]),
-                config.eval.count,
-                **_options(built, config.puzzles.thinking),
-                **share,
-            )
-            for name in config.puzzles.mixture
-        }
+        self.built, world, c = built, built.world, built.config.puzzles
+        self.batches = {}
+        for name in c.mixture:
+            mine = choose(built, name, c.levels[name])[world.rank :: world.size]
+            self.batches[name] = list(batches_at(built, mine, c.thinking))
 
     def run(self) -> dict:
         """{eval/<puzzle>/exact, accuracy, format, chance, n} over all ranks."""
@@ -47,8 +41,8 @@ class Evaluator:
         for name, batches in self.batches.items():
             sums = torch.zeros(5, dtype=torch.float64, device=self.built.world.device)
             for batch in batches:
-                for chance, (score, _) in zip(batch.chance, _answered(self.built, batch)):
-                    sums += sums.new_tensor([score.exact, score.accuracy, score.format_ok, chance, 1])
+                for puzzle, (score, _) in zip(batch, _answered(self.built, batch)):
+                    sums += sums.new_tensor([score.exact, score.accuracy, score.format_ok, puzzle.chance, 1])
             *means, n = parallel.all_reduce(sums).tolist()
             for key, total in zip(("exact", "accuracy", "format", "chance"), means):
                 out[f"eval/{name}/{key}"] = total / n
@@ -56,10 +50,19 @@ class Evaluator:
         return out
 
 
-def _options(built, thinking) -> dict:
-    c = built.config
-    wording = {"thinking": thinking, "wordings": c.puzzles.wordings, "composed": c.puzzles.composed}
-    return {"seed": c.train.seed, "spec": built.spec, **wording}
+def choose(built, name, level) -> list:
+    """Addresses of the held-out puzzles of one kind and level, the same in both forms. Raises UserError where the images make too
+    few."""
+    images, c = built.evaluation, built.config
+    return choose_held_out(
+        images.store, images.held_out, name, level, c.eval.count, seed=c.train.seed, form=built.form(False)
+    )
+
+
+def batches_at(built, addresses, thinking):
+    """The puzzles at these addresses, thinking or direct, as PuzzleBatches of at most CHUNK."""
+    images = built.evaluation
+    return make_held_out(images.store, images.held_out, addresses, form=built.form(thinking), chunk=CHUNK)
 
 
 def _answered(built, batch) -> list:
@@ -69,49 +72,36 @@ def _answered(built, batch) -> list:
     samples = [group.samples[0] for group in groups]
     rule = built.config.puzzles.rule
     return [
-        (puzzles.score(answer, opening + sample.text, rule, batch.thinking), sample)
-        for answer, sample in zip(batch.answers, samples)
+        (puzzles.score(puzzle.answer, opening + sample.text, rule, batch.thinking), sample)
+        for puzzle, sample in zip(batch, samples)
     ]
 
 
-def choose(built, name, level) -> list:
-    """Addresses of the held-out puzzles of one kind and level, the same in both forms. Raises UserError where the images make too
-    few."""
-    images = built.evaluation
-    return choose_held_out(
-        images.store, images.held_out, name, level, built.config.eval.count, **_options(built, False)
-    )
-
-
-def ask_puzzles(built, name, level, forms, chosen, report) -> list:
-    """A line of the log for every chosen puzzle of one kind and level in each form, over all ranks. report(done): how many of
-    this rank's are answered."""
-    images, world = built.evaluation, built.world
-    place = images.store, images.held_out, name, level
-    chosen = chosen[world.rank :: world.size]
+def ask_puzzles(built, forms, chosen, report) -> list:
+    """A line of the log for every chosen puzzle in each form, over all ranks. report(done): how many of this rank's are answered."""
+    files, world = built.evaluation.store.folder.files, built.world
     out, done = [], 0
     for form in forms:
-        addresses, records = iter(chosen), []
-        for batch in make_held_out(*place, chosen, chunk=CHUNK, **_options(built, form == "thinking")):
-            puzzle = zip(batch.questions, batch.answers, batch.chance, _answered(built, batch))
-            for question, answer, chance, (score, sample) in puzzle:
-                number, epoch, attempt = next(addresses)
+        records = []
+        for batch in batches_at(built, chosen[world.rank :: world.size], form == "thinking"):
+            for puzzle, (score, sample) in zip(batch, _answered(built, batch)):
+                at = puzzle.address
                 records.append(
                     {
-                        "puzzle": name,
-                        "level": level,
+                        "puzzle": at.puzzle,
+                        "level": at.level,
                         "form": form,
-                        "image": images.store.folder.files[number][0],
-                        "epoch": epoch,
-                        "attempt": attempt,
-                        "question": question,
-                        "answer": answer.text,
+                        "image": files[at.index][0],
+                        "epoch": at.epoch,
+                        "attempt": at.attempt,
+                        "question": puzzle.question,
+                        "answer": puzzle.answer.text,
                         "completion": sample.text,
                         "finish": sample.finish,
                         "score": score.exact,
                         "accuracy": score.accuracy,
                         "format": score.format_ok,
-                        "chance": chance,
+                        "chance": puzzle.chance,
                     }
                 )
             done += len(batch)
@@ -272,7 +262,7 @@ def evaluate_puzzles(arguments, console):
                     continue
                 mine = len(range(built.world.rank, len(chosen), built.world.size))
                 progress.start(f"{name}, level {level}", mine * len(forms))
-                records += ask_puzzles(built, name, level, forms, chosen, lambda done: progress.show(done, {}))
+                records += ask_puzzles(built, forms, chosen, lambda done: progress.show(done, {}))
         progress.stop()
         if not records:
             raise UserError("; ".join(missing))

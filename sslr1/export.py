@@ -141,7 +141,8 @@ def export_puzzles(
     asked = kinds(puzzle or puzzles.NAMES, level)
     limits = {"max_pixels": max_pixels} if max_pixels else {}
     spec = ops.PatchSpec.from_pretrained(model, **limits) if model else ops.PatchSpec(**limits)
-    check(asked, spec, options.get("composed", False))
+    form_of_puzzles = puzzles.Form(spec=spec, **options)
+    check(asked, spec, form_of_puzzles.composed)
     store = ImageStore(ImageFolder.scan(folder), Decoder(max_side=max_side), min_side)
     if store.folder.about:
         print(f"{folder}: {store.folder.about}", file=sys.stderr)
@@ -152,7 +153,9 @@ def export_puzzles(
             if not n:
                 continue
             pool = Pool(store, numbers)
-            series = Series(lambda i: store.get([i])[0], numbers, asked, seed=seed, pool=pool, spec=spec, **options)
+            series = Series(
+                lambda i: store.pictures([i])[0], numbers, asked, seed=seed, form=form_of_puzzles, pool=pool
+            )
             drawn = (series[q] for q in range(n))
             write = _write_jsonl if form == "ms-swift" else _write_parquet
             try:
@@ -179,7 +182,6 @@ def _write_parquet(folder, final, split, form, drawn) -> str:
     from sslr1.integrations import columns, easyr1, trl, verl
 
     trainer = {"trl": trl, "verl": verl, "easyr1": easyr1}[form]
-    extra = {"split": split} if form == "verl" else {}
     schema = pa.schema([(name, columns.arrow(kind)) for name, kind in trainer.COLUMNS.items()])
     schema = schema.with_metadata(
         {"huggingface": json.dumps({"info": {"features": columns.features(trainer.COLUMNS)}})}
@@ -187,8 +189,9 @@ def _write_parquet(folder, final, split, form, drawn) -> str:
     name = f"{split}.parquet"
     with pq.ParquetWriter(folder / name, schema) as file:
         rows = []
-        for one in drawn:
-            rows.append(trainer.row(one, [trl.png(canvas) for canvas in one.canvases], **extra))
+        for number, one in enumerate(drawn):
+            extra = {"split": split, "number": number} if form == "verl" else {}
+            rows.append(trainer.row(one, [trl.png(canvas) for canvas in one.render()], **extra))
             if len(rows) == ROWS:
                 file.write_table(pa.Table.from_pylist(rows, schema))
                 rows = []
@@ -203,9 +206,10 @@ def _write_jsonl(folder, final, split, form, drawn) -> str:
     name = f"{split}.jsonl"
     (folder / "images").mkdir(exist_ok=True)
     with (folder / name).open("w", encoding="utf-8") as file:
-        for one in drawn:
-            paths = [f"images/{split}-{one.number:07d}-{k}.png" for k in range(len(one.canvases))]
-            for path, canvas in zip(paths, one.canvases):
+        for number, one in enumerate(drawn):
+            canvases = one.render()
+            paths = [f"images/{split}-{number:07d}-{k}.png" for k in range(len(canvases))]
+            for path, canvas in zip(paths, canvases):
                 (folder / path).write_bytes(trl.png(canvas)["bytes"])
             line = ms_swift.row(one, [str(final / path) for path in paths])
             file.write(json.dumps(line, ensure_ascii=False) + "\n")

@@ -10,12 +10,14 @@ import base64
 import html
 import io
 import textwrap
+from itertools import islice
 from pathlib import Path
 
 from sslr1 import ops, puzzles
 from sslr1.data import Decoder, ImageFolder, ImageStore, Pool
 from sslr1.errors import UserError
 from sslr1.puzzles import sheet
+from sslr1.puzzles.series import decidable
 
 WIDTH = 1200  # px of a contact sheet
 TALLEST = 380  # px of one puzzle on it
@@ -30,29 +32,25 @@ def examples(store, name, level, count, seed, spec=None):
     """`count` decidable puzzles of one kind from a store's images: a list of (uint8 [H, W, 3] picture of all its canvases, question,
     Answer, chance). Raises UserError if there are too few images for them."""
     spec = spec or ops.PatchSpec(max_pixels=640 * 640)
-    pool, found = Pool(store, list(range(len(store.folder)))), []
+    pool = Pool(store, list(range(len(store.folder))))
     order = ops.generator("preview", seed).permutation(len(pool)).tolist()
-    for number in order:
-        (image,) = store.get([number])
-        if image is None:
-            continue
-        made = puzzles.make([image], name, level=level, seed=seed, index=[number], pool=pool, spec=spec)
-        if made.decidable[0]:
-            found.append((picture(made), made.questions[0], made.answers[0], made.chance[0]))
-        if len(found) == count:
-            return found
-    raise UserError(
-        f"{str(store.folder.root)!r} gives {len(found)} {name} puzzles of level {level}, not {count}{store.complaint()}"
-    )
+    addresses = (puzzles.Address(name, level, seed, 0, 0, number) for number in order)
+    made = decidable(lambda number: store.pictures([number])[0], addresses, puzzles.Form(spec=spec), pool)
+    found = [(picture(puzzle), puzzle.question, puzzle.answer, puzzle.chance) for puzzle in islice(made, count)]
+    if len(found) < count:
+        raise UserError(
+            f"{str(store.folder.root)!r} gives {len(found)} {name} puzzles of level {level}, not {count}{store.complaint()}"
+        )
+    return found
 
 
-def picture(made):
-    """All canvases of a batch of one puzzle side by side, as they are rendered, with their marks; uint8 [H, W, 3]."""
-    plan = made.plan
-    if len(made.marks[0]) > 1:
+def picture(puzzle):
+    """All canvases of a puzzle side by side, as they are rendered, with their marks; uint8 [H, W, 3]."""
+    plan = puzzle.plan
+    if len(puzzle.marks) > 1:
         unbounded = ops.PatchSpec(min_pixels=1, max_pixels=1 << 40)
-        plan = sheet.compose(puzzles.Puzzle(plan, [], 0.0, True, made.marks[0], made.sheets[0]), unbounded)
-    return ops.render(made.images, plan)[0]
+        plan = sheet.compose(plan, puzzle.marks, puzzle.sheet, unbounded)
+    return ops.render(puzzle.images, plan)[0]
 
 
 def contact_sheet(rows):

@@ -8,14 +8,16 @@ where marks stand; never the answer, the plan or the source image.
 import itertools
 import math
 from dataclasses import dataclass
+from itertools import islice
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 
 from sslr1 import ops, puzzles
-from sslr1.ops.atlas import CELL, CELLS
-from sslr1.ops.render import ATLAS, FILL
+from sslr1.ops.render import FILL
+from sslr1.puzzles.picture import Pictures
+from sslr1.puzzles.series import decidable
 from sslr1.sums import plain_sum
 from sslr1.textures import Textures
 
@@ -56,51 +58,20 @@ class Finding:
         return self.bound is None or self.limit <= self.bound
 
 
-def cases(images, name, level, count, seed=0, spec=None, chunk=32, first=0):
-    """`count` decidable puzzles as (Case, Answer, chance, image's number), each image in turn in epoch after epoch; `first` is the
-    first image's number. Raises ValueError if the images give too few."""
-    found, turn, i = 0, 0, 0
-    while found < count:
-        if i > 100 * count + 1000:
-            raise ValueError(f"the images give {found} of {count} {name} puzzles of level {level}")
-        index = [(i + k) % len(images) for k in range(chunk)]
-        epochs = [(i + k) // len(images) for k in range(chunk)]
-        i += chunk
-        made = puzzles.make(
-            [images[k] for k in index],
-            name,
-            level=level,
-            index=[first + k for k in index],
-            epoch=epochs,
-            seed=seed,
-            pool=images,
-            spec=spec,
-        )
-        keep = [b for b in range(chunk) if made.decidable[b]][: count - found]
-        rings = _rings(made)
-        for b, canvases in enumerate(made.render()):
-            if b in keep:
-                grid = (len(made.sheets[b]), len(made.sheets[b][0])) if name == "ordering" else ()
-                draw = ops.generator("probe", seed, name, level, turn)
-                turn += 1
-                answer = made.answers[b]
-                shown = [c.cpu().numpy().astype(np.float32) for c in canvases]
-                yield Case(shown, answer.choices, grid, rings[b], draw), answer, made.chance[b], first + index[b]
-        found += len(keep)
-
-
-def _rings(made):
-    """The rings' places on each canvas of each puzzle, in the order of their letters."""
-    sources = made.plan.sources_int.tolist()
-    ring = CELLS.index("ring")
-    found = [[] for _ in made.plan.sizes]
-    for (canvas, top, left, height, width, source, _), floats in made.plan.tiles:
-        image, mip = sources[source]
-        if image == ATLAS and floats[0] and round(floats[2] / (CELL >> mip)) == ring:
-            H, W = made.plan.sizes[canvas]
-            found[canvas].append(((top + height / 2) / H, (left + width / 2) / W))
-    per_canvas = iter(found)
-    return [[np.array(next(per_canvas)) for _ in range(n)] for n in made.canvas_counts]
+def cases(images, name, level, count, seed=0, spec=None, first=0):
+    """`count` decidable puzzles as (Case, Puzzle), each image in turn in epoch after epoch; `first` is the first image's number.
+    Raises ValueError if the images give too few."""
+    form, n = puzzles.Form(spec=spec or ops.PatchSpec()), len(images)
+    tried = (puzzles.Address(name, level, seed, i // n, 0, first + i % n) for i in range(100 * count + 1000))
+    made = decidable(lambda number: images[number - first], tried, form, Pictures(images))
+    turn = -1
+    for turn, puzzle in enumerate(islice(made, count)):
+        shown = [canvas.cpu().numpy().astype(np.float32) for canvas in puzzle.render()]
+        grid = (len(puzzle.sheet), len(puzzle.sheet[0])) if name == "ordering" else ()
+        draw = ops.generator("probe", seed, name, level, turn)
+        yield Case(shown, puzzle.answer.choices, grid, puzzle.points, draw), puzzle
+    if turn + 1 < count:
+        raise ValueError(f"the images give {turn + 1} of {count} {name} puzzles of level {level}")
 
 
 def sharpness(canvas):
@@ -344,10 +315,10 @@ def probe(images, name, level, count=2000, seed=0, spec=None, only_bounded=False
     answers, chances, sources, guesses = [], [], [], {probe: [] for probe in probes}
     halves = [images[0::2], images[1::2]] if fitted else [images]  # what is learnt is scored on other images
     for half, part in enumerate(halves):
-        for case, answer, chance, source in cases(part, name, level, count, seed, spec, first=half * len(images)):
-            answers.append(answer)
-            chances.append(chance)
-            sources.append(source)
+        for case, puzzle in cases(part, name, level, count, seed, spec, first=half * len(images)):
+            answers.append(puzzle.answer)
+            chances.append(puzzle.chance)
+            sources.append(puzzle.address.index)
             choices = case.choices
             for probe, (solver, _) in probes.items():
                 guesses[probe].append(solver.features(case) if probe in fitted else solver(case))

@@ -12,6 +12,7 @@ from sslr1 import model, train
 from sslr1.data import Decoder, ImageFolder, ImageStore, PuzzleStream
 from sslr1.model import Group
 from sslr1.ops import PatchSpec
+from sslr1.puzzles import Form
 
 B, G, STEP = 12, 4, 3
 
@@ -29,9 +30,7 @@ def start(tiny, scenes, rounds, rank=0, size=1):
         levels=lambda step, slot, name: 1,
         batch=B,
         seed=5,
-        spec=PatchSpec(max_pixels=112 * 112),
-        thinking=False,
-        wordings=1,
+        form=Form(spec=PatchSpec(max_pixels=112 * 112), thinking=False, wordings=1),
         rank=rank,
         world_size=size,
     )

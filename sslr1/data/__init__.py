@@ -3,7 +3,7 @@
 from sslr1.data.bad import BadImages
 from sslr1.data.decode import Decoder
 from sslr1.data.images import ImageFolder, ImageStore, Pool
-from sslr1.data.stream import PuzzleStream, choose_held_out, held_out, make_held_out
+from sslr1.data.stream import PuzzleStream, choose_held_out, make_held_out
 
 __all__ = [
     "BadImages",
@@ -13,6 +13,5 @@ __all__ = [
     "Pool",
     "PuzzleStream",
     "choose_held_out",
-    "held_out",
     "make_held_out",
 ]

@@ -52,24 +52,14 @@ class PuzzleStream:
         levels,
         batch,
         seed,
-        spec,
-        thinking,
-        wordings,
-        composed=False,
+        form,
         rank=0,
         world_size=1,
     ):
         self.store, self.numbers, self.tokenizer = store, numbers, tokenizer
         self.mixture = {name: share for name, share in mixture.items() if share > 0}
         self.levels, self.batch, self.seed = levels, batch, seed
-        self.options = {
-            "seed": seed,
-            "spec": spec,
-            "thinking": thinking,
-            "wordings": wordings,
-            "composed": composed,
-            "pool": Pool(store, numbers),
-        }
+        self.form, self.pool = form, Pool(store, numbers)
         self.mine = range(rank, batch, world_size)
         self._permutation = lru_cache(2)(lambda epoch: keys.generator("epoch", seed, epoch).permutation(len(numbers)))
         self._worker = ThreadPoolExecutor(1, "puzzles")
@@ -114,21 +104,15 @@ class PuzzleStream:
                     slot.bad += 1
                     slot.other_image()
                     continue
-                puzzle = _decidable(
-                    image,
-                    slot.name,
-                    index=[slot.number],
-                    epoch=slot.epoch,
-                    attempt=slot.attempt,
-                    level=self.levels(step, slot.j, slot.name),
-                    **self.options,
-                )
+                level = self.levels(step, slot.j, slot.name)
+                address = puzzles.Address(slot.name, level, self.seed, slot.epoch, slot.attempt, slot.number)
+                puzzle = _decidable(address, image, self.form, self.pool)
                 if puzzle:
                     decided[slot.j] = puzzle
                     self.found = True
                 else:
                     slot.other_puzzle()
-        made = puzzles.joined([decided[slot.j] for slot in slots])
+        made = puzzles.PuzzleBatch([decided[slot.j] for slot in slots], self.form)
         prompts = model.prompts(made, self.tokenizer)
         for prompt, slot in zip(prompts, slots):
             prompt.id = slot.j
@@ -169,38 +153,31 @@ class _Slot:
         self.name, self.tried = self.first, {self.first}
 
 
-def _decidable(image, name, **options):
-    """The puzzle of an image; None where it, or what the pool has to set against it, can't decide one."""
+def _decidable(address, image, form, pool):
+    """The puzzle of an address; None where its image, or what the pool has to set against it, can't decide one."""
     try:
-        made = puzzles.make([image], name, **options)
+        puzzle = puzzles.puzzle_at(address, image, form, pool)
     except puzzles.PoolError:
         return None
-    return made if made.decidable[0] else None
+    return puzzle if puzzle.decidable else None
 
 
-def held_out(store, numbers, name, level, count, *, rank=0, world_size=1, chunk=64, **options) -> list:
-    """This rank's share of `count` puzzles of one kind from held-out images, as PuzzleBatches of at most `chunk`: those that
-    `choose_held_out` chooses, which see. options: seed, spec, thinking, wordings, composed."""
-    chosen = choose_held_out(store, numbers, name, level, count, **options)
-    return make_held_out(store, numbers, name, level, chosen[rank::world_size], chunk=chunk, **options)
-
-
-def choose_held_out(store, numbers, name, level, count, **options) -> list:
-    """The addresses (image number, epoch, attempt) of `count` puzzles.
+def choose_held_out(store, numbers, name, level, count, *, seed, form) -> list:
+    """The addresses of `count` puzzles of one kind from held-out images.
 
     They are the same ones whenever asked: images are gone through in turn, in epoch after epoch; bad images and undecidable
     puzzles are passed over. Single answers come in turn too (a puzzle is drawn again, by key, until its answer is the one
     whose turn it is), so that a constant answer scores chance and no more. Thinking or not, they are the same. Raises
     UserError if too few can be made.
     """
-    options = _held_out_options(store, numbers, level, **options)
-    chosen = []
+    seed, pool, chosen = keys.fold("evaluation", seed), Pool(store, numbers), []
     for i in range(20 * count):
         number, epoch = numbers[i % len(numbers)], i // len(numbers)
         (image,) = store.pictures([number])
-        attempt = None if image is None else _wanted(image, name, number, epoch, len(chosen), options)
-        if attempt is not None:
-            chosen.append((number, epoch, attempt))
+        if image is not None:
+            tried = (puzzles.Address(name, level, seed, epoch, attempt, number) for attempt in range(64))
+            address = _wanted(tried, image, len(chosen), form, pool)
+            chosen += [address] if address else []
         if len(chosen) == count:
             return chosen
     raise UserError(
@@ -208,30 +185,24 @@ def choose_held_out(store, numbers, name, level, count, **options) -> list:
     )
 
 
-def make_held_out(store, numbers, name, level, chosen, *, chunk=64, **options) -> list:
-    """The puzzles at these addresses, as PuzzleBatches of at most `chunk`."""
-    options = _held_out_options(store, numbers, level, **options)
-    batches = []
-    for start in range(0, len(chosen), chunk):
-        index, epochs, attempts = zip(*chosen[start : start + chunk])
-        batches.append(
-            puzzles.make(store.pictures(index), name, index=index, epoch=epochs, attempt=attempts, **options)
-        )
-    return batches
-
-
-def _held_out_options(store, numbers, level, *, seed, spec, thinking, wordings, composed=False):
-    options = {"spec": spec, "thinking": thinking, "wordings": wordings, "composed": composed, "level": level}
-    return options | {"pool": Pool(store, numbers), "seed": keys.fold("evaluation", seed)}
-
-
-def _wanted(image, name, number, epoch, turn, options):
-    """The first attempt that is decidable and has the answer whose turn it is; None if none of a fair number is."""
-    for attempt in range(64):
-        batch = _decidable(image, name, index=[number], epoch=epoch, attempt=attempt, **options)
-        if batch is None:
+def _wanted(addresses, image, turn, form, pool):
+    """The first address whose puzzle is decidable and has the answer whose turn it is; None if there is none before one that isn't
+    decidable."""
+    for address in addresses:
+        puzzle = _decidable(address, image, form, pool)
+        if puzzle is None:
             return None
-        choices = batch.answers[0].choices
-        if not choices or batch.answers[0].value == choices[turn % len(choices)]:
-            return attempt
+        choices = puzzle.answer.choices
+        if not choices or puzzle.answer.value == choices[turn % len(choices)]:
+            return address
     return None
+
+
+def make_held_out(store, numbers, addresses, *, form, chunk=64):
+    """The puzzles at these addresses, as PuzzleBatches of at most `chunk`, made as they are asked for."""
+    pool = Pool(store, numbers)
+    for start in range(0, len(addresses), chunk):
+        some = addresses[start : start + chunk]
+        images = store.pictures([address.index for address in some])
+        made = [puzzles.puzzle_at(address, image, form, pool) for address, image in zip(some, images)]
+        yield puzzles.PuzzleBatch(made, form)

@@ -26,13 +26,13 @@ def compute_score(reward_inputs, rule="default", opened=None) -> list:
     return [{"overall": s.reward, "accuracy": s.exact, "format": float(s.format_ok)} for s in scores]
 
 
-def row(drawn, images) -> dict:
-    """A Drawn puzzle as a row; images: whatever stands for its canvases, in order."""
+def row(puzzle, images) -> dict:
+    """A `Puzzle` as a row; images: whatever stands for its canvases, in order."""
     return {
-        "problem": drawn.question,
+        "problem": puzzle.question,
         "images": images,
-        "answer": truth.pack(drawn.answer, drawn.thinking),
-        "id": str(drawn.address),
-        "puzzle": drawn.address.puzzle,
-        "level": drawn.address.level,
+        "answer": truth.pack(puzzle.answer, puzzle.form.thinking),
+        "id": str(puzzle.address),
+        "puzzle": puzzle.address.puzzle,
+        "level": puzzle.address.level,
     }

@@ -13,13 +13,13 @@ def reward(completions, solution, rule="default", opened=None, **_) -> list:
     return trl.reward(completions, solution, rule, opened)
 
 
-def row(drawn, images) -> dict:
-    """A Drawn puzzle as a row; images: paths of its canvases, in order."""
+def row(puzzle, images) -> dict:
+    """A `Puzzle` as a row; images: paths of its canvases, in order."""
     return {
-        "messages": [{"role": "user", "content": drawn.question}],
+        "messages": [{"role": "user", "content": puzzle.question}],
         "images": images,
-        "solution": truth.pack(drawn.answer, drawn.thinking),
-        "id": str(drawn.address),
-        "puzzle": drawn.address.puzzle,
-        "level": drawn.address.level,
+        "solution": truth.pack(puzzle.answer, puzzle.form.thinking),
+        "id": str(puzzle.address),
+        "puzzle": puzzle.address.puzzle,
+        "level": puzzle.address.level,
     }

@@ -34,9 +34,9 @@ def _text(completion):
     return "".join(part.get("text") or "" for part in content or [])
 
 
-def row(drawn, images) -> dict:
-    """A Drawn puzzle as a row; images: whatever stands for its canvases, in order."""
-    pieces = drawn.question.split("<image>")
+def row(puzzle, images) -> dict:
+    """A `Puzzle` as a row; images: whatever stands for its canvases, in order."""
+    pieces = puzzle.question.split("<image>")
     content = [{"type": "text", "text": pieces[0]}] if pieces[0] else []
     for piece in pieces[1:]:
         content.append({"type": "image", "text": None})
@@ -45,10 +45,10 @@ def row(drawn, images) -> dict:
     return {
         "prompt": [{"role": "user", "content": content}],
         "images": images,
-        "answer": truth.pack(drawn.answer, drawn.thinking),
-        "id": str(drawn.address),
-        "puzzle": drawn.address.puzzle,
-        "level": drawn.address.level,
+        "answer": truth.pack(puzzle.answer, puzzle.form.thinking),
+        "id": str(puzzle.address),
+        "puzzle": puzzle.address.puzzle,
+        "level": puzzle.address.level,
     }
 
 
@@ -59,7 +59,7 @@ def dataset(images, puzzle=None, *, level=None, count=None, seed=0, pool=None, *
     name or several, all five unless given; level: one or several, each puzzle's own start unless given; they come in turn.
     count: how many puzzles, one an image unless given; seed: names every random draw. pool: as for `puzzles.make`, by default
     these images. options: `make`'s thinking, composed, wordings, and spec, which should be the model's
-    (`PatchSpec.from_pretrained(folder)`), or its processor resizes what was drawn.
+    (`PatchSpec.from_pretrained(folder)`), or its processor resizes what was puzzle.
 
     PIL images are shown as training shows their files: turned by EXIF, on white where they are transparent, 16 bits scaled to 8.
 
@@ -68,21 +68,17 @@ def dataset(images, puzzle=None, *, level=None, count=None, seed=0, pool=None, *
     from datasets import Dataset, Features
 
     from sslr1.puzzles.batch import NAMES
+    from sslr1.puzzles.puzzle import Form
     from sslr1.puzzles.series import Series, check, kinds
 
     images, asked = _Pixels(images), kinds(puzzle or NAMES, level)
-    check(asked, options.get("spec"), options.get("composed", False))
-    series = Series(
-        images.__getitem__,
-        range(len(images)),
-        asked,
-        seed=seed,
-        pool=images if pool is None else pool,
-        **options,
-    )
+    form = Form(**options)
+    check(asked, form.spec, form.composed)
+    pool = images if pool is None else pool
+    series = Series(images.__getitem__, range(len(images)), asked, seed=seed, form=form, pool=pool)
     drawn = (series[q] for q in range(len(images) if count is None else count))
     features = Features.from_dict(columns.features(COLUMNS))
-    return Dataset.from_list([row(d, [png(canvas) for canvas in d.canvases]) for d in drawn], features)
+    return Dataset.from_list([row(d, [png(canvas) for canvas in d.render()]) for d in drawn], features)
 
 
 def png(canvas) -> dict:

@@ -40,19 +40,19 @@ def compute_score(
     return {"score": found.reward, "acc": found.exact, "format": float(found.format_ok)}
 
 
-def row(drawn, images, split="train") -> dict:
-    """A Drawn puzzle as a row; images: whatever stands for its canvases, in order."""
+def row(puzzle, images, number, split="train") -> dict:
+    """A `Puzzle` as a row; images: whatever stands for its canvases, in order; number: of the row."""
     return {
-        "data_source": f"sslr1/{drawn.address.puzzle}",
-        "prompt": [{"role": "user", "content": drawn.question}],
+        "data_source": f"sslr1/{puzzle.address.puzzle}",
+        "prompt": [{"role": "user", "content": puzzle.question}],
         "images": images,
         "ability": "vision",
-        "reward_model": {"style": "rule", "ground_truth": truth.pack(drawn.answer, drawn.thinking)},
+        "reward_model": {"style": "rule", "ground_truth": truth.pack(puzzle.answer, puzzle.form.thinking)},
         "extra_info": {
             "split": split,
-            "index": drawn.number,
-            "id": str(drawn.address),
-            "chance": drawn.chance,
-            "address": asdict(drawn.address),
+            "index": number,
+            "id": str(puzzle.address),
+            "chance": puzzle.chance,
+            "address": asdict(puzzle.address),
         },
     }

@@ -74,7 +74,7 @@ def prompts(batch, tokenizer, first_id=0) -> list:
     """Prompts of a `puzzles.make` batch: each question with its canvases, rendered."""
     pixel_values, grid_thw = batch.render_patches()
     out, canvas, row = [], 0, 0
-    for b, (question, count) in enumerate(zip(batch.questions, batch.canvas_counts)):
+    for b, (question, count) in enumerate(zip(batch.questions, batch.canvas_counts, strict=True)):
         grids = grid_thw[canvas : canvas + count]
         rows = int(grids.prod(1).sum())
         pixels = pixel_values[row : row + rows]

@@ -7,10 +7,12 @@ from importlib import import_module
 
 _HOME = {
     "NAMES": "batch",
-    "Puzzle": "plan",
-    "PuzzleBatch": "batch",
+    "Address": "puzzle",
+    "Form": "puzzle",
+    "Puzzle": "puzzle",
+    "PuzzleBatch": "puzzle",
     "make": "batch",
-    "joined": "batch",
+    "puzzle_at": "batch",
     "LEVELS": "batch",
     "START_LEVEL": "batch",
     "MIXTURE": "batch",

@@ -1,15 +1,14 @@
 """`make`: images in, a batch of puzzles out. To add a puzzle: one file beside this one, its name in NAMES (docs/adding-a-puzzle.md)."""
 
-from dataclasses import dataclass, field, fields
 from importlib import import_module
 
 import torch
 
 from sslr1.ops import keys
-from sslr1.ops.render import PatchSpec, render, render_patches
+from sslr1.ops.render import PatchSpec
 from sslr1.puzzles import prompts, sheet
 from sslr1.puzzles.picture import Picture, Pictures
-from sslr1.puzzles.plan import Plan
+from sslr1.puzzles.puzzle import Address, Form, Puzzle, PuzzleBatch
 
 NAMES = (  # each is a file beside this one
     "rotation",
@@ -29,46 +28,6 @@ MIXTURE = {name: module.SHARE for name, module in _PUZZLES.items()}  # default s
 PAPER_MIXTURE = dict.fromkeys(("rotation", "similarity", "inpainting", "ordering", "correspondence"), 0.2)
 PAPER_LEVEL = {**START_LEVEL, "ordering": 3}
 PRESETS = {"default": START_LEVEL, "paper": PAPER_LEVEL}
-
-
-@dataclass
-class PuzzleBatch:
-    """B puzzles. `questions` hold `<image>` where each canvas goes; `answers` are `reward.Answer`; `decidable` is False
-    where the puzzle's own test says that this image can't decide it; `chance` is a random valid answer's probability."""
-
-    names: list
-    levels: list
-    questions: list
-    answers: list
-    chance: list
-    decidable: list
-    thinking: bool
-    spec: PatchSpec
-    plan: Plan = field(repr=False)
-    images: list = field(repr=False)
-    canvas_counts: list = field(repr=False)
-    marks: list = field(repr=False)  # of each puzzle: the names of its pictures …
-    sheets: list = field(repr=False)  # … and the rows in which a sheet shows them
-
-    def __len__(self):
-        return len(self.questions)
-
-    def render(self, backend="auto"):
-        """B lists of uint8 [H, W, 3] canvases on the images' device."""
-        canvases = iter(render(self.images, self.plan, backend))
-        return [[next(canvases) for _ in range(n)] for n in self.canvas_counts]
-
-    def render_patches(self, spec=None, backend="auto"):
-        """(pixel_values, image_grid_thw) of all canvases in order; ValueError for a spec of another patch*merge."""
-        spec = spec or self.spec
-        if spec.unit != self.spec.unit:
-            raise ValueError(
-                f"these puzzles were made for patch*merge = {self.spec.unit}, the spec has {spec.unit}: pass it to make()"
-            )
-        return render_patches(self.images, self.plan, spec, backend)
-
-
-LISTS = tuple(item.name for item in fields(PuzzleBatch) if item.name not in ("thinking", "spec", "plan"))
 
 
 def _per_item(value, B, what):
@@ -118,60 +77,54 @@ def make(
             raise ValueError(f"images[{i}] has no pixels: {list(image.shape)}")
     if preset not in PRESETS:
         raise ValueError(f"preset {preset!r} is not one of {tuple(PRESETS)}")
-    spec = spec or PatchSpec()
     index = range(B) if index is None else [int(i) for i in index]
     if len(index) != B:
         raise ValueError(f"index has {len(index)} entries for {B} images")
     names, levels, epochs, attempts = (
         _per_item(v, B, w) for v, w in ((puzzle, "puzzle"), (level, "level"), (epoch, "epoch"), (attempt, "attempt"))
     )
+    form = Form(spec=spec or PatchSpec(), thinking=thinking, wordings=wordings, composed=composed)
     pictures = Pictures(images)
     others = pictures if pool is None else Pictures(pool)
-    batch = PuzzleBatch(names, levels, [], [], [], [], thinking, spec, Plan(), [], [], [], [])
-    geometry = (spec.patch, spec.merge, spec.min_pixels, spec.max_pixels)
+    puzzles = []
     for i, name in enumerate(names):
         if name not in _PUZZLES:
             raise ValueError(f"puzzle {name!r} is not one of {NAMES}")
-        levels[i] = PRESETS[preset][name] if levels[i] is None else levels[i]
-        if levels[i] not in LEVELS[name]:
-            raise ValueError(f"{name} has no level {levels[i]}; it has {LEVELS[name]}")
-        named = (*geometry, len(others)) if levels[i] in _PUZZLES[name].POOLED else geometry
-        draw = keys.generator("puzzle", seed, epochs[i], attempts[i], index[i], name, levels[i], *named)
-        picture = pictures[i].piece(draw)
-        made = _build(_PUZZLES[name], draw, picture, levels[i], spec, others, composed)
-        batch.plan.extend(made.plan, len(batch.images))
-        batch.images += [shown.pixels for shown in (picture, *made.others)]
-        batch.canvas_counts.append(len(made.plan.sizes))
-        asked, answer = prompts.question(
-            QUESTIONS[name][levels[i]],
-            made.readings,
-            made.marks,
-            lambda n: int(draw.integers(0, n)),
-            thinking,
-            wordings,
-            sheet=len(made.plan.sizes) < len(made.marks),
-        )
-        batch.marks.append(made.marks)
-        batch.sheets.append(made.sheet)
-        batch.questions.append(asked)
-        batch.answers.append(answer)
-        batch.chance.append(made.chance)
-        batch.decidable.append(made.decidable)
-    return batch
+        at = PRESETS[preset][name] if levels[i] is None else levels[i]
+        if at not in LEVELS[name]:
+            raise ValueError(f"{name} has no level {at}; it has {LEVELS[name]}")
+        address = Address(name, at, seed, epochs[i], attempts[i], index[i])
+        puzzles.append(puzzle_at(address, pictures[i], form, others))
+    return PuzzleBatch(puzzles, form)
 
 
-def joined(batches) -> PuzzleBatch:
-    """Batches that `make` made with one spec and one way of answering, as one, in their order."""
-    whole = PuzzleBatch([], [], [], [], [], [], batches[0].thinking, batches[0].spec, Plan(), [], [], [], [])
-    for batch in batches:
-        whole.plan.extend(batch.plan, len(whole.images))
-        for name in LISTS:
-            getattr(whole, name).extend(getattr(batch, name))
-    return whole
+def puzzle_at(address, picture, form, pool) -> Puzzle:
+    """The puzzle of an address: of that image as a `Picture`, in a Form, beside a pool of images or Pictures. Errors as `make`'s of
+    the spec and the pool."""
+    pool = pool if isinstance(pool, Pictures) else Pictures(pool)
+    module, level, spec = _PUZZLES[address.puzzle], address.level, form.spec
+    geometry = (spec.patch, spec.merge, spec.min_pixels, spec.max_pixels)
+    named = (*geometry, len(pool)) if level in module.POOLED else geometry
+    draw = keys.generator(
+        "puzzle", address.seed, address.epoch, address.attempt, address.index, address.puzzle, level, *named
+    )
+    picture = picture.piece(draw)
+    puzzle = _built(module, draw, picture, level, spec, pool, form.composed)
+    puzzle.address, puzzle.form, puzzle.picture = address, form, picture
+    puzzle.question, puzzle.answer = prompts.question(
+        QUESTIONS[address.puzzle][level],
+        puzzle.readings,
+        puzzle.marks,
+        lambda n: int(draw.integers(0, n)),
+        form.thinking,
+        form.wordings,
+        sheet=len(puzzle.plan.sizes) < len(puzzle.marks),
+    )
+    return puzzle
 
 
-def _build(module, draw, image, level, spec, pool, composed):
-    """The puzzle; composed onto one canvas where it has several."""
+def _built(module, draw, image, level, spec, pool, composed):
+    """The puzzle as its file draws it; composed onto one canvas where it has several."""
     if not composed:
         return module.build(draw, image, level, spec, pool)
     for cells in sheet.cells(spec):
@@ -179,7 +132,7 @@ def _build(module, draw, image, level, spec, pool, composed):
         if len(made.marks) == 1:  # nothing to compose
             return module.build(draw, image, level, spec, pool)
         try:
-            made.plan = sheet.compose(made, spec)
+            made.plan = sheet.compose(made.plan, made.marks, made.sheet, spec)
             return made
         except ValueError as error:
             problem = error  # a mark and a gap more than a small picture leaves room for: smaller ones

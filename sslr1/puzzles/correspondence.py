@@ -8,7 +8,8 @@ from sslr1.ops.points import balanced, distinct
 from sslr1.ops.render import IDENTITY_COLOUR
 from sslr1.puzzles.colour import jitter
 from sslr1.puzzles.picture import corners
-from sslr1.puzzles.plan import Plan, Puzzle
+from sslr1.puzzles.plan import Plan
+from sslr1.puzzles.puzzle import Puzzle
 from sslr1.puzzles.reward import Answer
 
 LEVELS = {
@@ -85,7 +86,15 @@ def build(draw, image, level, spec, pool) -> Puzzle:
     letters = "ABCDEFGH"[:count]
     _mark(draw, plan, 1, places, letters, (255.0, 255.0, 255.0))
     answer = Answer("choice", letters[truth], tuple(letters))
-    return Puzzle(plan, [({"count": count}, answer)], 1 / count, decidable, ["1", "2"], [[0, 1]])
+    return Puzzle(
+        plan=plan,
+        readings=[({"count": count}, answer)],
+        chance=1 / count,
+        decidable=decidable,
+        marks=["1", "2"],
+        sheet=[[0, 1]],
+        points=[ref[None], places],
+    )
 
 
 def _second_view(draw, image, level):

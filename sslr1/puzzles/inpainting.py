@@ -3,7 +3,8 @@
 import math
 
 from sslr1.puzzles.picture import SAME, difference
-from sslr1.puzzles.plan import Plan, Puzzle, canvas_size
+from sslr1.puzzles.plan import Plan, canvas_size
+from sslr1.puzzles.puzzle import Puzzle
 from sslr1.puzzles.reward import Answer
 from sslr1.puzzles.similarity import negatives
 
@@ -82,13 +83,13 @@ def build(draw, image, level, spec, pool) -> Puzzle:
     answer = Answer("choice", letters[order.index(0)], tuple(letters))
     row = (count + 1) // 2
     return Puzzle(
-        plan,
-        [({"count": count}, answer)],
-        1 / count,
-        decidable,
-        ["REF", *letters],
-        [[0], list(range(1, row + 1)), list(range(row + 1, count + 1))],
-        images[1:],
+        plan=plan,
+        readings=[({"count": count}, answer)],
+        chance=1 / count,
+        decidable=decidable,
+        marks=["REF", *letters],
+        sheet=[[0], list(range(1, row + 1)), list(range(row + 1, count + 1))],
+        others=images[1:],
     )
 
 

@@ -7,7 +7,8 @@ import numpy as np
 from sslr1.ops.render import IDENTITY_COLOUR
 from sslr1.puzzles.colour import jitter
 from sslr1.puzzles.picture import SAME
-from sslr1.puzzles.plan import Plan, Puzzle, canvas_size
+from sslr1.puzzles.plan import Plan, canvas_size
+from sslr1.puzzles.puzzle import Puzzle
 from sslr1.puzzles.reward import Answer
 
 LEVELS = {
@@ -65,12 +66,12 @@ def build(draw, image, level, spec, pool) -> Puzzle:
         tile_at[place] = tile + 1
     slots = {"rows": rows, "columns": columns, "count": K}
     return Puzzle(
-        plan,
-        [(slots, Answer("sequence", tuple(tile_at)))],
-        1 / math.factorial(K),
-        bool(apart.min() > LEAST[level]),
-        [str(tile + 1) for tile in range(K)],
-        [list(range(row * columns, (row + 1) * columns)) for row in range(rows)],
+        plan=plan,
+        readings=[(slots, Answer("sequence", tuple(tile_at)))],
+        chance=1 / math.factorial(K),
+        decidable=bool(apart.min() > LEAST[level]),
+        marks=[str(tile + 1) for tile in range(K)],
+        sheet=[list(range(row * columns, (row + 1) * columns)) for row in range(rows)],
     )
 
 

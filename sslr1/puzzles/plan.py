@@ -1,7 +1,6 @@
 """What a puzzle compiles to: canvases painted in order with rectangular tiles. `sslr1.ops.render` says what tables mean."""
 
 import math
-from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -241,21 +240,3 @@ def canvas_size(pitch_y, pitch_x, spec, rim=0.0):
 
 class PoolError(ValueError):
     """A pool has too few images that differ from the one shown and from each other."""
-
-
-@dataclass
-class Puzzle:
-    """One puzzle, drawn but not yet worded or rendered.
-
-    readings: the ways in which it may be asked about, each (slots for the prompt's template, answer), the plainest first;
-    others: Pictures it also shows, which stand behind its own image (number 0) in the plan; marks: the name of each
-    canvas, of the atlas's CELLS; sheet: rows of canvas numbers, how a composed picture lays them out.
-    """
-
-    plan: Plan
-    readings: list
-    chance: float
-    decidable: bool
-    marks: list
-    sheet: list
-    others: list = field(default_factory=list)

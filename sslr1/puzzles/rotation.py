@@ -6,7 +6,8 @@ from functools import lru_cache
 import numpy as np
 
 from sslr1.puzzles.picture import SAME
-from sslr1.puzzles.plan import Plan, Puzzle
+from sslr1.puzzles.plan import Plan
+from sslr1.puzzles.puzzle import Puzzle
 from sslr1.puzzles.reward import Answer
 
 LEVELS = {
@@ -91,7 +92,14 @@ def build(draw, image, level, spec, pool) -> Puzzle:
     ]
     decidable = honest and not _symmetric(image.means(y - extent / 2, x - extent / 2, extent, extent, 16, 16), angles)
     marks = ["1", "2"] if level == 1 else ["1"]
-    return Puzzle(plan, readings, 1 / len(angles), decidable, marks, [list(range(len(marks)))])
+    return Puzzle(
+        plan=plan,
+        readings=readings,
+        chance=1 / len(angles),
+        decidable=decidable,
+        marks=marks,
+        sheet=[list(range(len(marks)))],
+    )
 
 
 def turned(degrees, side, step, y, x):

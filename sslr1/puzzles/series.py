@@ -4,45 +4,17 @@ Puzzle q is cut out of place q mod n of epoch q div n's keyed permutation of the
 image that is missing, or that can't decide its puzzle, is replaced by another, by key; the others don't move.
 """
 
-from dataclasses import astuple, dataclass
 from functools import lru_cache
 
 import torch
 
 from sslr1.errors import UserError
 from sslr1.ops import keys
-from sslr1.puzzles.batch import LEVELS, NAMES, START_LEVEL, make
+from sslr1.puzzles.batch import LEVELS, NAMES, START_LEVEL, make, puzzle_at
+from sslr1.puzzles.picture import Picture
+from sslr1.puzzles.puzzle import Address
 
 SUBSTITUTES = 1000  # images tried for one puzzle before they are taken to be unusable
-
-
-@dataclass(frozen=True)
-class Address:
-    """What names a puzzle: `make([image], puzzle, level=…, seed=…, epoch=…, attempt=…, index=[index])` makes it again from the same
-    image, pool and options."""
-
-    puzzle: str
-    level: int
-    seed: int
-    epoch: int
-    attempt: int
-    index: int
-
-    def __str__(self):
-        return "{}-{}/{}/{}/{}/{}".format(*astuple(self))
-
-
-@dataclass(frozen=True)
-class Drawn:
-    """A puzzle, ready to be put to anybody: `<image>` stands in the question where each canvas goes, uint8 [H, W, 3]."""
-
-    number: int
-    address: Address
-    question: str
-    canvases: list
-    answer: object
-    thinking: bool
-    chance: float
 
 
 def kinds(puzzle=NAMES, level=None) -> list:
@@ -72,21 +44,32 @@ def check(kinds, spec, composed=False) -> None:
             raise UserError(f"{name}, level {level}: {error}") from None
 
 
+def decidable(get, addresses, form, pool):
+    """The decidable puzzles among some addresses, in their order. get: image number -> uint8 [H, W, 3] or `Picture`, or None for a
+    bad one, which is passed over; form, pool: as for `puzzle_at`."""
+    for address in addresses:
+        image = get(address.index)
+        if image is not None:
+            puzzle = puzzle_at(address, image if isinstance(image, Picture) else Picture(image), form, pool)
+            if puzzle.decidable:
+                yield puzzle
+
+
 class Series:
-    """series[q] is the Drawn puzzle q.
+    """series[q] is puzzle q, a `Puzzle`.
 
-    get: image number -> uint8 [H, W, 3], or None for a bad one; numbers: of the images; kinds: [(puzzle, level)]; pool and
-    options: as for `make`."""
+    get: image number -> uint8 [H, W, 3], or None for a bad one; numbers: of the images; kinds: [(puzzle, level)]; form, pool: as for
+    `puzzle_at`."""
 
-    def __init__(self, get, numbers, kinds, *, seed=0, pool, **options):
-        self.get, self.numbers, self.kinds, self.seed = get, list(numbers), kinds, seed
-        self.options = {"pool": pool, **options}
+    def __init__(self, get, numbers, kinds, *, form, pool, seed=0):
+        self.get, self.numbers, self.kinds, self.form, self.seed = get, list(numbers), kinds, form, seed
+        self.pool = pool
         self._permutation = lru_cache(2)(
             lambda epoch: keys.generator("series", seed, epoch).permutation(len(self.numbers))
         )
 
-    def __getitem__(self, q: int) -> Drawn:
-        """Raises UserError if no image can decide the puzzle after a fair number of tries."""
+    def addresses(self, q: int):
+        """Those tried for puzzle q, in turn."""
         name, level = self.kinds[q % len(self.kinds)]
         epoch, place = divmod(q, len(self.numbers))
         place = int(self._permutation(epoch)[place])
@@ -94,21 +77,12 @@ class Series:
             attempt = tried and q * SUBSTITUTES + tried  # no two puzzles' substitutes have one address
             if attempt:
                 place = keys.fold("series", self.seed, attempt) % len(self.numbers)
-            address = Address(name, level, self.seed, epoch, attempt, self.numbers[place])
-            image = self.get(address.index)
-            if image is None:
-                continue
-            made = make(
-                [image],
-                name,
-                level=level,
-                seed=self.seed,
-                epoch=epoch,
-                attempt=attempt,
-                index=[address.index],
-                **self.options,
-            )
-            if made.decidable[0]:
-                (canvases,) = made.render()
-                return Drawn(q, address, made.questions[0], canvases, made.answers[0], made.thinking, made.chance[0])
-        raise UserError(f"no image can decide a {name} puzzle of level {level} after {SUBSTITUTES} tries")
+            yield Address(name, level, self.seed, epoch, attempt, self.numbers[place])
+
+    def __getitem__(self, q: int):
+        """Raises UserError if no image can decide the puzzle after a fair number of tries."""
+        puzzle = next(decidable(self.get, self.addresses(q), self.form, self.pool), None)
+        if puzzle is None:
+            name, level = self.kinds[q % len(self.kinds)]
+            raise UserError(f"no image can decide a {name} puzzle of level {level} after {SUBSTITUTES} tries")
+        return puzzle

@@ -40,11 +40,11 @@ def _size(heights, widths, counts, spec):
     return tuple(n * unit for n in min(legal)[2:])
 
 
-def compose(puzzle, spec) -> Plan:
-    """One canvas that shows the puzzle's canvases in the rows of `puzzle.sheet`, its sides multiples of the spec's unit.
+def compose(pictures, marks, sheet, spec) -> Plan:
+    """One canvas that shows a plan's canvases in the rows of a `sheet`, each under its mark, its sides multiples of the spec's unit.
     Raises ValueError where the spec allows none that is large enough."""
-    sizes = puzzle.plan.sizes
-    rows = [row for row in puzzle.sheet if row]
+    sizes = pictures.sizes
+    rows = [row for row in sheet if row]
     heights = [max(sizes[i][0] for i in row) + MARK for row in rows]
     height, width = _size(heights, [sum(sizes[i][1] for i in row) for row in rows], [len(row) for row in rows], spec)
     plan = Plan()
@@ -55,9 +55,9 @@ def compose(puzzle, spec) -> Plan:
         x = GAP
         for i in row:
             corner[i] = (canvas, y + MARK, x)
-            size = MARK * (1.6 if puzzle.marks[i] == "REF" else 1)  # three letters in one cell
-            plan.stamp(canvas, puzzle.marks[i], y + MARK / 2, x + size / 2, size)
+            size = MARK * (1.6 if marks[i] == "REF" else 1)  # three letters in one cell
+            plan.stamp(canvas, marks[i], y + MARK / 2, x + size / 2, size)
             x += sizes[i][1] + GAP
         y += tall + GAP
-    plan.paint(puzzle.plan, [corner[i] for i in range(len(sizes))])
+    plan.paint(pictures, [corner[i] for i in range(len(sizes))])
     return plan

@@ -7,7 +7,8 @@ import numpy as np
 from sslr1.ops.render import IDENTITY_COLOUR
 from sslr1.puzzles.colour import LUMA, constant, equalise, greyed, jitter
 from sslr1.puzzles.picture import SAME, difference
-from sslr1.puzzles.plan import Plan, PoolError, Puzzle, peek
+from sslr1.puzzles.plan import Plan, PoolError, peek
+from sslr1.puzzles.puzzle import Puzzle
 from sslr1.puzzles.reward import Answer
 
 LEVELS = {
@@ -73,13 +74,13 @@ def build(draw, image, level, spec, pool) -> Puzzle:
     letters = "ABCDEFGH"[:count]
     half = (count + 1) // 2
     return Puzzle(
-        plan,
-        [({"count": count}, Answer("choice", letters[truth], tuple(letters)))],
-        1 / count,
-        decidable,
-        ["REF", *letters],
-        [[0], list(range(1, half + 1)), list(range(half + 1, count + 1))],
-        images[1:],
+        plan=plan,
+        readings=[({"count": count}, Answer("choice", letters[truth], tuple(letters)))],
+        chance=1 / count,
+        decidable=decidable,
+        marks=["REF", *letters],
+        sheet=[[0], list(range(1, half + 1)), list(range(half + 1, count + 1))],
+        others=images[1:],
     )
 
 

@@ -2,6 +2,7 @@
 
 import io
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ import torch
 from PIL import Image
 
 from sslr1 import model, ops, puzzles
-from sslr1.data import Decoder, ImageFolder, ImageStore, Pool, PuzzleStream, headers, held_out
+from sslr1.data import Decoder, ImageFolder, ImageStore, Pool, PuzzleStream, choose_held_out, headers, make_held_out
 from sslr1.data.decode import _pillow, _turbo
 from sslr1.data.scenes import scene
 from sslr1.errors import UserError
@@ -216,9 +217,7 @@ def stream(folder, tokenizer, **changes):
         levels=lambda step, slot, name: {"rotation": 2, "ordering": 1, "similarity": 1}[name],
         batch=12,
         seed=4,
-        spec=SPEC,
-        thinking=False,
-        wordings=None,
+        form=puzzles.Form(spec=SPEC, thinking=False),
     )
     return PuzzleStream(
         ImageStore(folder, Decoder(), min_side=112), list(range(len(folder))), tokenizer, **{**options, **changes}
@@ -308,14 +307,10 @@ def test_an_unusable_folder_ends_with_a_reason(tmp_path, tokenizer):
 def test_a_slot_is_patient_where_others_found_an_image(scenes, tokenizer, monkeypatch):
     """Where few images can decide a puzzle, one slot among many draws more than 50 of those that can't; where none can, 50
     say so."""
-    make, usable = puzzles.make, set()
-
-    def rarely(images, *arguments, index, **options):
-        made = make(images, *arguments, index=index, **options)
-        made.decidable = [number in usable for number in index]
-        return made
-
-    monkeypatch.setattr(puzzles, "make", rarely)
+    puzzle_at, usable = puzzles.puzzle_at, set()
+    monkeypatch.setattr(
+        puzzles, "puzzle_at", lambda at, *rest: replace(puzzle_at(at, *rest), decidable=at.index in usable)
+    )
     s = stream(ImageFolder.scan(scenes), tokenizer, mixture={"rotation": 1.0})
     with pytest.raises(UserError, match=r"no usable image after 50 tries in .* for rotation$"):
         s.build(0)
@@ -351,20 +346,21 @@ def test_images_that_are_all_alike_fall_back_to_puzzles_that_need_no_others(tmp_
     assert alike.names(0).count("similarity") in (9, 10)
     assert set(alike.get(0).puzzles.names) == {"rotation"}
     alike.close()
-    options = dict(seed=1, spec=SPEC, thinking=False, wordings=None)
     with pytest.raises(UserError, match="only 0 of 3 similarity"):
-        held_out(alike.store, range(20), "similarity", 1, 3, **options)
+        choose_held_out(alike.store, range(20), "similarity", 1, 3, seed=1, form=puzzles.Form(spec=SPEC))
 
 
 def test_held_out_puzzles_are_the_same_ones_whatever_the_ranks(scenes):
     store = ImageStore(ImageFolder.scan(scenes), Decoder(), min_side=112)
     numbers = store.folder.hold_out(0.3)[1]
-    options = dict(seed=1, spec=SPEC, thinking=False, wordings=1)
+    form = puzzles.Form(spec=SPEC, thinking=False, wordings=1)
     for name in puzzles.NAMES:
         level = 2 if name == "correspondence" else 1  # a fifth of its first level is decidable on square scenes
-        whole = held_out(store, numbers, name, level, 100, **options)
+        chosen = choose_held_out(store, numbers, name, level, 100, seed=1, form=form)
+        assert chosen == choose_held_out(store, numbers, name, level, 100, seed=1, form=replace(form, thinking=True))
+        whole = list(make_held_out(store, numbers, chosen, form=form))
         assert [len(b) for b in whole] == [64, 36] and all(all(b.decidable) for b in whole)
-        parts = [held_out(store, numbers, name, level, 100, rank=r, world_size=2, **options) for r in (0, 1)]
+        parts = [list(make_held_out(store, numbers, chosen[rank::2], form=form)) for rank in (0, 1)]
         answers = [[a for b in batches for a in b.answers] for batches in (whole, *parts)]
         assert answers[0][0::2] == answers[1] and answers[0][1::2] == answers[2]
         if answers[0][0].choices:  # a constant answer scores chance exactly

@@ -218,7 +218,7 @@ def test_ordered_tiles_are_the_source(draw, photographs, backend, level):
         for seed in range(6):
             batch = puzzles.make([image], "ordering", level=level, seed=seed)
             (tiles,) = batch.render(backend)
-            columns = len(batch.sheets[0][0])
+            columns = len(batch[0].sheet[0])
             h, w = tiles[0].shape[:2]
             rim_y, rim_x = round(0.03 * h), round(0.03 * w)
             order = batch.answers[0].value
@@ -251,7 +251,7 @@ def test_mixed_puzzles_and_levels_render_as_they_do_alone(photographs, backend):
     for i, canvases in enumerate(batch.render(backend)):
         alone = puzzles.make([images[i]], names[i], level=levels[i], index=[i], pool=pool)
         assert all(torch.equal(a, b) for a, b in zip(canvases, alone.render(backend)[0])) and len(canvases) == len(
-            alone.marks[0]
+            alone[0].marks
         )
         parts.append(alone.render_patches(backend=backend))
     assert torch.equal(values, torch.cat([v for v, _ in parts])) and torch.equal(grid, torch.cat([g for _, g in parts]))

@@ -78,7 +78,7 @@ def digests(number):
     tables = plan.sources_int, plan.sources_float, plan.canvases, plan.tiles_int, plan.tiles_float
     (answer,), (chance,) = puzzle.answers, puzzle.chance
     words = puzzle.questions, answer.kind, answer.value, answer.choices, chance.hex(), puzzle.decidable
-    words += puzzle.marks, puzzle.sheets
+    words += [puzzle[0].marks], [puzzle[0].sheet]
     return [_digest(*tables), _digest(*puzzle.render_patches()), _digest(repr(words))]
 
 

@@ -51,7 +51,7 @@ def test_a_puzzle_has_an_address(images, name, level):
     alone = fingerprint(puzzles.make([shown[4]], index=[14], **base))
     assert alone == whole[4:5]
     each = [puzzles.make([image], index=[i], **base) for i, image in enumerate(shown, 10)]
-    assert fingerprint(puzzles.joined(each)) == whole
+    assert fingerprint(puzzles.PuzzleBatch([batch[0] for batch in each], each[0].form)) == whole
     measured = [puzzles.Picture(image) for image in images]
     assert fingerprint(puzzles.make(measured[:5], index=range(10, 15), **{**base, "pool": measured})) == whole
     mixed = puzzles.make(
@@ -172,7 +172,8 @@ def test_the_papers_preset_is_a_choice_of_levels(images):
 @pytest.mark.parametrize("name, level", EVERY)
 def test_composed_puzzles_are_one_canvas(photographs, images, name, level):
     made = puzzles.make(photographs[:2], name, level=level, pool=images, composed=True)
-    for question, canvases, marks in zip(made.questions, made.render(), made.marks):
+    for puzzle, canvases in zip(made, made.render()):
+        question, marks = puzzle.question, puzzle.marks
         h, w = canvases[0].shape[:2]
         assert len(canvases) == 1 and h % 28 == w % 28 == 0 and made.spec.min_pixels <= h * w <= made.spec.max_pixels
         assert question.count("<image>") == 1 and "{" not in question.replace("\\boxed{}", "")
@@ -182,11 +183,11 @@ def test_composed_puzzles_are_one_canvas(photographs, images, name, level):
 @pytest.mark.parametrize("name, level", EVERY)
 def test_a_sheet_shows_every_picture_under_its_mark(images, name, level):
     made = puzzles.make(images[:1], name, level=level, pool=images, spec=SPEC)
-    marks, rows = made.marks[0], made.sheets[0]
+    marks, rows = made[0].marks, made[0].sheet
     assert sorted(i for row in rows for i in row) == list(range(len(marks)))
     if len(marks) == 1:
         return
-    plan = sheet.compose(puzzles.Puzzle(made.plan, [], 0.0, True, marks, rows), BIG)
+    plan = sheet.compose(made.plan, marks, rows, BIG)
     (whole,) = ops.render(made.images, plan)
     y, found = 0, 0
     for row in filter(None, rows):

@@ -6,14 +6,15 @@ import torch
 from sslr1.data.scenes import scene
 from sslr1.errors import UserError
 from sslr1.ops import PatchSpec
+from sslr1.puzzles import Form
 from sslr1.puzzles.series import SUBSTITUTES, Series
 
 COUNT, USABLE = 120, 7
 
 
 def series(images):
-    options = dict(seed=2, pool=[], spec=PatchSpec(max_pixels=112 * 112), thinking=False)
-    return Series(images.get, range(COUNT), [("rotation", 2)], **options)
+    form = Form(spec=PatchSpec(max_pixels=112 * 112), thinking=False)
+    return Series(images.get, range(COUNT), [("rotation", 2)], form=form, pool=[], seed=2)
 
 
 def test_one_usable_image_in_many_is_found():

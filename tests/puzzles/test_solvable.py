@@ -98,7 +98,7 @@ def test_ordering(images, seed, level, count):
 
     for image, made in draws(images, "ordering", level, count, seed):
         tiles = made.render()[0]
-        rows, columns = len(made.sheets[0]), len(made.sheets[0][0])
+        rows, columns = len(made[0].sheet), len(made[0].sheet[0])
         (h, w), K = tiles[0].shape[:2], len(tiles)
         assert canvas_size(image.shape[0] / rows, image.shape[1] / columns, made.spec, 0.03) == (h, w, 1.0)
         pitch_y, pitch_x, rim_y, rim_x = *(s + 2 * round(0.03 * s) for s in (h, w)), round(0.03 * h), round(0.03 * w)
