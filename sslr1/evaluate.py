@@ -10,30 +10,41 @@ folder. Answers are bit-equal on any number of ranks, unless rollout.batch_invar
 """
 
 import json
+from dataclasses import astuple
+from functools import cached_property
 from pathlib import Path
 
 import torch
 
 from sslr1 import benchmarks, model, puzzles, scoring
+from sslr1.build import agree
 from sslr1.data import choose_held_out, make_held_out
 from sslr1.errors import UserError
+from sslr1.files import write_whole
 from sslr1.model import parallel
 from sslr1.sums import plain_sum
 
+FROZEN = "held_out.json"
 FORMS = {"direct": ("direct",), "thinking": ("thinking",), "both": ("direct", "thinking")}
 # Prompts that are answered at once: so many, and so many patches if all were the largest
 CHUNK, CHUNK_PATCHES = 64, 1 << 18
 
 
 class Evaluator:
-    """The same held-out puzzles each time; drawn once, rendered when asked."""
+    """The same held-out puzzles each time: chosen once a run, drawn at the first evaluation, rendered at each."""
 
     def __init__(self, built):
-        self.built, world, c = built, built.world, built.config.puzzles
-        self.batches = {}
-        for name in c.mixture:
-            mine = choose(built, name, c.levels[name])[world.rank :: world.size]
-            self.batches[name] = list(batches_at(built, mine, c.thinking))
+        self.built = built
+        self.addresses = frozen(built) if built.folder else chosen(built)
+
+    @cached_property
+    def batches(self) -> dict:
+        """{puzzle: this rank's PuzzleBatches}"""
+        world = self.built.world
+        return {
+            name: list(batches_at(self.built, addresses[world.rank :: world.size], self.built.config.puzzles.thinking))
+            for name, addresses in self.addresses.items()
+        }
 
     def run(self) -> dict:
         """{eval/<puzzle>/exact, accuracy, format, chance, n} over all ranks."""
@@ -45,9 +56,45 @@ class Evaluator:
                     sums += sums.new_tensor([score.exact, score.accuracy, score.format_ok, puzzle.chance, 1])
             *means, n = parallel.all_reduce(sums).tolist()
             for key, total in zip(("exact", "accuracy", "format", "chance"), means):
-                out[f"eval/{name}/{key}"] = total / n
+                out[f"eval/{name}/{key}"] = total / max(n, 1)
             out[f"eval/{name}/n"] = int(n)
         return out
+
+
+def chosen(built) -> dict:
+    """{puzzle: addresses} of the configured puzzles and levels."""
+    c = built.config.puzzles
+    return {name: choose(built, name, c.levels[name]) for name in c.mixture}
+
+
+def frozen(built) -> dict:
+    """The same, from the run folder's held_out.json, which rank 0 writes where there is none for these images and settings: a start
+    need not plan every held-out puzzle again. All ranks must call it. Raises UserError."""
+    path, c, spec, problem = built.folder / FROZEN, built.config, built.spec, None
+    asked = {
+        "levels": {name: c.puzzles.levels[name] for name in c.puzzles.mixture},
+        "count": c.eval.count,
+        "seed": c.train.seed,
+        "pixels": [spec.patch, spec.merge, spec.min_pixels, spec.max_pixels],
+        "composed": c.puzzles.composed,
+        "images": [built.evaluation.store.folder.files[number][0] for number in built.evaluation.held_out],
+    }
+    if built.world.main and _kept(path).get("asked") != asked:
+        try:
+            addresses = {name: [astuple(each) for each in some] for name, some in chosen(built).items()}
+            write_whole(path, json.dumps({"asked": asked, "addresses": addresses}) + "\n")
+        except UserError as error:
+            problem = error
+    agree(problem, built.world)
+    return {name: [puzzles.Address(*each) for each in some] for name, some in _kept(path)["addresses"].items()}
+
+
+def _kept(path) -> dict:
+    """What `frozen` wrote; nothing where that is gone or damaged, and is to be made again."""
+    try:
+        return json.loads(path.read_text("utf-8"))
+    except (FileNotFoundError, ValueError):
+        return {}
 
 
 def choose(built, name, level) -> list:

@@ -1,11 +1,14 @@
 """What a run refuses before it loads a model, in words that a user can act on; `test_train.py` has the same through the command."""
 
 import re
+import shutil
+from functools import partial
 
 import pytest
 import torch
 
 from sslr1 import build, config, model
+from sslr1.data import choose_held_out
 from sslr1.errors import UserError
 from sslr1.model import parallel
 
@@ -73,3 +76,33 @@ def test_a_sheet_for_which_the_bounds_leave_no_room(tiny, scenes, one_process, n
         UserError, match=r"ordering, level 2: a sheet of .* max_pixels = 12544: change them, or don't compose"
     ):
         build.build(settings(tiny, scenes, puzzles=SMALL | {"composed": True}), one_process)
+
+
+def test_held_out_puzzles_are_chosen_once_a_run(tmp_path, tiny, scenes, one_process, monkeypatch):
+    """A later start reads their addresses; other settings, or a damaged file, have them chosen anew; a picture that is gone is left out."""
+    from sslr1 import evaluate
+
+    images = tmp_path / "images"
+    shutil.copytree(scenes, images)
+    settings_of = partial(settings, tiny, images)
+    times = []
+    monkeypatch.setattr(evaluate, "choose_held_out", lambda *a, **k: times.append(1) or choose_held_out(*a, **k))
+
+    def start(count=6):
+        config = settings_of(eval={"count": count}, train={"threads": 1})
+        return evaluate.Evaluator(build.build(config, one_process, tmp_path))
+
+    first = start()
+    asked = [len(batch) for batches in first.batches.values() for batch in batches]
+    assert len(times) == 2 and asked == [6, 6] and start().addresses == first.addresses and len(times) == 2
+    (tmp_path / evaluate.FROZEN).write_text("{")
+    assert start().addresses == first.addresses and len(times) == 4
+    assert start(count=3).addresses.keys() == first.addresses.keys() and len(times) == 6
+    start()
+    store = first.built.evaluation.store
+    number = first.addresses["rotation"][0].index
+    (images / store.folder.files[number][0]).unlink()
+    again = start()
+    assert again.addresses == first.addresses and len(times) == 8
+    assert all(puzzle.address.index != number for batch in again.batches["rotation"] for puzzle in batch)
+    assert sum(map(len, again.batches["rotation"])) < 6

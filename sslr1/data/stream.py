@@ -199,10 +199,11 @@ def _wanted(addresses, image, turn, form, pool):
 
 
 def make_held_out(store, numbers, addresses, *, form, chunk=64):
-    """The puzzles at these addresses, as PuzzleBatches of at most `chunk`, made as they are asked for."""
+    """The puzzles at these addresses, as PuzzleBatches of at most `chunk`, made as they are asked for; without those whose image can't
+    be read any more."""
     pool = Pool(store, numbers)
     for start in range(0, len(addresses), chunk):
         some = addresses[start : start + chunk]
         images = store.pictures([address.index for address in some])
-        made = [puzzles.puzzle_at(address, image, form, pool) for address, image in zip(some, images)]
-        yield puzzles.PuzzleBatch(made, form)
+        whole = [(address, image) for address, image in zip(some, images) if image is not None]
+        yield puzzles.PuzzleBatch([puzzles.puzzle_at(address, image, form, pool) for address, image in whole], form)
