@@ -27,13 +27,13 @@ SLACK = 0.05
 @dataclass
 class Case:
     """canvases: float32 [H, W, 3] arrays; choices: the valid single answers, or () for a sequence; grid: (rows, columns) of an
-    ordering puzzle; rings: places (y, x as shares of the canvas) of the rings on each canvas; draw: a random generator."""
+    ordering puzzle; rings: places (y, x as shares of the canvas) of the rings on each canvas; rng: a NumPy generator."""
 
     canvases: list
     choices: tuple
     grid: tuple
     rings: list
-    draw: np.random.Generator
+    rng: np.random.Generator
 
 
 @dataclass
@@ -68,8 +68,8 @@ def cases(images, name, level, count, seed=0, spec=None, first=0):
     for turn, puzzle in enumerate(islice(made, count)):
         shown = [canvas.cpu().numpy().astype(np.float32) for canvas in puzzle.render()]
         grid = (len(puzzle.sheet), len(puzzle.sheet[0])) if name == "ordering" else ()
-        draw = ops.generator("probe", seed, name, level, turn)
-        yield Case(shown, puzzle.answer.choices, grid, puzzle.points, draw), puzzle
+        rng = ops.generator("probe", seed, name, level, turn)
+        yield Case(shown, puzzle.answer.choices, grid, puzzle.points, rng), puzzle
     if turn + 1 < count:
         raise ValueError(f"the images give {turn + 1} of {count} {name} puzzles of level {level}")
 
@@ -93,8 +93,8 @@ def constant(case):
 
 def at_random(case):
     if case.choices:
-        return case.choices[int(case.draw.integers(0, len(case.choices)))]
-    return tuple(int(v) + 1 for v in case.draw.permutation(len(case.canvases)))
+        return case.choices[int(case.rng.integers(0, len(case.choices)))]
+    return tuple(int(v) + 1 for v in case.rng.permutation(len(case.canvases)))
 
 
 def histogram(case):
@@ -124,7 +124,7 @@ def odd_one_out(case):
 def in_a_pair(case):
     """One of the two candidates that are most alike, mirrored or not."""
     apart = _distances(case) + 1e9 * np.eye(len(case.choices))
-    return case.choices[int(case.draw.permutation(np.unravel_index(np.argmin(apart), apart.shape))[0])]
+    return case.choices[int(case.rng.permutation(np.unravel_index(np.argmin(apart), apart.shape))[0])]
 
 
 def _by_sharpness(case, place):
@@ -138,7 +138,7 @@ def sharpest(case):
 
 def middling(case):
     """Of middling sharpness: neither enlarged nor reduced."""
-    return _by_sharpness(case, lambda n: n // 2 - int(case.draw.integers(0, 2)))
+    return _by_sharpness(case, lambda n: n // 2 - int(case.rng.integers(0, 2)))
 
 
 def visible_copy(case):

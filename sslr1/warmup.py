@@ -46,9 +46,9 @@ def warm_up(built, progress=None, stopping=lambda: False) -> bool:
         batch = stream.get(step)
         groups = []
         for prompt, name, answer in zip(batch.prompts, batch.puzzles.names, batch.puzzles.answers):
-            draw = keys.generator("warmup", config.train.seed, step, prompt.id)
+            rng = keys.generator("warmup", config.train.seed, step, prompt.id)
             right = options.answers == "right" and name in (options.right_for or [name])
-            content = answer.text if right else random_answer_text(answer, draw)
+            content = answer.text if right else random_answer_text(answer, rng)
             text = f"\\boxed{{{content}}}"
             if config.puzzles.thinking:
                 text = f"<think>{THOUGHT}</think>{text}".removeprefix(built.opening)

@@ -17,59 +17,59 @@ from sslr1.ops import keys
 def scene(number: int, size: int = 128, seed: int = 0, tint: bool = False) -> np.ndarray:
     """Scene `number`: uint8 [size, size, 3]. Sky lighter than the ground, a sun, hills, houses and trees, and grain; with `tint`
     as through a filter of a hue of its own."""
-    draw = keys.generator("scene", seed, number)
+    rng = keys.generator("scene", seed, number)
     y, x = np.mgrid[0:size, 0:size].astype(np.float32) / size
-    horizon = draw.uniform(0.4, 0.65)
-    sky = draw.uniform((150, 175, 195), (215, 225, 255))
-    ground = draw.uniform((40, 55, 20), (120, 120, 75))
-    img = sky + (draw.uniform(10, 40) * (y / horizon))[..., None]
+    horizon = rng.uniform(0.4, 0.65)
+    sky = rng.uniform((150, 175, 195), (215, 225, 255))
+    ground = rng.uniform((40, 55, 20), (120, 120, 75))
+    img = sky + (rng.uniform(10, 40) * (y / horizon))[..., None]
 
     def paint(mask, colour):
         img[mask] = colour
 
-    sun_x, sun_y, sun_r = draw.uniform(0.1, 0.9), draw.uniform(0.06, horizon - 0.2), draw.uniform(0.03, 0.08)
-    paint((x - sun_x) ** 2 + (y - sun_y) ** 2 < sun_r**2, draw.uniform((240, 215, 120), (255, 250, 210)))
-    for _ in range(draw.integers(0, 4)):  # clouds
-        cx, cy, w = draw.uniform(0, 1), draw.uniform(0.05, horizon - 0.12), draw.uniform(0.08, 0.2)
-        paint(((x - cx) / w) ** 2 + ((y - cy) / (0.3 * w)) ** 2 < 1, draw.uniform(232, 252, 3))
-    for k in range(draw.integers(1, 4)):  # hills, the nearer the darker
-        wave = sum(draw.uniform(0.01, 0.05) * np.sin(2 * np.pi * (f * x[0] + draw.uniform())) for f in (1, 2, 3))
-        paint(y > horizon - 0.06 + 0.04 * k + wave[None], draw.uniform(70, 150, 3) * (1 - 0.15 * k))
-    land = y > horizon + 0.02 * np.sin(2 * np.pi * (x * draw.uniform(0.5, 2) + draw.uniform()))
+    sun_x, sun_y, sun_r = rng.uniform(0.1, 0.9), rng.uniform(0.06, horizon - 0.2), rng.uniform(0.03, 0.08)
+    paint((x - sun_x) ** 2 + (y - sun_y) ** 2 < sun_r**2, rng.uniform((240, 215, 120), (255, 250, 210)))
+    for _ in range(rng.integers(0, 4)):  # clouds
+        cx, cy, w = rng.uniform(0, 1), rng.uniform(0.05, horizon - 0.12), rng.uniform(0.08, 0.2)
+        paint(((x - cx) / w) ** 2 + ((y - cy) / (0.3 * w)) ** 2 < 1, rng.uniform(232, 252, 3))
+    for k in range(rng.integers(1, 4)):  # hills, the nearer the darker
+        wave = sum(rng.uniform(0.01, 0.05) * np.sin(2 * np.pi * (f * x[0] + rng.uniform())) for f in (1, 2, 3))
+        paint(y > horizon - 0.06 + 0.04 * k + wave[None], rng.uniform(70, 150, 3) * (1 - 0.15 * k))
+    land = y > horizon + 0.02 * np.sin(2 * np.pi * (x * rng.uniform(0.5, 2) + rng.uniform()))
     stripes = (
-        1 + 0.12 * np.sin(2 * np.pi * draw.uniform(5, 14) * np.maximum(y - horizon, 0) ** 0.7)
-        if draw.random() < 0.5
+        1 + 0.12 * np.sin(2 * np.pi * rng.uniform(5, 14) * np.maximum(y - horizon, 0) ** 0.7)
+        if rng.random() < 0.5
         else 1.0
     )
     shade = stripes * (1.1 - 0.5 * (y - horizon))
     img[land] = (ground * shade[..., None])[land]
-    for _ in range(draw.integers(2, 6)):
-        base, middle = draw.uniform(horizon + 0.02, 0.95), draw.uniform(0.08, 0.92)
+    for _ in range(rng.integers(2, 6)):
+        base, middle = rng.uniform(horizon + 0.02, 0.95), rng.uniform(0.08, 0.92)
         reach = 0.06 + 0.22 * (base - horizon)
-        if draw.random() < 0.5:  # a house
-            w, h = reach * draw.uniform(0.7, 1.1), reach * draw.uniform(0.8, 1.3)
-            paint((abs(x - middle) < w / 2) & (y < base) & (y > base - h), draw.uniform(90, 220, 3))
+        if rng.random() < 0.5:  # a house
+            w, h = reach * rng.uniform(0.7, 1.1), reach * rng.uniform(0.8, 1.3)
+            paint((abs(x - middle) < w / 2) & (y < base) & (y > base - h), rng.uniform(90, 220, 3))
             roof = base - h
             paint(
                 (y < roof) & (y > roof - 0.5 * w) & (abs(x - middle) < 0.62 * w * (1 - (roof - y) / (0.5 * w))),
-                draw.uniform((110, 30, 20), (190, 80, 60)),
+                rng.uniform((110, 30, 20), (190, 80, 60)),
             )
-            paint((abs(x - middle) < w / 9) & (y < base) & (y > base - 0.45 * h), draw.uniform(20, 70, 3))
+            paint((abs(x - middle) < w / 9) & (y < base) & (y > base - 0.45 * h), rng.uniform(20, 70, 3))
         else:  # a tree
-            h, r = reach * draw.uniform(1.0, 1.6), reach * draw.uniform(0.3, 0.5)
+            h, r = reach * rng.uniform(1.0, 1.6), reach * rng.uniform(0.3, 0.5)
             paint(
                 (abs(x - middle) < 0.12 * r + 0.004) & (y < base) & (y > base - h),
-                draw.uniform((60, 35, 15), (100, 65, 40)),
+                rng.uniform((60, 35, 15), (100, 65, 40)),
             )
             paint(
-                (x - middle) ** 2 + ((y - base + h) / draw.uniform(1, 1.6)) ** 2 < r**2,
-                draw.uniform((15, 70, 15), (80, 140, 50)),
+                (x - middle) ** 2 + ((y - base + h) / rng.uniform(1, 1.6)) ** 2 < r**2,
+                rng.uniform((15, 70, 15), (80, 140, 50)),
             )
     if tint:
-        strength, hue = draw.uniform(0.85, 1), draw.uniform(0, 1)
+        strength, hue = rng.uniform(0.85, 1), rng.uniform(0, 1)
         filtered = np.array(colorsys.hsv_to_rgb(hue, 1, 1)) * 1.6 * img.mean(2, keepdims=True)
         img += strength * (filtered - img)
-    img += draw.normal(0, draw.uniform(2, 7), (size, size, 1))
+    img += rng.normal(0, rng.uniform(2, 7), (size, size, 1))
     return img.clip(0, 255).astype(np.uint8)
 
 

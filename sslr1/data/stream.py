@@ -78,9 +78,9 @@ class PuzzleStream:
 
     def names(self, step: int) -> list:
         """Puzzle of each slot of a step: the mixture's shares as exactly as the batch allows, in keyed order."""
-        draw = keys.generator("mixture", self.seed, step)
+        rng = keys.generator("mixture", self.seed, step)
         edges = list(accumulate(self.mixture.values()))
-        points = (draw.permutation(self.batch) + draw.random()) / self.batch * edges[-1]
+        points = (rng.permutation(self.batch) + rng.random()) / self.batch * edges[-1]
         return [list(self.mixture)[min(bisect_right(edges, point), len(edges) - 1)] for point in points]
 
     def build(self, step: int) -> StreamBatch:

@@ -105,17 +105,17 @@ def puzzle_at(address, picture, form, pool) -> Puzzle:
     module, level, spec = _PUZZLES[address.puzzle], address.level, form.spec
     geometry = (spec.patch, spec.merge, spec.min_pixels, spec.max_pixels)
     named = (*geometry, len(pool)) if level in module.POOLED else geometry
-    draw = keys.generator(
+    rng = keys.generator(
         "puzzle", address.seed, address.epoch, address.attempt, address.index, address.puzzle, level, *named
     )
-    picture = picture.piece(draw)
-    puzzle = _built(module, draw, picture, level, spec, pool, form.composed)
+    picture = picture.piece(rng)
+    puzzle = _built(module, rng, picture, level, spec, pool, form.composed)
     puzzle.address, puzzle.form, puzzle.picture = address, form, picture
     puzzle.question, puzzle.answer = prompts.question(
         QUESTIONS[address.puzzle][level],
         puzzle.readings,
         puzzle.marks,
-        lambda n: int(draw.integers(0, n)),
+        lambda n: int(rng.integers(0, n)),
         form.thinking,
         form.wordings,
         sheet=len(puzzle.plan.sizes) < len(puzzle.marks),
@@ -123,14 +123,14 @@ def puzzle_at(address, picture, form, pool) -> Puzzle:
     return puzzle
 
 
-def _built(module, draw, image, level, spec, pool, composed):
+def _built(module, rng, image, level, spec, pool, composed):
     """The puzzle as its file draws it; composed onto one canvas where it has several."""
     if not composed:
-        return module.build(draw, image, level, spec, pool)
+        return module.build(rng, image, level, spec, pool)
     for cells in sheet.cells(spec):
-        made = module.build(draw, image, level, cells, pool)
+        made = module.build(rng, image, level, cells, pool)
         if len(made.marks) == 1:  # nothing to compose
-            return module.build(draw, image, level, spec, pool)
+            return module.build(rng, image, level, spec, pool)
         try:
             made.plan = sheet.compose(made.plan, made.marks, made.sheet, spec)
             return made

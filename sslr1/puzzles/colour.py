@@ -17,13 +17,13 @@ _SIN = np.outer(_TO_RGB[:, 2], _TO_YIQ[1]) - np.outer(_TO_RGB[:, 1], _TO_YIQ[2])
 _TERMS = np.stack([_KEEP, _COS, _SIN, np.tile(LUMA, (3, 1))], -1).reshape(9, 4).tolist()  # of each of 3 x 3 entries
 
 
-def jitter(draw, mean, brightness, contrast, saturation, hue):
+def jitter(rng, mean, brightness, contrast, saturation, hue):
     """A random colour map, as in SimCLR (arXiv 2002.05709): factors uniform in 1 ± their argument, hue turned by up to `hue` of a
     full turn. mean: the picture's mean RGB, floats, around which contrast scales."""
-    b, c, s = draw.uniform(-1, 1, 3).tolist()
+    b, c, s = rng.uniform(-1, 1, 3).tolist()
     b, c, s = 1 + b * brightness, 1 + c * contrast, 1 + s * saturation
     # brightness scales, contrast scales about the mean luma, and the other two leave greys as they are
-    angle = 2 * math.pi * draw.uniform(-hue, hue)
+    angle = 2 * math.pi * rng.uniform(-hue, hue)
     cos, sin, scale = s * math.cos(angle), s * math.sin(angle), b * c
     rest = (1 - c) * b * plain_sum(v * m for v, m in zip(LUMA, mean))
     keeps, turns, tilts, greys = scale * s, scale * cos, scale * sin, scale * (1 - s)

@@ -47,7 +47,7 @@ PLACES = 192  # where in view 1 the point could stand: samples a point
 TRIES = 20
 
 
-def build(draw, image, level, spec, pool) -> Puzzle:
+def build(rng, image, level, spec, pool) -> Puzzle:
     """View 2 and its points are drawn without knowing which is the answer; which one is, and its rank among them by distance
     to the place where REF stands in view 1, are drawn so that both are uniform, and view 1 is then cut to make it so. Nothing
     about where points lie tells the answer."""
@@ -57,16 +57,16 @@ def build(draw, image, level, spec, pool) -> Puzzle:
     textured = corners(*ground)
     decidable, chosen = False, None
     for _ in range(TRIES):
-        extents, to_image = _second_view(draw, image, level)
+        extents, to_image = _second_view(rng, image, level)
         points = _visible(textured, to_image, image, extents[0])
-        picked = _pick(draw, points, ground, level, count)
-        if picked is not None and (chosen := _assign(draw, *picked, image, extents[0])) is not None:
+        picked = _pick(rng, points, ground, level, count)
+        if picked is not None and (chosen := _assign(rng, *picked, image, extents[0])) is not None:
             decidable = True
             break
     if chosen is None:  # no picture to tell points by: any will do
         grid = np.stack(np.meshgrid((0.2, 0.5, 0.8), (0.2, 0.5, 0.8), indexing="ij"), -1).reshape(-1, 2)[:count]
         spots = np.array([_apply(to_image, *yx) for yx in grid])
-        chosen = int(draw.integers(0, count)), np.array((0.5, 0.5)), spots, grid
+        chosen = int(rng.integers(0, count)), np.array((0.5, 0.5)), spots, grid
     truth, ref, spots, places = chosen
     first = extents[0]
     ref = ref.copy()
@@ -77,14 +77,14 @@ def build(draw, image, level, spec, pool) -> Puzzle:
     plan = Plan()
     step = first / side
     plan.view(plan.canvas(side, side), 0, 0, side, side, 0, (step, 0.0, left, 0.0, step, top))
-    colour = jitter(draw, image.mean, 0.4, 0.4, 0.4, 0.1) if level > 1 else IDENTITY_COLOUR
+    colour = jitter(rng, image.mean, 0.4, 0.4, 0.4, 0.1) if level > 1 else IDENTITY_COLOUR
     matrix = to_image * (1 / side, 1 / side, 1.0)
     plan.view(
         plan.canvas(side, side), 0, 0, side, side, 0, tuple((matrix / matrix[2, 2]).ravel().tolist()), colour=colour
     )
-    _mark(draw, plan, 0, ref[None], ["REF"], (255.0, 224.0, 64.0))
+    _mark(rng, plan, 0, ref[None], ["REF"], (255.0, 224.0, 64.0))
     letters = "ABCDEFGH"[:count]
-    _mark(draw, plan, 1, places, letters, (255.0, 255.0, 255.0))
+    _mark(rng, plan, 1, places, letters, (255.0, 255.0, 255.0))
     answer = Answer("choice", letters[truth], tuple(letters))
     return Puzzle(
         plan=plan,
@@ -97,12 +97,12 @@ def build(draw, image, level, spec, pool) -> Puzzle:
     )
 
 
-def _second_view(draw, image, level):
+def _second_view(rng, image, level):
     """((side of view 1, of view 2) in image px, view 2's map from its unit square, (x, y, 1), to image px)."""
     short = min(image.height, image.width)
-    ratio = math.exp(draw.uniform(*map(math.log, SCALE[level])))
-    angle = math.radians(draw.uniform(-TURN[level], TURN[level]))
-    shifts = draw.uniform(-SHIFT[level], SHIFT[level], (4, 2))
+    ratio = math.exp(rng.uniform(*map(math.log, SCALE[level])))
+    angle = math.radians(rng.uniform(-TURN[level], TURN[level]))
+    shifts = rng.uniform(-SHIFT[level], SHIFT[level], (4, 2))
     unit = np.array(((0, 0), (1, 0), (1, 1), (0, 1)), float)
     cos, sin = math.cos(angle), math.sin(angle)
     x, y = (unit - 0.5 + shifts).T
@@ -111,7 +111,7 @@ def _second_view(draw, image, level):
     reach = min(0.98 * image.width / (high - low)[0], 0.98 * image.height / (high - low)[1])
     second = min(VIEW[level] * short * math.sqrt(ratio), reach)
     first = min(second / ratio, 0.9 * short)
-    corner = draw.uniform(0, 1, 2) * (np.array((image.width, image.height)) - second * (high - low)) - second * low
+    corner = rng.uniform(0, 1, 2) * (np.array((image.width, image.height)) - second * (high - low)) - second * low
     return (first, second), _homography(quad * second + corner)
 
 
@@ -147,12 +147,12 @@ def _visible(textured, to_image, image, first):
     return textured[inside], places[inside]
 
 
-def _pick(draw, points, ground, level, count):
+def _pick(rng, points, ground, level, count):
     """`count` of the points that lie apart and look different, in random order; None if there are too few."""
     spots, places = points
     if len(spots) < count:
         return None
-    order = draw.permutation(len(spots))
+    order = rng.permutation(len(spots))
     if level == 4:  # close together: around the first, nearest first
         order = order[np.argsort(np.linalg.norm(places[order] - places[order[0]], axis=1), kind="stable")]
     grey, step = ground
@@ -160,29 +160,29 @@ def _pick(draw, points, ground, level, count):
     chosen = distinct(grey, spots / step, places, order, count, **limits)
     if len(chosen) < count:
         return None
-    chosen = np.array(chosen)[draw.permutation(count)]
+    chosen = np.array(chosen)[rng.permutation(count)]
     return spots[chosen], places[chosen]
 
 
-def _assign(draw, spots, places, image, first):
+def _assign(rng, spots, places, image, first):
     """(answer, REF's place in view 1, spots, places); None where no view 1 makes answer and rank uniform."""
     count = len(spots)
     size = np.array((image.height, image.width))
     low = np.maximum((spots - (size - first)) / first, MARGIN)
     high = np.minimum(spots / first, 1 - MARGIN)
-    refs = low[:, None] + draw.random((count, PLACES, 2)) * (high - low)[:, None]  # where each point could stand
+    refs = low[:, None] + rng.random((count, PLACES, 2)) * (high - low)[:, None]  # where each point could stand
     found = balanced(refs, places)
     if found is None:
         return None
     ranks, weights = found
-    truth = int(draw.integers(0, count))
-    rank = int(np.searchsorted(np.cumsum(weights[truth]), draw.random() * weights[truth].sum(), side="right"))
+    truth = int(rng.integers(0, count))
+    rank = int(np.searchsorted(np.cumsum(weights[truth]), rng.random() * weights[truth].sum(), side="right"))
     rank = min(rank, count - 1)
     at = np.flatnonzero(ranks[truth] == rank)
-    return truth, refs[truth, at[int(draw.integers(0, len(at)))]], spots, places
+    return truth, refs[truth, at[int(rng.integers(0, len(at)))]], spots, places
 
 
-def _mark(draw, plan, canvas, places, names, rgb):
+def _mark(rng, plan, canvas, places, names, rgb):
     """A ring around every place (share of the canvas) and its name beside it, upright, on the side that is freest."""
     side = plan.sizes[canvas][0]
     ring, label = max(12.0, RING * side), max(12.0, LABEL * side)
@@ -194,7 +194,7 @@ def _mark(draw, plan, canvas, places, names, rgb):
         plan.stamp(canvas, "ring", y, x, ring, rgb)
         others = [place for place in taken if place != (y, x)]
         best, room = None, -math.inf
-        for eighth in draw.permutation(8).tolist():
+        for eighth in rng.permutation(8).tolist():
             ly, lx = y + sides[eighth][0], x + sides[eighth][1]
             nearest = min([math.hypot(ly - ty, lx - tx) for ty, tx in others], default=math.inf)
             free = min(min(ly, side - ly, lx, side - lx) - label / 2, nearest - label)

@@ -37,7 +37,7 @@ CHANGES = ("flip", "shift", "scale")
 TRIES = 12
 
 
-def build(draw, image, level, spec, pool) -> Puzzle:
+def build(rng, image, level, spec, pool) -> Puzzle:
     """From level 2 the patches come in pairs whose members differ by one change: the truth and a changed truth, and for every
     other place two patches that differ by a change drawn alike, of which the first may be changed already. So neither
     being in a pair, being the odd one nor looking untouched tells the truth. All patches, the truth too, are sampled once,
@@ -45,19 +45,19 @@ def build(draw, image, level, spec, pool) -> Puzzle:
     height, width, step = canvas_size(image.height, image.width, spec)
     hole = round(HOLE[level] * min(height, width))
     count = CANDIDATES[level]
-    view = tuple(draw.uniform(0, n - side * step) for n, side in ((image.height, height), (image.width, width)))
+    view = tuple(rng.uniform(0, n - side * step) for n, side in ((image.height, height), (image.width, width)))
     if step == 1.0:
         view = tuple(map(math.floor, view))
     letters = "ABCDEFGH"[:count]
-    images = [image, *(negatives(draw, image, pool, count - 1) if level == 1 else [])]
+    images = [image, *(negatives(rng, image, pool, count - 1) if level == 1 else [])]
     for _ in range(TRIES):
-        top, left = (int(draw.integers(0, n - hole + 1)) for n in (height, width))
+        top, left = (int(rng.integers(0, n - hole + 1)) for n in (height, width))
         half = hole * step / 2
         truth = (0, view[0] + top * step + half, view[1] + left * step + half, half * (1 - 2 * RIM), False)
         if level == 1:
-            patches = [truth, *(_elsewhere_in(draw, images[n], n) for n in range(1, count))]
+            patches = [truth, *(_elsewhere_in(rng, images[n], n) for n in range(1, count))]
         else:
-            patches = _pairs(draw, image, truth, half, (*view, height * step, width * step), count // 2)
+            patches = _pairs(rng, image, truth, half, (*view, height * step, width * step), count // 2)
         looks = [_look(images[patch[0]], patch) for patch in patches]
         decidable = all(_structure(look) > SAME for look in looks[:: 1 if level == 1 else 2])
         decidable &= all(difference(looks[0], look) > SAME for look in looks[1:])
@@ -72,10 +72,10 @@ def build(draw, image, level, spec, pool) -> Puzzle:
     masked = plan.canvas(height, width)
     plan.view(masked, 0, 0, height, width, 0, (step, 0.0, view[1], 0.0, step, view[0]), exact=step == 1.0)
     plan.fill(masked, top, left, hole, hole)
-    order = draw.permutation(count).tolist()
+    order = rng.permutation(count).tolist()
     for i in order:
         number, y, x, reach, flip = patches[i]
-        y, x = (v + draw.uniform(-0.5, 0.5) for v in (y, x))
+        y, x = (v + rng.uniform(-0.5, 0.5) for v in (y, x))
         a, near = 2 * reach / side, images[number]
         y, x = (min(max(v, reach), n - reach) for v, n in ((y, near.height), (x, near.width)))
         affine = (-a, 0.0, x + reach, 0.0, a, y - reach) if flip else (a, 0.0, x - reach, 0.0, a, y - reach)
@@ -93,26 +93,26 @@ def build(draw, image, level, spec, pool) -> Puzzle:
     )
 
 
-def _pairs(draw, image, truth, half, view, count):
+def _pairs(rng, image, truth, half, view, count):
     """The truth, its changed copy, and pairs from elsewhere in the view, one behind the other. Where no place or change fits,
     the hole's own neighbourhood has to do, and the puzzle comes out undecidable."""
-    patches = [truth, _change(draw, truth, view, CHANGES[int(draw.integers(0, 3))])]
+    patches = [truth, _change(rng, truth, view, CHANGES[int(rng.integers(0, 3))])]
     places, looks = [truth[1:3]], [_look(image, truth)]
     for _ in range(count - 1):
-        second = CHANGES[int(draw.integers(0, 3))]
-        first = (None, *(c for c in CHANGES if c != second))[int(draw.integers(0, 3))]
+        second = CHANGES[int(rng.integers(0, 3))]
+        first = (None, *(c for c in CHANGES if c != second))[int(rng.integers(0, 3))]
         for _ in range(40):
-            y, x = (draw.uniform(start + half, start + extent - half) for start, extent in zip(view[:2], view[2:]))
+            y, x = (rng.uniform(start + half, start + extent - half) for start, extent in zip(view[:2], view[2:]))
             base = (0, y, x, truth[3], False)
             if first:
-                base = _change(draw, base, view, first)
+                base = _change(rng, base, view, first)
             look = _look(image, base)
             apart = all(_overlap(y - v, x - u, 2 * half) < OVERLAP for v, u in places)
             if apart and _structure(look) > SAME and all(difference(look, seen) > SAME for seen in looks):
                 break
         places.append((y, x))
         looks.append(look)
-        patches += [base, _change(draw, base, view, second)]
+        patches += [base, _change(rng, base, view, second)]
     return patches
 
 
@@ -121,17 +121,17 @@ def _overlap(dy, dx, side):
     return max(0.0, 1 - abs(dy) / side) * max(0.0, 1 - abs(dx) / side)
 
 
-def _change(draw, patch, view, change):
+def _change(rng, patch, view, change):
     """A patch (image, y, x, reach, flip: its centre and half its side in image px), changed, inside the view."""
     number, y, x, reach, flip = patch
     if change == "flip":
         return number, y, x, reach, not flip
     for _ in range(12):
         if change == "shift":
-            angle, far = draw.uniform(0, 2 * math.pi), 2 * reach * draw.uniform(0.2, 0.35)
+            angle, far = rng.uniform(0, 2 * math.pi), 2 * reach * rng.uniform(0.2, 0.35)
             to = y + far * math.sin(angle), x + far * math.cos(angle), reach
         else:
-            to = y, x, reach * draw.uniform(1.2, 1.4) ** (1 if draw.random() < 0.5 else -1)
+            to = y, x, reach * rng.uniform(1.2, 1.4) ** (1 if rng.random() < 0.5 else -1)
         inside = [min(max(v, s + to[2]), s + e - to[2]) for v, s, e in zip(to, view[:2], view[2:])]
         if change == "scale" or inside == list(
             to[:2]
@@ -140,10 +140,10 @@ def _change(draw, patch, view, change):
     return number, *inside, to[2], flip
 
 
-def _elsewhere_in(draw, image, number):
+def _elsewhere_in(rng, image, number):
     """A patch from anywhere in another image, as large a share of it as the truth is of its own."""
     reach = HOLE[1] * min(image.height, image.width) * (1 - 2 * RIM) / 2
-    return number, draw.uniform(reach, image.height - reach), draw.uniform(reach, image.width - reach), reach, False
+    return number, rng.uniform(reach, image.height - reach), rng.uniform(reach, image.width - reach), reach, False
 
 
 def _structure(look):

@@ -36,18 +36,18 @@ LEAST = {1: SAME, 2: SAME, 3: SAME, 4: 1.25 * SAME}  # difference of two tiles, 
 RIM = 0.03  # trimmed off each side of a tile, as a share of its visible side, so that edges don't simply continue
 
 
-def build(draw, image, level, spec, pool) -> Puzzle:
+def build(rng, image, level, spec, pool) -> Puzzle:
     """All K! orders are equally likely. Tile sides are multiples of the spec's unit; the image is cropped (or, where its
     tiles would break the spec's bounds on canvas area, resized) to whole pitches."""
     H, W = image.height, image.width
-    rows, columns = GRIDS[level][int(draw.integers(0, len(GRIDS[level])))]
+    rows, columns = GRIDS[level][int(rng.integers(0, len(GRIDS[level])))]
     K = rows * columns
     height, width, step = canvas_size(H / rows, W / columns, spec, RIM)
     pitch_y, pitch_x = (side + 2 * round(RIM * side) for side in (height, width))
     exact = step == 1.0
-    top = int(draw.integers(0, math.floor(H - rows * pitch_y * step) + 1))
-    left = int(draw.integers(0, math.floor(W - columns * pitch_x * step) + 1))
-    order = draw.permutation(K).tolist()  # order[i] = the place whose content is shown as tile i + 1
+    top = int(rng.integers(0, math.floor(H - rows * pitch_y * step) + 1))
+    left = int(rng.integers(0, math.floor(W - columns * pitch_x * step) + 1))
+    order = rng.permutation(K).tolist()  # order[i] = the place whose content is shown as tile i + 1
     cells = image.means(top, left, rows * pitch_y * step, columns * pitch_x * step, rows * 8, columns * 8)
     cells = cells.reshape(rows, 8, columns, 8, 3).swapaxes(1, 2).reshape(K, -1)
     plan = Plan()
@@ -57,7 +57,7 @@ def build(draw, image, level, spec, pool) -> Puzzle:
         x = left + (column * pitch_x + round(RIM * width)) * step
         colour = IDENTITY_COLOUR
         if level == 4:
-            colour = jitter(draw, cells[place].reshape(64, 3).mean(0).tolist(), 0.3, 0.3, 0.4, 0.05)
+            colour = jitter(rng, cells[place].reshape(64, 3).mean(0).tolist(), 0.3, 0.3, 0.4, 0.05)
         canvas = plan.canvas(height, width)
         plan.view(canvas, 0, 0, height, width, 0, (step, 0.0, x, 0.0, step, y), exact=exact, colour=colour)
     apart = differences(cells, level) + 255 * np.eye(K)

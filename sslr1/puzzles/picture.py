@@ -46,13 +46,13 @@ class Picture:
             ends.append((first, min(max(last, first + 1), SAMPLES), max((last - first) // 24, 1)))
         return look.contrast(self.sample, *ends, colour)
 
-    def piece(self, draw) -> "Picture":
+    def piece(self, rng) -> "Picture":
         """The picture, or of one longer than LONGEST times its short side so much, at a place drawn uniformly: views of nearly
         square shape would have no room in it, or share too little of it."""
         reach = LONGEST * min(self.height, self.width)
         if max(self.height, self.width) <= reach:
             return self
-        start = int(draw.integers(0, max(self.height, self.width) - reach + 1))
+        start = int(rng.integers(0, max(self.height, self.width) - reach + 1))
         axis = 0 if self.height > self.width else 1
         return Picture(self.pixels.narrow(axis, start, reach).contiguous())
 

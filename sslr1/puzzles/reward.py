@@ -76,11 +76,11 @@ def to_text(value) -> str:
     return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
-def random_answer_text(answer: Answer, draw) -> str:
-    """Text of an answer that is valid and uniformly random; draw: a NumPy generator."""
+def random_answer_text(answer: Answer, rng) -> str:
+    """Text of an answer that is valid and uniformly random; rng: a NumPy generator."""
     if answer.kind == "sequence":
-        return to_text(tuple(int(v) + 1 for v in draw.permutation(len(answer.value))))
-    return to_text(answer.choices[int(draw.integers(0, len(answer.choices)))])
+        return to_text(tuple(int(v) + 1 for v in rng.permutation(len(answer.value))))
+    return to_text(answer.choices[int(rng.integers(0, len(answer.choices)))])
 
 
 def score(answer, completion, rule="default", thinking=True) -> Score:

@@ -45,7 +45,7 @@ OFFSETS = tuple((y / 3, x / 3) for y in (-1, 0, 1) for x in (-1, 0, 1))
 ROOM = 0.96  # share of the short side that the turned square's circle takes: the rest is where it may lie
 
 
-def build(draw, image, level, spec, pool) -> Puzzle:
+def build(rng, image, level, spec, pool) -> Puzzle:
     """A square at a keyed place, turned clockwise by an angle drawn uniformly.
 
     Levels 1 and 2 move pixels, and resample none unless the canvas has to be smaller or larger than the square. Levels 3
@@ -54,14 +54,14 @@ def build(draw, image, level, spec, pool) -> Puzzle:
     leaves no pattern.
     """
     angles = tuple(range(0, 360, STEP[level]))
-    turn = int(draw.integers(0, len(angles)))
+    turn = int(rng.integers(0, len(angles)))
     short = min(image.height, image.width)
     plan, honest = Plan(), True
     if STEP[level] == 90:
         side = spec.square(short)
         exact = side <= short < side + spec.unit
         extent = side if exact else short
-        top, left = (int(draw.integers(0, n - extent + 1)) for n in (image.height, image.width))
+        top, left = (int(rng.integers(0, n - extent + 1)) for n in (image.height, image.width))
         y, x = top + extent / 2, left + extent / 2
         for quarter in ([0] if level == 1 else []) + [turn]:
             plan.view(
@@ -80,7 +80,7 @@ def build(draw, image, level, spec, pool) -> Puzzle:
         step = extent / side
         honest = step >= COARSEST
         radius = ROOM * short / 2
-        y, x = (draw.uniform(radius, n - radius) for n in (image.height, image.width))
+        y, x = (rng.uniform(radius, n - radius) for n in (image.height, image.width))
         canvas = plan.canvas(side, side)
         for i, (dy, dx) in enumerate(OFFSETS):  # their mean
             matrix = turned(angles[turn], side, step, y + dy, x + dx)

@@ -49,18 +49,18 @@ SPREAD = 45.0  # standard deviation of every channel of a matched view, 8-bit le
 CURVE = 0.5  # standard deviation of the logarithm of its tone curve's slopes
 
 
-def build(draw, image, level, spec, pool) -> Puzzle:
+def build(rng, image, level, spec, pool) -> Puzzle:
     """Every view is drawn from one distribution: each candidate is the second view of an overlapping pair on its own image,
     so that neither its size nor its augmentation tells the truth from the rest."""
     count = CANDIDATES[level]
     side = spec.square(min(image.height, image.width) / 2)
-    images = [image, *negatives(draw, image, pool, count - 1)]
-    truth = int(draw.integers(0, count))
+    images = [image, *negatives(rng, image, pool, count - 1)]
+    truth = int(rng.integers(0, count))
     places = [*range(1, truth + 1), 0, *range(truth + 1, count)]  # the image of each candidate; 0 is the puzzle's own
-    target = draw.uniform(110, 145, 3)
+    target = rng.uniform(110, 145, 3)
     views, decidable = [], not image.flat
     for number in places:
-        (reference, candidate), told = pair_of_views(draw, images[number], level, side, target)
+        (reference, candidate), told = pair_of_views(rng, images[number], level, side, target)
         if number == 0:
             views.insert(0, (0, *reference))
         views.append((number, *candidate))
@@ -84,11 +84,11 @@ def build(draw, image, level, spec, pool) -> Puzzle:
     )
 
 
-def pair_of_views(draw, image, level, side, target):
+def pair_of_views(rng, image, level, side, target):
     """(two views (crop, augmentation) that overlap, whether both show something): those that don't are drawn again."""
     for _ in range(TRIES):
-        crops = crop_pair(draw, image.height, image.width, AREA[level])
-        views = [(crop, *augmentation(draw, image, crop, level, side, target)) for crop in crops]
+        crops = crop_pair(rng, image.height, image.width, AREA[level])
+        views = [(crop, *augmentation(rng, image, crop, level, side, target)) for crop in crops]
         if all(shows(image, level, *view) for view in views):
             return views, True
     return views, False
@@ -99,15 +99,15 @@ def shows(image, level, crop, flip, colours, blur, possible) -> bool:
     return possible and (level >= 3 or image.contrast(*crop, colours[0][0]) >= FLATTEST)
 
 
-def negatives(draw, image, pool, count):
+def negatives(rng, image, pool, count):
     """`count` Pictures of the pool that differ from the image and from each other; one that doesn't is drawn again. PoolError if the
     pool has too few."""
     taken, found = set(), []
     for _ in range(40 * (count + 1)):
-        number = int(draw.integers(0, len(pool)))
+        number = int(rng.integers(0, len(pool)))
         if number in taken:
             continue
-        picture = pool[number].piece(draw)
+        picture = pool[number].piece(rng)
         if all(difference(picture.look, seen.look) > SAME for seen in [image, *found]):
             taken.add(number)
             found.append(picture)
@@ -116,27 +116,27 @@ def negatives(draw, image, pool, count):
     raise PoolError(f"{count} images that differ from the one shown are needed; the pool of {len(pool)} has too few")
 
 
-def crop_pair(draw, H, W, area):
+def crop_pair(rng, H, W, area):
     """Two crops (top, left, height, width) of an HxW image that share at least 30 % of the smaller and 4 % of the image."""
     while True:
-        (y1, x1, h1, w1), (y2, x2, h2, w2) = pair = [random_crop(draw, H, W, area) for _ in range(2)]
+        (y1, x1, h1, w1), (y2, x2, h2, w2) = pair = [random_crop(rng, H, W, area) for _ in range(2)]
         shared = max(0, min(y1 + h1, y2 + h2) - max(y1, y2)) * max(0, min(x1 + w1, x2 + w2) - max(x1, x2))
         if shared >= OVERLAP_OF_VIEW * min(h1 * w1, h2 * w2) and shared >= OVERLAP_OF_IMAGE * H * W:
             return pair
 
 
-def random_crop(draw, H, W, area):
+def random_crop(rng, H, W, area):
     """A crop of area share uniform in `area` and aspect ratio log-uniform in 3/4 … 4/3, anywhere inside the image."""
     low, high = area
     for _ in range(10):
-        pixels = (low + (high - low) * draw.random()) * H * W
-        ratio = math.exp(LOWEST_RATIO + RATIOS * draw.random())
+        pixels = (low + (high - low) * rng.random()) * H * W
+        ratio = math.exp(LOWEST_RATIO + RATIOS * rng.random())
         h, w = math.sqrt(pixels / ratio), math.sqrt(pixels * ratio)
         if h <= H and w <= W:
             break
     else:
         h, w = min(h, H), min(w, W)
-    return (H - h) * draw.random(), (W - w) * draw.random(), h, w
+    return (H - h) * rng.random(), (W - w) * rng.random(), h, w
 
 
 def crop_map(crop, side, flip=False):
@@ -146,20 +146,20 @@ def crop_map(crop, side, flip=False):
     return (-a, 0.0, left + width, 0.0, d, top) if flip else (a, 0.0, left, 0.0, d, top)
 
 
-def augmentation(draw, image, crop, level, side, target):
+def augmentation(rng, image, crop, level, side, target):
     """(flip, (colour map, alpha) of each layer, blur in px of the canvas, whether tones allow that): nothing is changed at
     level 1, all that SimCLR changes (arXiv 2002.05709) at level 2, its geometry and blur from level 3, where the tones of
     every view are `matched`."""
     if level == 1:
         return False, [(IDENTITY_COLOUR, 1.0)], 0.0, True
-    flip = draw.random() < 0.5
-    blur = draw.uniform(0.1, 2.0) / 224 * side if draw.random() < 0.5 else 0.0
+    flip = rng.random() < 0.5
+    blur = rng.uniform(0.1, 2.0) / 224 * side if rng.random() < 0.5 else 0.0
     if level >= 3:
         luma = _luma(peek(image.pixels, crop_map(crop, side), side, blur))
-        colours, possible = matched(draw, luma, target)
+        colours, possible = matched(rng, luma, target)
         return flip, colours, blur, possible
-    colour = jitter(draw, image.mean, 0.8, 0.8, 0.8, 0.2) if draw.random() < 0.8 else IDENTITY_COLOUR
-    if draw.random() < 0.2:
+    colour = jitter(rng, image.mean, 0.8, 0.8, 0.8, 0.2) if rng.random() < 0.8 else IDENTITY_COLOUR
+    if rng.random() < 0.2:
         colour = greyed(colour)
     return flip, [(colour, 1.0)], blur, True
 
@@ -173,19 +173,19 @@ def _luma(rgb):
     return luma
 
 
-def matched(draw, luma, target):
+def matched(rng, luma, target):
     """(layers that give a view the RGB mean `target` and the covariance SPREAD^2 in every entry, whether its tones allow that).
 
     Mean and covariance alone don't hide an image: the shape of its histogram still names it, which a blind solver reads.
     So tones are first spread evenly, as measured on what is rendered, along a tone curve with random slopes,
     which say nothing about the image; then scaled and shifted. What is left is monochrome: a view that was nearly grey could
     not be given another's chroma without giving itself away."""
-    quantiles = np.quantile(luma, KNOTS + draw.uniform(-0.3, 0.3, len(KNOTS)) * SPACING)
+    quantiles = np.quantile(luma, KNOTS + rng.uniform(-0.3, 0.3, len(KNOTS)) * SPACING)
     if np.diff(quantiles).min() < NARROWEST:
         return [(IDENTITY_COLOUR, 1.0)], False
     steps = ((luma[:, None] - quantiles[:-1]) / np.diff(quantiles)).clip(0, 1) * 255
     for _ in range(40):
-        slopes = np.diff(KNOTS) * np.exp(draw.normal(0, CURVE, len(KNOTS) - 1))
+        slopes = np.diff(KNOTS) * np.exp(rng.normal(0, CURVE, len(KNOTS) - 1))
         slopes /= slopes.sum()
         values = (steps * slopes).sum(1)
         keep = SPREAD / values.std()

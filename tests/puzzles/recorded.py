@@ -35,10 +35,10 @@ KINDS = [(name, level) for level in (1, 2, 3, 4) for name in puzzles.NAMES[:5]]
 def image(number):
     """uint8 [H, W, 3]: squares of 48, 16, 6 and 1 px, each of a random colour, added up."""
     height, width = SHAPES[number % len(SHAPES)]
-    draw = keys.generator("recorded", "image", number)
+    rng = keys.generator("recorded", "image", number)
     total = np.zeros((height, width, 3), np.int64)
     for side, most in ((48, 120), (16, 70), (6, 50), (1, 16)):
-        cells = draw.integers(0, most, (height // side + 1, width // side + 1, 3))
+        cells = rng.integers(0, most, (height // side + 1, width // side + 1, 3))
         total += cells.repeat(side, 0).repeat(side, 1)[:height, :width]
     return torch.from_numpy(total.astype(np.uint8))
 
@@ -51,12 +51,12 @@ def pictures():
 
 def made(number):
     """The puzzle at the `number`-th address: every puzzle at every level in turn, the rest by key."""
-    draw = keys.generator("recorded", number)
+    rng = keys.generator("recorded", number)
     name, level = KINDS[number % len(KINDS)]
-    composed, thinking, plain = (bool(draw.integers(0, 2)) for _ in range(3))
-    seed, epoch, attempt, index = (int(draw.integers(0, most)) for most in (1000, 50, 3, 10**6))
+    composed, thinking, plain = (bool(rng.integers(0, 2)) for _ in range(3))
+    seed, epoch, attempt, index = (int(rng.integers(0, most)) for most in (1000, 50, 3, 10**6))
     return puzzles.make(
-        [pictures()[int(draw.integers(0, len(pictures())))]],
+        [pictures()[int(rng.integers(0, len(pictures())))]],
         name,
         level=level,
         seed=seed,
@@ -65,7 +65,7 @@ def made(number):
         index=[index],
         thinking=thinking,
         pool=pictures(),
-        spec=SHEET if composed else SPECS[int(draw.integers(0, len(SPECS)))],
+        spec=SHEET if composed else SPECS[int(rng.integers(0, len(SPECS)))],
         composed=composed,
         wordings=1 if plain else None,
     )
