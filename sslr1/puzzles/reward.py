@@ -125,7 +125,15 @@ def thought_of(text) -> tuple[str, str | None, bool]:
     with something in it, at the start, and no tag behind it). Without tags all of the text stands behind."""
     start = len(text) - len(text.lstrip())
     opened = start + len("<think>") if text.startswith("<think>", start) else start
-    seen = text[:opened] + _MENTION.sub(lambda mention: " " * len(mention[0]), text[opened:])
+    last = text.rfind("</think>") - opened
+
+    def unseen(
+        mention,
+    ):  # the last closing tag is one, even between quotation marks, unless an opening one stands with it
+        closes = mention.start() <= last < mention.end() and "<think>" not in mention[0]
+        return mention[0] if closes else " " * len(mention[0])
+
+    seen = text[:opened] + _MENTION.sub(unseen, text[opened:])
     end = seen.rfind("</think>")
     thought, body = ("", text) if end < 0 else (text[:end], text[end + len("</think>") :])
     if "<think>" in seen[max(end, 0) :]:

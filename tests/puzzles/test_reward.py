@@ -127,6 +127,8 @@ def test_direct_format_allows_words_around_and_braces_inside():
         (r"<think>a<think>b</think>\boxed{B}", False),
         (r"<think>hm</think>\boxed{B}</think>", False),
         (r"<think>hm</think>\boxed{A}\boxed{B}", False),
+        (r'<think>It is "B"</think>"\boxed{B}"', True),
+        ("<think>`hm`</think>`\\boxed{B}`", True),
     ],
 )
 def test_thinking_format(text, ok):
