@@ -210,8 +210,7 @@ _OF_ANGLE = _FILL | frozenset(
 _OF_LIST = _FILL | frozenset("order ordering sequence arrangement permutation list reading of in are".split())
 _ENTRY = frozenset("tile tiles piece pieces number numbers patch #".split())
 _AGAINST = frozenset(
-    "or not no nor neither none never cannot wrong incorrect false except unless but either both instead rather isn't can't won't "
-    "doesn't don't wasn't aren't nothing".split()
+    "or not no nor neither none never cannot wrong incorrect false except unless but either both instead rather nothing".split()
 )
 _AGAINST_CHINESE = re.compile("[不非没沒或错錯否和与與]")
 _IN_TEXT = frozenset(".,:;()[]{}-'\"!°=% \n") | {"\\\\"}
@@ -240,7 +239,7 @@ def _read(content) -> list | None:
             if out and out[-1] == atom != "”":
                 return None  # of nothing: seconds of arc
             out.append(atom)
-        elif out and out[-1] == "^" and atom in ("°", "o", "O", "0°"):
+        elif out and out[-1] == "^" and atom in ("°", "o", "O"):
             out[-1] = "°"
         else:
             out.append(atom)
@@ -329,7 +328,12 @@ def _is_option_text(rest, letter):
     for i, atom in enumerate(rest):
         word = atom.lower()
         following = rest[i + 1] if i + 1 < len(rest) else ""
-        if word in _AGAINST or (not atom.isascii() and not atom.isalpha()) or _AGAINST_CHINESE.search(atom):
+        if (
+            word in _AGAINST
+            or word.endswith("n't")
+            or (not atom.isascii() and not atom.isalpha())
+            or _AGAINST_CHINESE.search(atom)
+        ):
             return False
         if _is_letter(atom):
             article = atom in "AaI" and following.isalpha() and following.islower() and len(following) > 1

@@ -1396,6 +1396,8 @@ LATER_RIGHT = {
 }
 LATER_WRONG = {
     "B": [
+        "B: it shouldn't be",
+        "B, hasn't the roof",
         "B or not",
         "B is false",
         "neither A nor B",
