@@ -23,7 +23,7 @@ constexpr float kLowest = -87.0f;  // below it e^x counts as 0
 
 // Vectors of the language's own (GCC, Clang), so that the sums' order is the same whatever registers there are.
 using Floats = float __attribute__((vector_size(4 * kLanes)));
-using Ints = std::int32_t __attribute__((vector_size(4 * kLanes)));
+using Bits = std::uint32_t __attribute__((vector_size(4 * kLanes)));
 
 IN_EACH_CLONE Floats load(const float* x, Index n) {  // -inf behind the n-th
   Floats v = Floats{} - std::numeric_limits<float>::infinity();
@@ -33,7 +33,7 @@ IN_EACH_CLONE Floats load(const float* x, Index n) {  // -inf behind the n-th
 
 // e^x for x in kLowest..0, a number or a vector: Cephes' polynomial on [-ln 2 / 2, ln 2 / 2], error under 2 units in the last place. Of
 // NaN it makes anything.
-template <class F, class I>
+template <class F, class B>
 IN_EACH_CLONE F exponential(F x) {
   const F shifted = x * 1.44269504088896341f + 12582912.0f;  // which rounds to a whole number, in the low bits
   const F whole = shifted - 12582912.0f;
@@ -45,7 +45,7 @@ IN_EACH_CLONE F exponential(F x) {
   y = y * r + 1.6666665459e-1f;
   y = y * r + 5.0000001201e-1f;
   y = y * (r * r) + r + 1.0f;
-  I exponent, bits;
+  B exponent, bits;  // unsigned: they wrap
   std::memcpy(&exponent, &shifted, sizeof shifted);
   std::memcpy(&bits, &y, sizeof y);
   bits += exponent << 23;  // the low bits of 12582912 itself are 0
@@ -78,7 +78,7 @@ IN_EACH_CLONE void sum_block(float* x, Index n, float factor, float top, Sums& s
   for (Index i = 0; i < n; i += kLanes) {
     Floats d = ((n - i >= kLanes ? load(x + i, kLanes) : load(x + i, n - i)) - top) * factor;
     d = d < kLowest ? Floats{} + kLowest : d;  // -inf times 0
-    const Floats e = d > kLowest ? exponential<Floats, Ints>(d) : Floats{} + (d - d);  // NaN stays
+    const Floats e = d > kLowest ? exponential<Floats, Bits>(d) : Floats{} + (d - d);  // NaN stays
     peaks += d < 0 ? Floats{} : Floats{} + 1.0f;
     rest += d < 0 ? e : Floats{};
     weighted += d * e;
@@ -105,7 +105,7 @@ VECTORISED void gradient(float* x, Index n, float factor, float near, float offs
   for (Index i = 0; i < n; ++i) {
     float d = (x[i] - near) * factor + offset;
     d = d > 0 ? 0.0f : d < kLowest ? kLowest : d;
-    const float p = d > kLowest ? exponential<float, std::int32_t>(d) : d - d;  // NaN stays
+    const float p = d > kLowest ? exponential<float, std::uint32_t>(d) : d - d;  // NaN stays
     x[i] = factor * p * (bonus * (d + entropy) - g);
   }
 }
