@@ -27,7 +27,7 @@ def pytest_addoption(parser):
 def skip_reason(error, config):
     """Why a test can't run where not all of the project's packages are, None for any other error; only with --bare, since what is missing
     unasked is a fault."""
-    missing = config.getoption("--bare") and re.search(r"No module named '(pydantic|rich|simplejpeg|nvidia)\b", error)
+    missing = config.getoption("--bare") and re.search(r"No module named .?'(pydantic|rich|simplejpeg|nvidia)\b", error)
     return missing and f"needs {missing[1]}, which isn't installed"
 
 

@@ -30,6 +30,7 @@ def fork(command, stdout, stderr, env):
 
 
 def test_a_run_is_made_once_and_collected(bench, tmp_path, scenes, monkeypatch):
+    pytest.importorskip("pydantic")  # the runs that it starts need it, and say so in files
     proof, learning = bench("proof"), bench("learning")
     monkeypatch.chdir(tmp_path)
     small = ["train.steps=2", "eval.count=8", "rollout.prompts=4", "rollout.group_size=2", "log.tensorboard=false"]
