@@ -2,9 +2,13 @@
 
 import collections
 import json
+import os
+import subprocess
+import sys
 
 import pytest
 
+from tests.conftest import ROOT
 from tests.puzzles.recorded import COUNT, KINDS, LENGTH, PARTS, RECORD, digests
 
 
@@ -27,3 +31,12 @@ def test_puzzles_are_the_recorded_ones():
 @pytest.mark.slow
 def test_all_puzzles_are_the_recorded_ones():
     check(range(COUNT))
+
+
+@pytest.mark.slow
+def test_they_do_not_depend_on_the_processor():
+    """With OpenBLAS's oldest kernels and PyTorch's plain loops, which neither fuse nor reorder what newer ones do."""
+    environment = {**os.environ, "OPENBLAS_CORETYPE": "Prescott", "ATEN_CPU_CAPABILITY": "default"}
+    code = "from tests.puzzles.test_recorded import check, COUNT; check(range(0, COUNT, 7))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert not done.returncode, done.stderr[-2000:]
