@@ -260,13 +260,13 @@ def locate(what) -> tuple:
             raise UserError(f"{what} has no checkpoint yet (checkpoints/step-…)")
     if (step / "hf").is_dir():
         run = step.resolve().parent.parent
-        given = [f"model.path={json.dumps(str(step / 'hf'))}"]
+        given = [f"model.path={json.dumps(str(step / 'hf'), ensure_ascii=False)}"]
         if not (run / "config.yaml").is_file():
             return None, given, None
         config.of_run(run / "config.yaml")
         return run / "config.yaml", given, run
     if (path / "config.json").is_file():
-        return None, [f"model.path={json.dumps(what)}"], None
+        return None, [f"model.path={json.dumps(what, ensure_ascii=False)}"], None
     raise UserError(
         f"{what} is no run folder (checkpoints/step-…), no checkpoint (hf/) and no model folder (config.json)"
     )

@@ -1,6 +1,7 @@
 """The settings of a run: each section's keys, types, ranges and defaults. A field's description is its documentation."""
 
 import difflib
+import os
 from pathlib import PurePath
 from typing import Annotated, Literal
 
@@ -29,11 +30,11 @@ class Section(BaseModel):
 
 
 def _tidy(path):
-    """One spelling of a path: no slash at its end, none doubled, no "." between two; what is built in, and nothing, as it is."""
-    return path if not path or path.startswith("builtin:") else str(PurePath(path))
+    """One spelling of a path: "~" is the home folder, no slash at its end, none doubled, no "." between two; what is built in as it is."""
+    return path if path.startswith("builtin:") else str(PurePath(os.path.expanduser(path)))
 
 
-Place = Annotated[str, AfterValidator(_tidy)]
+Place = Annotated[str, Field(min_length=1), AfterValidator(_tidy)]
 
 
 class Model(Section):
@@ -254,6 +255,7 @@ class Log(Section):
     dir: Place = Field("runs", description="folder of run folders")
     name: str | None = Field(
         None,
+        min_length=1,
         description="the run's own folder below log.dir; unless given, the configuration's name and a hash of every setting "
         "that alters the result, so that the same command goes on where it stopped and another begins anew",
     )

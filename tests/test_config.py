@@ -1,5 +1,6 @@
 """Configuration: errors that a person can act on, overrides, round trip."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -117,7 +118,7 @@ def test_files_that_are_no_configuration(tmp_path):
         ("[1, 2]", "must hold sections"),
         ("a: [", "is not YAML"),
         ("!!python/object/apply:os.system ['true']", "is not YAML"),
-        ("train: {seed: 2001-99-99}", "is not YAML: ValueError: month"),
+        ("model: !!timestamp 2001-99-99", "is not YAML: ValueError: month"),
         ("[" * 5000, "is not YAML: RecursionError"),
         (b"model: {path: \xe9}", "can't be read: 'utf-8' codec"),
     ):
@@ -128,6 +129,179 @@ def test_files_that_are_no_configuration(tmp_path):
     for name in ("missing.yaml", "nul\0.yaml"):
         with pytest.raises(config.ConfigError, match="can't be read"):
             config.load(tmp_path / name)
+
+
+def load(tmp_path, text, *overrides):
+    path = tmp_path / "c.yaml"
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    return config.load(path, overrides)
+
+
+PLACES = "model: {path: m}\ndata: {path: d}\n"
+
+
+@pytest.mark.parametrize(
+    "text, words",
+    [
+        ("optim:\n  lr: 1\noptim:\n  lr: 1\n", "c.yaml': optim stands on line 3 and on line 5"),
+        ("optim:\n  lr: 1\n  eps: 1\n  'lr': 1\n", "lr stands on line 4 and on line 6"),
+        ("optim:\r\n  lr: 1\r\n\r\noptim: {}\r\n", "optim stands on line 3 and on line 6"),
+        ("puzzles:\n  levels: {rotation: 3, rotation: 1}\n", "rotation stands twice"),
+        ("train: {warmup: {steps: 1,\n  steps: 1}}\n", "steps stands on line 3 and on line 4"),
+        ("unknown:\n  a: {b: 1}\n  a: {}\n", "a stands on line 4 and on line 5"),
+    ],
+)
+def test_a_key_that_stands_twice(tmp_path, text, words):
+    with pytest.raises(config.ConfigError, match=words):
+        load(tmp_path, PLACES + text)
+
+
+def test_a_key_that_stands_twice_in_an_override(tmp_path):
+    with pytest.raises(config.ConfigError, match=r"puzzles\.levels=.*rotation stands twice"):
+        load(tmp_path, PLACES, "puzzles.levels={rotation: 3, rotation: 1}")
+    assert load(tmp_path, PLACES, "optim.lr=1", "optim.lr=2").optim.lr == 2  # as on any command line
+
+
+def test_merged_keys_stand_once(tmp_path):
+    c = load(
+        tmp_path,
+        "model: &m {path: m, dtype: float32}\ndata: {path: d}\noptim: &o {lr: 1}\nloss: {}\ntrain: {steps: 3}\n",
+    )
+    assert c.model.dtype == "float32"
+    c = load(tmp_path, "model: &a {path: 010}\ndata:\n  <<: *a\n  holdout: 0.5\nlog: {<<: [{name: 1e3}, {name: no}]}\n")
+    assert (c.model.path, c.data.path, c.data.holdout, c.log.name) == ("010", "010", 0.5, "1e3")
+    assert load(tmp_path, "model: &a {path: m}\ndata: {<<: *a, path: d}\n").data.path == "d"
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["007", "2024-10-01", "1e-4", "0x10", "1_000", "1:30", "yes", "no", "on", "true", ".5", "12", "-1", "0o7", "<<"],
+)
+def test_text_settings_have_their_text_as_it_is_written(tmp_path, name):
+    for c in (
+        load(tmp_path, PLACES, f"log.name={name}", f"data.path={name}", f"eval.path={name}"),
+        load(tmp_path, f"model: {{path: m}}\ndata:\n  path: {name}\neval: {{path: {name}}}\nlog:\n  name: {name}\n"),
+    ):
+        assert c.log.name == c.data.path == c.eval.path == name
+        assert load(tmp_path, config.dump(c)) == c
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "/my #1 photos",
+        "a # b",
+        "C: x",
+        "[a",
+        "{a}",
+        "*a",
+        "&a b",
+        "- a",
+        "@x",
+        "!a",
+        "'a",
+        'a"b',
+        "a'b'",
+        "%",
+        "ü😀",
+        " a ",
+    ],
+)
+def test_overrides_of_text_are_text(tmp_path, text):
+    assert load(tmp_path, PLACES, f"data.path={text}").data.path == text
+    assert load(tmp_path, PLACES, "data.path=" + json.dumps(text, ensure_ascii=False)).data.path == text
+
+
+def test_what_takes_null(tmp_path):
+    for null in ("null", "~", ""):
+        c = load(tmp_path, PLACES + f"eval: {{path: {null}}}\nlog: {{name: {null}}}\n")
+        assert c.eval.path is None and c.log.name.startswith("c-")
+        assert load(tmp_path, PLACES, f"eval.path={null}", f"data.max_side={null}") == load(
+            tmp_path, PLACES, "data.max_side=null"
+        )
+    for text, override in (
+        ("data: {path: ~}", []),
+        ("data: {path: null}", []),
+        ("data:\n  path:\n", []),
+        ("data: {}", ["data.path="]),
+    ):
+        with pytest.raises(config.ConfigError, match=r"data\.path is empty; it takes a folder .*quotes: \"~\""):
+            load(tmp_path, f"model: {{path: m}}\n{text}\n", *override)
+    with pytest.raises(config.ConfigError, match=r"log\.name is '': "):
+        load(tmp_path, PLACES + "log: {name: ''}")
+
+
+def test_the_home_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    c = load(tmp_path, "model: {path: ~/m}\ndata: {path: ~/d}\n", "log.dir=~", "eval.path=~/a b")
+    assert (c.model.path, c.data.path, c.log.dir, c.eval.path) == (
+        "/home/me/m",
+        "/home/me/d",
+        "/home/me",
+        "/home/me/a b",
+    )
+    assert load(tmp_path, PLACES, "data.path=./~/x", "log.name=~x").data.path == "./~/x"
+
+
+@pytest.mark.parametrize(
+    "written, read",
+    [("010", 10), ("1_000", 1000), ("1e3", 1000), ("1.0e+3", 1000), ("0x10", 16), ("+7", 7), ("08", 8), ("7.", 7)],
+)
+def test_numbers_are_decimal(tmp_path, written, read):
+    assert load(tmp_path, PLACES, f"train.steps={written}", f"optim.lr={written}").train.steps == read
+    c = load(tmp_path, PLACES + f"train: {{steps: {written}}}\npuzzles: {{mixture: {{rotation: {written}}}}}\n")
+    assert c.train.steps == c.puzzles.mixture["rotation"] == read
+
+
+def test_small_numbers(tmp_path):
+    for written in ("1e-4", "1E-4", ".1e-3", "1.e-4", "0.000_1"):
+        c = load(tmp_path, PLACES + f"optim: {{lr: {written}, betas: [9e-1, 0{written}]}}\n")
+        assert c.optim.lr == 1e-4 and c.optim.betas == (0.9, 1e-4)
+        assert load(tmp_path, PLACES, f"optim.lr={written}").optim.lr == 1e-4
+
+
+@pytest.mark.parametrize(
+    "written", ["1:30", "0o17", "0b1", "yes", "true", "1 000", "1,000", "2024-10-01", "_1", "1e", "."]
+)
+def test_what_is_no_number(tmp_path, written):
+    for key in ("train.steps", "optim.lr"):
+        section, name = key.split(".")
+        for asked in ((PLACES, f"{key}={written}"), (PLACES + f"{section}:\n  {name}: {written}\n",)):
+            with pytest.raises(config.ConfigError, match=f"{key} is '{written}': input should be a valid"):
+                load(tmp_path, *asked)
+
+
+def test_truth_values(tmp_path):
+    for written, read in (("yes", True), ("on", True), ("true", True), ("False", False), ("no", False), ("off", False)):
+        assert load(tmp_path, PLACES, f"train.compile={written}").train.compile is read
+        assert load(tmp_path, PLACES + f"train: {{compile: {written}}}\n").train.compile is read
+
+
+def test_where_quotes_are_needed_they_are_shown(tmp_path):
+    (tmp_path / "my #1 photos").mkdir()
+    for path, words in (
+        ("C: photos", r'is not YAML: .*goes into quotes: path: "C: photos"$'),
+        ("@photos", r'is not YAML: .*goes into quotes: path: "@photos"$'),
+        ("[new] photos", r'is not YAML: .*goes into quotes: path: "\[new\] photos"$'),
+        ("[new]", r'line 3: a text setting takes \[new\] in quotes: "\[new\]"$'),
+        ("{new}", r'line 3: a text setting takes {new} in quotes: "{new}"$'),
+        (f"{tmp_path}/my #1 photos", r'line 3: a text setting takes .*my #1 photos in quotes: ".*/my #1 photos"$'),
+    ):
+        with pytest.raises(config.ConfigError, match=words):
+            load(tmp_path, f"model: {{path: m}}\ndata:\n  path: {path}\n")
+    assert load(tmp_path, "model: {path: m}\ndata:\n  path: photos # mine\n").data.path == "photos"
+    with pytest.raises(config.ConfigError, match=r"line 3, .*; write spaces in place of the tab$"):
+        load(tmp_path, "model: {path: m}\ndata:\n\tpath: d\n")
+
+
+def test_marks_and_line_ends_of_other_systems(tmp_path):
+    for content in (
+        ("\ufeff" + PLACES).encode(),
+        PLACES.encode("utf-16"),
+        PLACES.replace("\n", "\r\n").encode(),
+        PLACES.replace("\n", "\r").encode(),
+    ):
+        assert load(tmp_path, content).data.path == "d"
 
 
 def test_a_section_with_nothing_in_it_is_its_defaults(tmp_path):
@@ -186,7 +360,7 @@ def test_a_path_is_one_path_however_it_is_spelt(tmp_path, monkeypatch):
         config.check_unchanged(started, config.check({"model": {"path": "m"}, "data": {"path": "others"}}))
 
 
-@pytest.mark.parametrize("content", [b"", b"# nothing\n", b"[1, 2]", b"{", b"words", b"\xff\xfe", b"a: 2024-99-99"])
+@pytest.mark.parametrize("content", [b"", b"# nothing\n", b"[1, 2]", b"{", b"words", b"\xff\xfe", b"a: !!timestamp 2024-99-99"])
 def test_a_runs_own_configuration_that_is_none(tmp_path, content):
     """Emptied by a full disk, or overwritten: whoever reads it says so in one line."""
     from sslr1 import evaluate, report
