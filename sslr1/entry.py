@@ -1,7 +1,6 @@
 """How entry points start and end: configuration first, one line for errors that a user can mend, processes left cleanly."""
 
 import errno
-import fcntl
 import os
 import sys
 import warnings
@@ -11,6 +10,7 @@ from pathlib import Path
 from sslr1 import config as configuration
 from sslr1 import trackers
 from sslr1.errors import UserError
+from sslr1.files import lock
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 
@@ -46,12 +46,12 @@ def built(path, overrides, run=False, folder=None, data=True, forms=()):
     warnings.filterwarnings("ignore", module="torch.distributed")
     warnings.filterwarnings("ignore", module="PIL")  # what it says of odd files stands in bad_images.txt if it matters
     world = parallel.start(config.train.device)
-    lock = problem = None
+    held = problem = None
     try:
         folder = Path(config.log.dir) / config.log.name if run else folder
         if run and world.main:
             try:
-                lock = _take(folder, config)
+                held = _take(folder, config)
             except (UserError, OSError) as error:
                 problem = error
         build.agree(problem, world)
@@ -67,8 +67,8 @@ def built(path, overrides, run=False, folder=None, data=True, forms=()):
         _fail(f"{error.filename or 'a file of the run'} can't be written: {error.strerror}")
     finally:
         parallel.stop()
-        if lock is not None:
-            lock.close()
+        if held is not None:
+            held.close()
 
 
 def plan(path, overrides, ranks):
@@ -92,15 +92,13 @@ def _take(folder, config):
     trackers.find_wandb(config.log.wandb)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        lock = (folder / "run.lock").open("w")
+        held = lock(folder / "run.lock")
+    except BlockingIOError:
+        raise UserError(f"{folder} is in use by another run: give this one a log.name of its own") from None
     except OSError as error:
         raise UserError(
             f"the run's folder {folder} can't be written to ({error.strerror}): set log.dir and log.name to where it can"
         ) from None
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise UserError(f"{folder} is in use by another run: give this one a log.name of its own") from None
     if (folder / "config.yaml").exists():
         try:
             configuration.check_unchanged(folder / "config.yaml", config)
@@ -108,7 +106,7 @@ def _take(folder, config):
             if any((folder / "checkpoints").glob("step-*")):
                 raise
             (folder / "files.txt").unlink(missing_ok=True)  # it began, made nothing to go on from, and begins anew
-    return lock
+    return held
 
 
 def _fail(message):

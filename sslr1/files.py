@@ -1,9 +1,24 @@
-"""Files that are whole or as they were, whatever ends the process that writes them."""
+"""Files that are whole or as they were, whatever ends the process that writes them.
 
+Some file systems (Lustre without `-o flock`, some network and container mounts) have no locks, or can't flush a folder. There a run goes
+on, and a warning says once what isn't guarded.
+"""
+
+import errno
 import os
+import sys
 from pathlib import Path
 
 from sslr1.errors import UserError
+
+NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)
+NO_FOLDER_FLUSH = (
+    errno.EINVAL,
+    errno.EBADF,
+    errno.ENOSYS,
+    errno.EOPNOTSUPP,
+)  # of a folder; a file that can't is an error
+_warned = set()
 
 
 def write_whole(path, text: str) -> None:
@@ -35,8 +50,43 @@ def flush(path) -> None:
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
+    except OSError as error:
+        if error.errno not in NO_FOLDER_FLUSH or not os.path.isdir(path):
+            raise
+        _warn(
+            "flush",
+            f"the file system of {path} can't flush folders ({error.strerror}): killed processes do no harm, but a machine that "
+            "crashes or loses power may take the newest checkpoint and records along",
+        )
     finally:
         os.close(handle)
+
+
+def lock(path):
+    """An open file that no other process holds a lock of; closing it, or the end of the process, gives it back. Raises
+    BlockingIOError where another does, OSError where it can't be opened."""
+    import fcntl  # here: a report is made on any system
+
+    file = Path(path).open("w")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno not in NO_LOCKS:
+            file.close()
+            raise
+        _warn(
+            "lock",
+            f"the file system of {path} has no locks ({error.strerror}): nothing keeps a second run out of this folder while this "
+            "one runs; see to it that there is none",
+        )
+    return file
+
+
+def _warn(kind, text):
+    """Once a process."""
+    if kind not in _warned:
+        _warned.add(kind)
+        print(f"warning: {text}", file=sys.stderr, flush=True)
 
 
 def unwritable(path, error: OSError) -> UserError:

@@ -1,6 +1,10 @@
 """Disks that are full, files that may not grow, folders that can't be written: one line, and the run goes on when it is mended."""
 
 import contextlib
+import errno
+import fcntl
+import os
+import re
 import resource
 import shutil
 import subprocess
@@ -9,7 +13,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from sslr1 import config, entry
+from sslr1 import config, entry, files
 from sslr1.errors import UserError
 from sslr1.files import write_whole
 from sslr1.records import JsonLines
@@ -57,6 +61,58 @@ def test_a_checkpoint_that_can_not_be_written(tmp_path, unbroken, warm, scenes, 
     assert [path.name for path in check_whole(run)] == ["step-000000"]
     assert not list((run / "checkpoints").glob("partial-*"))
     assert "going on from" in finish(line)[0] and same(run, unbroken)
+
+
+def test_a_file_system_without_locks_and_flushes_of_folders(tmp_path, unbroken, warm, scenes):
+    """It trains, checkpoints and goes on as elsewhere, and says what nobody guards."""
+    line, run = command(tmp_path, warm, scenes, program="tests.faults.lockless"), tmp_path / "run"
+    for steps in (3, 6):
+        _, err = finish([*line, f"train.steps={steps}"])
+        warnings = err.splitlines()
+        assert len(warnings) == 2 and all(w.startswith(f"warning: the file system of {run}") for w in warnings), err
+        assert "has no locks (Function not implemented): nothing keeps a second run out" in warnings[0]
+        assert "can't flush folders (Invalid argument)" in warnings[1] and "loses power" in warnings[1]
+    check_whole(run)
+    assert same(run, unbroken)
+
+
+@pytest.mark.parametrize(
+    "number", [errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.EIO, errno.EACCES, errno.EINVAL]
+)
+def test_which_locks_are_done_without(tmp_path, monkeypatch, capfd, number):
+    def refuse(file, how):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(files, "_warned", set())
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    if number in (errno.EIO, errno.EACCES, errno.EINVAL):
+        with pytest.raises(OSError, match=re.escape(os.strerror(number))):
+            files.lock(tmp_path / "run.lock")
+    else:
+        for _ in range(2):
+            files.lock(tmp_path / "run.lock").close()
+        assert capfd.readouterr().err.count("has no locks") == 1
+
+
+@pytest.mark.parametrize("number", [errno.EINVAL, errno.EBADF, errno.ENOSYS, errno.EOPNOTSUPP, errno.EIO, errno.ENOSPC])
+def test_which_flushes_are_done_without(tmp_path, monkeypatch, capfd, number):
+    """Of folders alone: a file that can't be flushed may be lost with its content."""
+
+    def refuse(handle):
+        raise OSError(number, os.strerror(number))
+
+    (tmp_path / "file").touch()
+    monkeypatch.setattr(files, "_warned", set())
+    monkeypatch.setattr(files.os, "fsync", refuse)
+    with pytest.raises(OSError, match=re.escape(os.strerror(number))):
+        files.flush(tmp_path / "file")
+    if number in (errno.EIO, errno.ENOSPC):
+        with pytest.raises(OSError, match=re.escape(os.strerror(number))):
+            files.flush(tmp_path)
+    else:
+        files.flush(tmp_path)
+        files.flush(tmp_path)
+        assert capfd.readouterr().err.count("can't flush folders") == 1
 
 
 @pytest.mark.slow
