@@ -6,6 +6,7 @@ import subprocess
 import sys
 from glob import glob
 from pathlib import Path
+from runpy import run_path
 
 from pybind11.setup_helpers import ParallelCompile, Pybind11Extension, build_ext
 from setuptools import setup
@@ -13,6 +14,7 @@ from setuptools import setup
 NVCC = shutil.which("nvcc") or next(iter(glob("/usr/local/cuda/bin/nvcc")), None)
 # Hopper's own instructions, plus portable code that newer GPUs compile for themselves
 ARCHITECTURES = ("arch=compute_80,code=sm_80", "arch=compute_90a,code=sm_90a", "arch=compute_90,code=compute_90")
+PROCESSORS = run_path("sslr1/processors.py")["share"]()  # sslr1 itself need not be importable yet
 
 
 class BuildWithCuda(build_ext):
@@ -60,5 +62,5 @@ extension = Pybind11Extension(
     library_dirs=[CUDA] if CUDA else [],
     libraries=["cudart_static", "rt", "dl"] if CUDA else [],
 )
-ParallelCompile("MAX_JOBS").install()  # files side by side, on all cores unless the variable says how many
+ParallelCompile("MAX_JOBS", default=PROCESSORS).install()  # files side by side, so many unless the variable says
 setup(ext_modules=[extension], cmdclass={"build_ext": BuildWithCuda})

@@ -20,6 +20,7 @@ from threading import Lock
 import yaml
 from machine import machine, results_file
 
+from sslr1 import processors
 from sslr1.data.scenes import write_scenes
 from sslr1.model.tiny import build_tiny
 from sslr1.records import JsonLines
@@ -273,7 +274,7 @@ def recorded(path, now) -> dict:
 def main():
     parser = argparse.ArgumentParser(prog="python bench/proof.py", description=__doc__.split("\n\n")[0])
     parser.add_argument("--only", default="", metavar="REGEX", help="runs whose folders' names match")
-    parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="runs at a time, a thread each")
+    parser.add_argument("--jobs", type=int, default=processors.share(), help="runs at a time, a thread each")
     parser.add_argument("--collect", action="store_true", help="train nothing")
     arguments = parser.parse_args()
     FOLDER.mkdir(parents=True, exist_ok=True)

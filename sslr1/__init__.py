@@ -3,6 +3,7 @@
 Subpackages load on first use, so `import sslr1.puzzles.reward` costs nothing but that file.
 """
 
+import sys
 from importlib import import_module
 
 __version__ = "0.1.0"
@@ -13,3 +14,22 @@ def __getattr__(name):
     if name in __all__:
         return import_module(f"sslr1.{name}")
     raise AttributeError(f"module 'sslr1' has no attribute {name!r}")
+
+
+def begin_program() -> None:
+    """What has to be settled before a program of ours imports anything large."""
+    from sslr1 import interrupt, processors
+
+    interrupt.watch()
+    processors.wait_passively()
+
+
+def _asked_for() -> bool:
+    """Whether this import is the first thing that `python -m sslr1.…` does."""
+    command = getattr(sys, "orig_argv", [])
+    place = command.index("-m") + 1 if getattr(sys, "argv", [])[:1] == ["-m"] and "-m" in command else len(command)
+    return command[place : place + 1] != [] and command[place].split(".")[0] == __name__
+
+
+if _asked_for():
+    begin_program()

@@ -3,10 +3,13 @@
 import runpy
 import sys
 
+import sslr1
+
 COMMANDS = ("train", "warmup", "evaluate", "preview", "report", "export")
 
 
 def main():
+    sslr1.begin_program()
     if len(sys.argv) < 2 or sys.argv[1] not in COMMANDS:
         asked = " ".join(sys.argv[1:2])
         print(f"error: {asked!r} is not a command; use one of: {', '.join(COMMANDS)}", file=sys.stderr)

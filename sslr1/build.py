@@ -1,12 +1,11 @@
 """What every entry point builds from a configuration: folders, images, tokenizer, policy and sampler."""
 
-import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 
-from sslr1 import model, ops, puzzles
+from sslr1 import model, ops, processors, puzzles
 from sslr1.config import Config
 from sslr1.data import Decoder, ImageFolder, ImageStore, Pool, PuzzleStream, bad
 from sslr1.data.images import ABOUT
@@ -129,7 +128,7 @@ def build(config: Config, world: parallel.World, folder: Path | None = None, dat
     is loaded wherever possible. With a run folder, its frozen list of images is used, or made. Without `data` there are
     no images, and the configuration's are not looked at. forms: those that are asked for by --form, "direct" and "thinking", in place
     of the configuration's."""
-    torch.set_num_threads(config.train.threads or max(1, (os.cpu_count() or 1) // _local_ranks()))
+    torch.set_num_threads(processors.threads(config.train.threads))
     if world.device.type == "cpu":
         torch.use_deterministic_algorithms(True)
     if data and config.rollout.prompts % world.size:
@@ -252,10 +251,6 @@ def _images(config, data_path, listing) -> tuple[Images, Images]:
     other = ImageStore(ImageFolder.scan(config.eval.path), decoder, config.data.min_side, room)
     everything = list(range(len(store.folder)))
     return replace(images, train=everything, held_out=[]), Images(other, [], list(range(len(other.folder))))
-
-
-def _local_ranks() -> int:
-    return int(os.environ.get("LOCAL_WORLD_SIZE", 1))
 
 
 def agree(problem, world) -> None:

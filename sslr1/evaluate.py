@@ -16,7 +16,7 @@ from pathlib import Path
 
 import torch
 
-from sslr1 import benchmarks, model, puzzles, scoring
+from sslr1 import benchmarks, model, processors, puzzles, scoring
 from sslr1.build import agree
 from sslr1.data import choose_held_out, make_held_out
 from sslr1.errors import UserError
@@ -357,7 +357,7 @@ def evaluate_benchmark(arguments, console):
         baseline = baseline_of(arguments.baseline, asked, forms) if arguments.baseline else []
     with entry.one_line(alike=False):
         rank, size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-        benchmarks.check_images(rows[rank::size], arguments.benchmark, os.cpu_count() or 1)
+        benchmarks.check_images(rows[rank::size], arguments.benchmark, processors.share())
     overrides = ["rollout.batch_invariant=true", "data.path=none", *given, *arguments.overrides]
     with entry.built(source, overrides, data=False, forms=forms) as built:
         limits, records, progress = (arguments.max_pixels, arguments.max_tokens), [], Progress(built.world.main)

@@ -13,7 +13,9 @@ import textwrap
 from itertools import islice
 from pathlib import Path
 
-from sslr1 import ops, puzzles
+import torch
+
+from sslr1 import ops, processors, puzzles
 from sslr1.data import Decoder, ImageFolder, ImageStore, Pool
 from sslr1.errors import UserError
 from sslr1.puzzles import sheet
@@ -130,6 +132,7 @@ def main():
     parser.add_argument("--html", action="store_true", help="also write index.html")
     arguments = parser.parse_args()
     out = Path(arguments.out)
+    torch.set_num_threads(processors.threads())
     try:
         store = images(arguments.folder, arguments.min_side)
         if store.folder.about:

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from sslr1 import ops, puzzles
+from sslr1 import ops, processors, puzzles
 from sslr1.ops.render import FILL
 from sslr1.puzzles.picture import Pictures
 from sslr1.puzzles.series import decidable
@@ -373,6 +373,7 @@ def report(folder=None, count=2000, names=puzzles.NAMES) -> int:
     for column in ("puzzle", "level", "probe", "chance", "exact", "95 % limit", "bound", "places"):
         table.add_column(column, justify="left" if column in ("puzzle", "probe") else "right")
     broken = 0
+    torch.set_num_threads(processors.threads())
     try:
         images = pictures(folder)
         for name in names:

@@ -222,7 +222,12 @@ class Train(Section):
     steps: int = Field(1000, ge=0, description="optimiser steps")
     seed: int = Field(0, description="names every random draw of the run")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto is cuda where there is one")
-    threads: int = Field(0, ge=0, description="CPU threads a rank; 0 shares the machine's cores among its ranks")
+    threads: int = Field(
+        0,
+        ge=0,
+        description="CPU threads a rank; 0 is what OMP_NUM_THREADS says, or else shares the processors that the run "
+        "may use (affinity, control group) among the ranks of its machine",
+    )
     token_budget: int = Field(16384, ge=1, description="packed tokens a micro-batch at most")
     replicate: int = Field(
         1, ge=1, description="copies of the model, each sharded over its share of the ranks; 1 shards it over all"

@@ -9,7 +9,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 FLOORS = [
-    {"_C", "kernels", "errors", "pixels", "sums"},
+    {"_C", "kernels", "errors", "interrupt", "pixels", "processors", "sums"},
     {"files"},
     {"ops"},
     {"puzzles", "model"},
@@ -28,7 +28,7 @@ FLOORS = [
     },
     {"probes", "samples", "report", "scoring"},
     {"benchmarks", "tables"},
-    {"build", "entry", "run", "train", "warmup", "evaluate", "preview", "export", "__main__"},
+    {"build", "entry", "run", "train", "warmup", "evaluate", "preview", "export", "torchrun", "__main__"},
 ]
 FLOOR = {name: i for i, names in enumerate(FLOORS) for name in names}
 

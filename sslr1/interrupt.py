@@ -1,0 +1,47 @@
+"""Ctrl-C ends a program with one line in place of a traceback, and for the shell as a program that Ctrl-C has ended: 130.
+
+A shell's loop or script goes on behind a program that leaves with code 130 of its own accord, and stops behind one that the signal
+ended. So these die of the signal when all is said. Training saves first (`sslr1.run`).
+"""
+
+import contextlib
+import os
+import signal
+import sys
+
+TERMINAL = b"\x1b[?25h\n"  # shows the cursor that a bar has hidden, and leaves the bar's line
+
+
+def watch() -> None:
+    """From now on Ctrl-C ends this process with a line, unless it was started to pay no heed to it (a script's `&`)."""
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, lambda *_: leave())
+
+
+def unwind() -> None:
+    """From now on Ctrl-C raises KeyboardInterrupt, for a program that has to clear something away before it calls `leave`."""
+    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def next_ends() -> None:
+    """The next Ctrl-C ends this process at once, whatever it is in.
+
+    torchrun hands the first one on to its ranks, which have it from the terminal already, and at the second it sends SIGTERM."""
+    ranks = "TORCHELASTIC_RUN_ID" in os.environ
+    signal.signal(signal.SIGINT, signal.SIG_IGN if ranks else signal.SIG_DFL)
+    if ranks:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def leave(words="interrupted") -> None:
+    """End this process by SIGINT, at once; rank 0 says the words on stderr before, if there are any."""
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(Exception):  # in the middle of a write, or nobody reads it any more
+            stream.flush()
+    if words and os.environ.get("RANK", "0") == "0":
+        with contextlib.suppress(OSError):
+            os.write(2, (TERMINAL if os.isatty(2) else b"") + f"{words}\n".encode())
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    os.kill(os.getpid(), signal.SIGINT)
+    os._exit(128 + signal.SIGINT)  # the first process of a container, which signals that nobody handles don't end
