@@ -11,7 +11,7 @@ setup: .venv/.done
 	touch $@
 
 demo: setup
-	OMP_NUM_THREADS=1 $(BIN)/torchrun --nproc_per_node=2 -m sslr1.train configs/tiny.yaml log.name=demo
+	OMP_NUM_THREADS=1 $(BIN)/python -m sslr1.torchrun --nproc_per_node=2 -m sslr1.train configs/tiny.yaml log.name=demo
 
 TEST := -m pytest -q -n auto --maxprocesses=8 --dist worksteal
 

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from sslr1 import config as configuration
-from sslr1 import trackers
+from sslr1 import interrupt, trackers
 from sslr1.errors import UserError
 from sslr1.files import lock
 
@@ -30,8 +30,8 @@ def built(path, overrides, run=False, folder=None, data=True, forms=()):
     """Everything that the configuration names, built; processes are joined before and left after.
 
     run: in the run's own folder, locked, and refused if it was started with other settings. folder: a run folder, whose frozen
-    list of images is used. data: images too. forms: as for `build.build`. A UserError, here or in the body, ends the program with its line on stderr and
-    exit code 2.
+    list of images is used. data: images too. forms: as for `build.build`. A UserError, here or in the body, ends the program with its
+    line on stderr and exit code 2; a KeyboardInterrupt ends it as Ctrl-C does, without a word if it has words of its own.
     """
     with one_line():
         config = configuration.load(path, overrides)
@@ -46,7 +46,7 @@ def built(path, overrides, run=False, folder=None, data=True, forms=()):
     warnings.filterwarnings("ignore", module="torch.distributed")
     warnings.filterwarnings("ignore", module="PIL")  # what it says of odd files stands in bad_images.txt if it matters
     world = parallel.start(config.train.device)
-    held = problem = None
+    held = problem = interrupted = None
     try:
         folder = Path(config.log.dir) / config.log.name if run else folder
         if run and world.main:
@@ -65,10 +65,14 @@ def built(path, overrides, run=False, folder=None, data=True, forms=()):
         if error.errno not in FULL:
             raise
         _fail(f"{error.filename or 'a file of the run'} can't be written: {error.strerror}")
+    except KeyboardInterrupt as error:
+        interrupted = error
     finally:
         parallel.stop()
         if held is not None:
             held.close()
+    if interrupted is not None:
+        interrupt.leave(None if interrupted.args else "interrupted")
 
 
 def plan(path, overrides, ranks):

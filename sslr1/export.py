@@ -15,6 +15,7 @@ import warnings
 from contextlib import contextmanager
 from pathlib import Path
 
+from sslr1 import interrupt, processors
 from sslr1.errors import UserError
 
 DTYPES = ("bfloat16", "float16", "float32")
@@ -264,7 +265,11 @@ def _parser():
 
 def main():
     asked = vars(_parser().parse_args())
+    interrupt.unwind()  # what is half written goes
     try:
+        import torch
+
+        torch.set_num_threads(processors.threads())
         if asked.pop("what") == "model":
             from transformers.utils import logging
 
@@ -280,6 +285,8 @@ def main():
     except (UserError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
+    except KeyboardInterrupt:
+        interrupt.leave("interrupted: nothing was written")
 
 
 if __name__ == "__main__":

@@ -2,13 +2,14 @@
 
 import resource
 import signal
+import threading
 import time
 from contextlib import contextmanager
 from dataclasses import replace
 
 import torch
 
-from sslr1 import checkpoint, config, metrics, ops, puzzles, records, report
+from sslr1 import checkpoint, config, interrupt, metrics, ops, puzzles, records, report
 from sslr1.alarms import Alarms
 from sslr1.data import BadImages
 from sslr1.errors import UserError
@@ -26,6 +27,7 @@ from sslr1.warmup import warm_up
 # The step whose checkpoint holds the reference of loss.kl_coef: the same weights at every start, bit for bit
 REFERENCE = 0
 SKIPS = 10  # steps in a row without a finite gradient that end a run
+STOP, INTERRUPT, FAILED = 1, 2, 3  # what a rank tells the others between two steps, the gravest last
 ENOUGH_IMAGES = 64  # before data.max_bad is held against them
 
 
@@ -69,20 +71,29 @@ class Run:
         stores = {"": built.images.store} | ({f"{c.eval.path}/": built.evaluation.store} if c.eval.path else {})
         self.bad_images, self.images = BadImages(built.folder, stores, built.world), [0, 0]  # asked for, of which bad
         self.step, self.saved, self.reported, self.best, self.best_step = 0, None, None, -1.0, None
-        self.times, self.signalled = {}, False
+        self.times, self.signalled, self.interrupted = {}, 0, False
         self.began = self.report_time = time.monotonic()
-        for name in (signal.SIGTERM, signal.SIGUSR1):
-            signal.signal(name, self._on_signal)
 
-    def _on_signal(self, *_):
-        self.signalled = True
+    def _on_signal(self, number, _):
+        self.signalled = max(self.signalled, INTERRUPT if number == signal.SIGINT else STOP)
+        if number == signal.SIGINT:
+            interrupt.next_ends()
+            words = "interrupted: the step is finished and saved; once more leaves at once"
+            threading.Thread(target=self.progress.say, args=(words,)).start()  # this one may be writing just now
 
     def __enter__(self):
+        ours = [signal.SIGTERM, signal.SIGUSR1]
+        if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
+            ours.append(signal.SIGINT)
+        self._handled = {name: signal.signal(name, self._on_signal) for name in ours}
         return self
 
     def __exit__(self, *_):
         self.writer.close()  # whatever ended the run: a checkpoint that is under way may still become whole
         self.bad_images.save()  # whatever ended the run
+        for name, handler in self._handled.items():
+            if not self.signalled:  # else what was said of the next one holds
+                signal.signal(name, handler)
 
     def score(self, answer, sample):
         """By its text; nothing for a completion that was cut off, or nothing would ever reward stopping."""
@@ -144,7 +155,7 @@ class Run:
         if not found:
             if self.config.train.warmup.steps and not warm_up(self.built, self.progress, self.stopping):
                 self.progress.say("stopped during the warm-up, of which nothing is kept")
-                raise SystemExit
+                raise KeyboardInterrupt("said") if self.interrupted else SystemExit
             self._evaluate({})
             self._checkpoint()
             self._report()
@@ -234,13 +245,16 @@ class Run:
         return {f"alarm/{alarm.kind}": 1.0 for alarm in raised}
 
     def stopping(self) -> bool:
-        """Whether any rank was told to stop (SIGTERM, SIGUSR1). Raises what went wrong with a checkpoint in the background."""
-        flag = torch.tensor(2 if self.writer.failed() else int(self.signalled), device=self.world.device)
-        if int(parallel.all_reduce(flag, "max")) == 2:
+        """Whether any rank was told to stop (SIGTERM, SIGUSR1, Ctrl-C). Raises what went wrong with a checkpoint in the background."""
+        flag = torch.tensor(FAILED if self.writer.failed() else self.signalled, device=self.world.device)
+        gravest = int(parallel.all_reduce(flag, "max"))
+        if gravest == FAILED:
             self.writer.wait()
-        return bool(flag)
+        self.interrupted = gravest == self.signalled == INTERRUPT  # where others had it, as after SIGTERM
+        return gravest > 0
 
     def end(self):
+        """Save what is not saved yet, and say what was done. Raises KeyboardInterrupt where Ctrl-C has stopped the run."""
         if self.saved != self.step:
             self._checkpoint()
         self.writer.wait()
@@ -258,6 +272,8 @@ class Run:
                 f"{self.step} of {self.config.train.steps} steps in {self.built.folder}, "
                 f"{time.monotonic() - self.began:.0f} s in this process; report.html there shows what it learnt"
             )
+        if self.interrupted:
+            raise KeyboardInterrupt("said")
 
     def _evaluate(self, line):
         found = self.evaluator.run()

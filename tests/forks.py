@@ -17,6 +17,8 @@ import time
 from functools import cache
 from pathlib import Path
 
+import sslr1
+
 ROOT = Path(__file__).parent.parent
 PROGRAMS = tuple(f"sslr1.{name}" for name in ("train", "warmup", "evaluate", "preview", "report", "export"))
 TAKEN_ALONG = (
@@ -155,6 +157,7 @@ def serve(channel):
                 os.close(fd)
             continue
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # whoever runs the tests may pay no heed to it
         channel.close()
         out, err, status = fds
         if child := os.fork():  # this one waits for it and says how it ended
@@ -178,6 +181,8 @@ def serve(channel):
 if __name__ == "__main__":
     with socket.socket(fileno=int(sys.argv[1])) as channel:
         sys.argv = serve(channel)
+    if sys.argv[0] in PROGRAMS:  # what `python -m sslr1.…` does first
+        sslr1.begin_program()
     for name in PROGRAMS:  # what they import stays; runpy would warn that they are there already
         sys.modules.pop(name, None)
     runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)

@@ -29,14 +29,15 @@ SMALL = (
     "checkpoint.keep=1",
     "checkpoint.background=true",  # tests/test_train.py does without
 )
+LAUNCHERS = ("torch.distributed.run", "sslr1.torchrun")
 CLOCK = ("timing_s/", "perf/")
 
 
-def command(folder, model, images, *overrides, ranks=1, program="sslr1.train", torchrun=()):
+def command(folder, model, images, *overrides, ranks=1, program="sslr1.train", torchrun=(), launcher=LAUNCHERS[0]):
     """Of the run folder/run."""
     start = [sys.executable, "-m"]
     if ranks > 1:
-        start += ["torch.distributed.run", f"--nproc_per_node={ranks}", "--rdzv-backend=c10d"]
+        start += [launcher, f"--nproc_per_node={ranks}", "--rdzv-backend=c10d"]
         start += ["--rdzv-endpoint=localhost:0", *torchrun, "-m"]
     places = (f"model.path={model}", f"data.path={images}", f"log.dir={folder}", "log.name=run")
     return [*start, program, "configs/tiny.yaml", *places, *SMALL, *overrides]
@@ -44,7 +45,7 @@ def command(folder, model, images, *overrides, ranks=1, program="sslr1.train", t
 
 def start(line, **environment):
     """The command as a process that leads a group of its own."""
-    if line[:2] == [sys.executable, "-m"] and line[2] != "torch.distributed.run":
+    if line[:2] == [sys.executable, "-m"] and line[2] not in LAUNCHERS:
         return Program(*line[2:], **environment)
     env = {**os.environ, "OMP_NUM_THREADS": "1", **environment}
     pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
