@@ -1,186 +1,151 @@
 """`python bench/` measures everything that this machine can run; `python bench/ NAME…` some of it.
 
 Ours and the peer run in turn (A B A B …) in one process on the same random inputs, after a check that they agree; figures
-are medians. One table is printed, and one JSON file a machine is written to bench/results/. Where no peer can run, ours is timed
-alone. On a GPU, rows say what share they reach of the rates of a large copy and of a large bfloat16 matrix product.
+are medians. Each row is printed and kept as soon as it is measured, in bench/results/'s JSON file of this machine: a run that is
+stopped leaves what it has, and --resume goes on behind it. Where no peer can run, ours is timed alone. On a GPU, rows say what share they
+reach of the rates of a large copy and of a large bfloat16 matrix product.
 """
 
 import argparse
-import json
-import statistics
+import os
+import sys
 import time
+from pathlib import Path
 
-import decode
-import learner
-import loss
-import render
-import rollout
-import sampling
-import step
-import stream
+import journal
+import shown
 import torch
+from benches import BENCHES, rows_of
 from machine import machine, results_file
+from row import ceilings_of, device_of, finish, let_go, measure
 from transformers.utils import logging as transformers_logging
 
-BENCHES = {
-    "render": render,
-    "stream": stream,
-    "loss": loss,
-    "learner": learner,
-    "rollout": rollout,
-    "step": step,
-    "sampling": sampling,
-    "decode": decode,
-}
+from sslr1.model import parallel
+
+DEVICE_LOST = 75  # exit status: the device answers no more, and --resume in a new process may go on
 
 
-def interleaved(runs, seconds):
-    """Medians of each, in seconds a call: warmed up, then in turn until `seconds` have gone by, three rounds at least."""
-    for run in runs:
-        run()
-    finish()
-    times, start = tuple([] for _ in runs), time.perf_counter()
-    while len(times[0]) < 3 or time.perf_counter() - start < seconds:
-        for run, found in zip(runs, times):
-            begin = time.perf_counter()
-            run()
-            finish()
-            found.append(time.perf_counter() - begin)
-    return [statistics.median(found) for found in times], len(times[0])
-
-
-def finish():
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-
-
-def copy_bandwidth(device="cpu"):
-    """GB/s of a large copy, read and write counted: the ceiling beside which memory-bound rows stand."""
-    a = torch.randint(0, 256, (1 << 28,), dtype=torch.uint8, device=device)
-    b = torch.empty_like(a)
-    b.copy_(a)
-    finish()
-    found = []
-    for _ in range(5):
-        begin = time.perf_counter()
-        b.copy_(a)
-        finish()
-        found.append(2 * len(a) / (time.perf_counter() - begin) / 1e9)
-    return statistics.median(found)
-
-
-def matrix_rate(n=1536, **options):
-    """GFLOP/s of a matrix product of n x n."""
-    a, b = torch.randn(2, n, n, **options)
-    a @ b
-    finish()
-    found = []
-    for _ in range(5):
-        begin = time.perf_counter()
-        a @ b
-        finish()
-        found.append(2 * n**3 / (time.perf_counter() - begin) / 1e9)
-    return statistics.median(found)
-
-
-def rows_of(name):
-    """A benchmark's rows, or one that says which package it lacks."""
+def main(arguments=None) -> int:
+    """Exit status: 0; 1 if a row failed; DEVICE_LOST."""
+    options = parse(arguments)
+    mode = "dry" if options.dry else "cuda" if torch.cuda.is_available() else "cpu"
+    here = {**machine(), "mode": mode}
+    results = None if options.keep else results_file("kernels", here)
+    kept = options.keep or results.with_suffix(".jsonl")
     try:
-        yield from BENCHES[name].rows()
-    except ModuleNotFoundError as problem:
-        yield {"what": name, "against": "", "goal": "", "ours": None, "peer": None, "why_not": f"needs {problem.name}"}
-
-
-def shares(row, seconds, ceilings) -> dict:
-    """How near a row comes to what bounds it: the bytes that it has to move at the rate of a copy, its operations at that of a
-    matrix product (bfloat16's on a GPU)."""
-    moved, flops, out = row.pop("bytes", None), row.pop("flops", None), {}
-    cuda = row.get("device") == "cuda"
-    if moved:
-        out["share_of_copy"] = moved / seconds / 1e9 / ceilings["cuda_copy_gb_s" if cuda else "copy_gb_s"]
-    if flops and cuda:
-        out["share_of_products"] = flops / seconds / 1e9 / ceilings["cuda_matrix_bf16_gflop_s"]
-    return out
-
-
-def main():
-    parser = argparse.ArgumentParser(prog="python bench/", description=__doc__)
-    parser.add_argument("names", nargs="*", help=f"some of: {', '.join(BENCHES)}")
-    parser.add_argument("--seconds", type=float, default=20, help="time for each row")
-    arguments = parser.parse_args()
-    for name in arguments.names:
-        if name not in BENCHES:
-            parser.error(f"no benchmark {name!r}; there are {', '.join(BENCHES)}")
+        done = prepared(kept, results, here, options)
+    except ValueError as problem:
+        sys.exit(f"python bench/: {problem}")
+    os.environ.setdefault("TORCH_CUDNN_SDPA_DEPRIORITIZED", "1")  # cuDNN would plan anew for each length of a peer
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     seed = time.time_ns() % 2**31
     torch.manual_seed(seed)
-    found = {
-        **machine(),
-        "date": time.strftime("%Y-%m-%d"),
-        "seed": seed,
-        "ceilings": {"copy_gb_s": copy_bandwidth(), "matrix_fp32_gflop_s": matrix_rate()},
-        "rows": [],
-    }
-    if torch.cuda.is_available():
-        found["ceilings"]["cuda_copy_gb_s"] = copy_bandwidth("cuda")
-        found["ceilings"]["cuda_matrix_bf16_gflop_s"] = matrix_rate(8192, device="cuda", dtype=torch.bfloat16)
-    for name in arguments.names or BENCHES:
-        for row in rows_of(name):
-            sides = {"ours_s": row.pop("ours"), "peer_s": row.pop("peer")}
-            runs = {side: run for side, run in sides.items() if run}  # what can't run here; the row says why
-            times, rounds = interleaved([*runs.values()], arguments.seconds) if runs else ([], 0)
-            row |= dict(zip(runs, times)) | ({"rounds": rounds} if runs else {})
-            if len(runs) == 2:
-                row["ratio"] = row["peer_s"] / row["ours_s"]
-            bounds = shares(row, times[0], found["ceilings"]) if runs else {}
-            found["rows"].append({"bench": name, **row, **bounds})
-    show(found)
-    path = results_file("kernels", found)
-    if path.exists():  # rows that were not run this time stay
-        rerun = {row["bench"] for row in found["rows"]}
-        found["rows"] = [r for r in json.loads(path.read_text())["rows"] if r["bench"] not in rerun] + found["rows"]
-    path.write_text(json.dumps(found, indent=2, ensure_ascii=False) + "\n")
-    print(path)
+    ceilings = ceilings_of(device_of(mode))
+    stamp = {"date": time.strftime("%Y-%m-%d"), "seed": seed, "ceilings": ceilings}
+    journal.add(kept, process=here)
+    print(
+        here.get("gpu") or here["cpu"],
+        "copy {copy_gb_s:,.1f} GB/s, products {matrix_gflop_s:,.0f} GFLOP/s".format(**ceilings),
+        flush=True,
+    )
+    failed, todo = False, rows_of(mode, options.names)
+    known = [[bench, row.what, row.against] for bench, row in todo]
+    while todo:
+        bench, row = todo.pop(0)  # and let go of what it shares with no other row
+        if [bench, row.what, row.against] in done:
+            continue
+        journal.add(kept, begin=[bench, row.what, row.against])
+        found = {"bench": bench, **measured(row, mode, ceilings, options), **stamp}
+        journal.add(kept, row=found)
+        failed |= "failed" in found
+        print(shown.line(found), flush=True)
+        if results:
+            journal.write(results, whole(kept, results, options.names, known))
+        if not alive():
+            print("the device answers no more", file=sys.stderr)
+            return DEVICE_LOST
+    parallel.stop()
+    rows = journal.gather(journal.read(kept))["rows"]
+    if results:
+        print(f"{shown.compared(rows)}\n\n{shown.wanting(rows)}\n\n{results}")
+        kept.unlink(missing_ok=True)
+    return int(failed)
 
 
-def notes(row, ceilings):
-    """Lines below a row: where its time goes, and on a GPU how near its steps come to reading what they must at the copy rate."""
-    if "peak_gb" in row:
-        yield "{:.1f} GB at most, {:.1f} planned".format(*row["peak_gb"])
-    if "split_s" in row:
-        whole = sum(row["split_s"].values())
-        yield ", ".join(f"{name} {part / whole:.0%}" for name, part in row["split_s"].items())
-    if "step" in row and row.get("device") == "cuda":
-        s, moved = row["step"]["s"], row["step"]["bytes"]
-        rate = moved / s / 1e9
-        yield f"a step {1e3 * s:.2f} ms, {moved / 1e6:,.0f} MB: {rate / ceilings['cuda_copy_gb_s']:.0%} of the copy rate"
+def parse(arguments):
+    parser = argparse.ArgumentParser(prog="python bench/", description=__doc__)
+    parser.add_argument("names", nargs="*", help=f"some of: {', '.join(BENCHES)}; all unless given")
+    parser.add_argument("--seconds", type=float, default=20, help="time for the rounds of each row, at least")
+    parser.add_argument("--rounds", type=int, default=3, help="rounds of each row, at least")
+    parser.add_argument(
+        "--limit",
+        type=float,
+        default=0,
+        help="seconds for each of a row's set-up, its peer's first call, and its rounds",
+    )
+    parser.add_argument("--resume", action="store_true", help="go on with a run that was stopped, behind its last row")
+    parser.add_argument("--anew", action="store_true", help="drop all that the results file holds")
+    parser.add_argument("--keep", type=Path, metavar="FILE", help="keep rows as JSON lines, there only")
+    parser.add_argument("--dry", action="store_true", help="try a GPU's rows at small shapes on the CPU; with --keep")
+    options = parser.parse_args(arguments)
+    options.names = options.names or list(BENCHES)
+    for name in options.names:
+        if name not in BENCHES:
+            parser.error(f"no benchmark {name!r}; there are {', '.join(BENCHES)}")
+    if options.dry and not options.keep:
+        parser.error("--dry needs --keep FILE: its rows are no results")
+    return options
 
 
-def show(found):
-    from rich.console import Console
-    from rich.table import Table
-
-    ceilings = found["ceilings"]
-    title = f"{found['cpu']}, {found['cores']} cores, {ceilings['copy_gb_s']:.1f} GB/s copy, {ceilings['matrix_fp32_gflop_s']:.0f} GFLOP/s fp32"
-    if "gpu" in found:
-        title += f"\n{found['gpu']}, {ceilings['cuda_copy_gb_s']:,.0f} GB/s copy, {ceilings['cuda_matrix_bf16_gflop_s'] / 1e3:.0f} TFLOP/s bf16"
-    table = Table(title=title)
-    for column in ("what", "against", "ours, ms", "peer, ms", "peer / ours", "goal", "of the bound", "extra MB"):
-        table.add_column(column, justify="left" if column in ("what", "against") else "right")
-    for row in found["rows"]:
-        bounds = {"share_of_copy": "copy", "share_of_products": "products"}
-        table.add_row(
-            "\n".join([row["what"], *notes(row, ceilings)]),
-            row["against"],
-            *(f"{1e3 * row[side]:.2f}" if side in row else "" for side in ("ours_s", "peer_s")),
-            f"{row['ratio']:.2f}" if "ratio" in row else row["why_not"],
-            row["goal"],
-            "\n".join(f"{row[key]:.0%} ({name})" for key, name in bounds.items() if key in row),
-            " / ".join(map(str, row.get("extra_mb", ()))),
+def prepared(kept, results, here, options) -> list:
+    """Names of the rows that are measured already. ValueError if a file holds those of another machine or other versions."""
+    if results and options.anew:
+        results.unlink(missing_ok=True)
+    if results and results.exists() and journal.common(journal.load(results)) != journal.common(here):
+        raise ValueError(
+            f"{results} holds rows of other versions ({journal.difference(journal.load(results), here)}), and one file can't hold both: "
+            "--anew drops them, or move the file away"
         )
-    Console(width=160).print(table)
+    if not options.resume:
+        if results:
+            kept.unlink(missing_ok=True)
+        return []
+    found = journal.gather(journal.read(kept))
+    if found["rows"] and journal.common(found) != journal.common(here):
+        raise ValueError(
+            f"--resume: {kept} holds rows of other versions ({journal.difference(found, here)}); without it, all are measured anew"
+        )
+    return [journal.name(row) for row in found["rows"] if row.get("failed") != journal.LOST]
+
+
+def measured(row, mode, ceilings, options) -> dict:
+    let_go()  # of what only rows before this one held
+    try:
+        found = measure(
+            row, device_of(mode), ceilings, seconds=options.seconds, rounds=options.rounds, limit_s=options.limit
+        )
+        return found | ({"dry": "needs a GPU: tried at a small shape on a CPU"} if mode == "dry" else {})
+    finally:
+        let_go()
+
+
+def whole(kept, results, benches, known) -> dict:
+    """The results file with this run's rows, and those that it held and this run hasn't come to, unless they are rows no more."""
+    found = journal.gather(journal.read(kept))
+    before = journal.load(results)["rows"] if results.exists() else []
+    before = [row for row in before if row["bench"] not in benches or journal.name(row) in known]
+    rows = {tuple(journal.name(row)): row for row in [*before, *found["rows"]]}
+    return {**journal.common(found), "rows": list(rows.values())}
+
+
+def alive() -> bool:
+    try:
+        finish()
+    except RuntimeError:
+        return False
+    return True
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

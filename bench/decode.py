@@ -4,74 +4,120 @@ Both sides run several layers, each with a cache of its own, as one captured gra
 find nothing in the chip's cache that a real step wouldn't.
 """
 
+from dataclasses import dataclass
+from functools import partial
+
 import torch
 import torch.nn.functional as F
+from row import Row, Sides, device_of
 
 from sslr1 import ops
 
-SAMPLES, G, H, H_KV, D = 512, 16, 16, 2, 128
-PROMPT, OWN, LAYERS = 1000, 200, 8
-SCALE = D**-0.5
+
+@dataclass(frozen=True)
+class Shape:
+    samples: int = 512
+    G: int = 16
+    H: int = 16
+    H_kv: int = 2
+    d: int = 128
+    prompt: int = 1000
+    own: int = 200
+    layers: int = 8
+    dtype: torch.dtype = torch.bfloat16
+
+    @property
+    def scale(self):
+        return self.d**-0.5
 
 
-def draw_layer(device, samples=SAMPLES, prompt=PROMPT, own=OWN, dtype=torch.bfloat16):
-    """Arguments of `ops.decode_attention`, and of SDPA: keys and values of every sample one behind the other."""
-    P = samples // G
-    q = torch.randn(P, G, H, D, device=device, dtype=dtype)
-    prompt_k, prompt_v = torch.randn(2, P, H_KV, prompt, D, device=device, dtype=dtype)
-    own_k, own_v = torch.randn(2, P, G, H_KV, own, D, device=device, dtype=dtype)
-    prompt_lengths = torch.full((P,), prompt, dtype=torch.int32, device=device)
-    own_lengths = torch.full((1,), own, dtype=torch.int32, device=device)
+SMALL = Shape(samples=8, G=4, H=4, d=32, prompt=50, own=9, layers=2)
+
+
+def draw(shape, device):
+    """Arguments of `ops.decode_attention`."""
+    P, heads = shape.samples // shape.G, (shape.H_kv,)
+    options = dict(device=device, dtype=shape.dtype)
+    q = torch.randn(P, shape.G, shape.H, shape.d, **options)
+    prompt_k, prompt_v = torch.randn(2, P, *heads, shape.prompt, shape.d, **options)
+    own_k, own_v = torch.randn(2, P, shape.G, *heads, shape.own, shape.d, **options)
+    prompt_lengths = torch.full((P,), shape.prompt, dtype=torch.int32, device=device)
+    own_lengths = torch.full((1,), shape.own, dtype=torch.int32, device=device)
+    return q, prompt_k, prompt_v, prompt_lengths, own_k, own_v, own_lengths
+
+
+def repeated(layer):
+    """The same for SDPA: keys and values of every sample one behind the other."""
+    q, prompt_k, prompt_v, _, own_k, own_v, _ = layer
+    P, G = q.shape[:2]
     whole = (
         torch.cat([a[:, None].expand(-1, G, -1, -1, -1), b], 3).flatten(0, 1)
         for a, b in ((prompt_k, own_k), (prompt_v, own_v))
     )
-    return (q, prompt_k, prompt_v, prompt_lengths, own_k, own_v, own_lengths), (q.view(samples, H, 1, D), *whole)
+    return q.reshape(P * G, q.shape[2], 1, -1), *whole
 
 
-def ours(layer):
-    return ops.decode_attention(*layer[0], SCALE)
+def captured(run, layers, device):
+    """All layers as one graph, to be replayed; on a CPU one after the other."""
 
+    def whole():
+        return [run(layer) for layer in layers]
 
-def plain(layer):
-    return F.scaled_dot_product_attention(*layer[1], scale=SCALE, enable_gqa=True)
-
-
-def bytes_moved(layer):
-    """What has to be read and written once: queries, each prompt's and each sample's keys and values, the output."""
-    q, prompt_k, prompt_v, _, own_k, own_v, _ = layer[0]
-    return sum(x.numel() * x.element_size() for x in (q, prompt_k, prompt_v, own_k, own_v, q))
-
-
-def captured(run, layers):
-    """All layers as one graph, to be replayed."""
-    for layer in layers[:1]:  # compiled before the capture
-        run(layer)
+    if device == "cpu":
+        return whole
+    run(layers[0])  # compiled before the capture
     torch.cuda.synchronize()
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        for layer in layers:
-            run(layer)
-    return graph.replay
+        out = whole()
+
+    def replay():
+        graph.replay()
+        return out
+
+    return replay
 
 
-def rows():
-    row = {
-        "what": f"decode attention, {LAYERS} layers: {SAMPLES} samples, G = {G}, H = {H}, H_kv = {H_KV}, d = {D}, prompts of "
-        f"{PROMPT:,} tokens, {OWN} own, bfloat16",
-        "against": "SDPA on keys and values repeated for each sample",
-        "goal": "",
-    }
-    if not torch.cuda.is_available():
-        yield {**row, "ours": None, "peer": None, "why_not": "needs a GPU"}
-        return
-    layers = [draw_layer("cuda") for _ in range(LAYERS)]
-    difference = ours(layers[0]).view(SAMPLES, H, 1, D).float() - plain(layers[0]).float()
-    assert difference.abs().max() <= 2e-2
-    yield {
-        **row,
-        "ours": captured(ours, layers),
-        "peer": captured(plain, layers),
-        "bytes": sum(map(bytes_moved, layers)),
-        "device": "cuda",
-    }
+def rows(mode):
+    shape = SMALL if mode == "dry" else Shape()
+    what = (
+        f"decode attention, {shape.layers} layers: {shape.samples} samples, G = {shape.G}, H = {shape.H}, H_kv = {shape.H_kv}, "
+        f"d = {shape.d}, prompts of {shape.prompt:,} tokens, {shape.own} own, bfloat16"
+    )
+    if mode == "cpu":
+        return []
+    return [
+        Row(
+            what=what,
+            against="SDPA on keys and values repeated for each sample",
+            make=partial(sides, shape, device_of(mode)),
+        )
+    ]
+
+
+def sides(shape, device):
+    layers = [draw(shape, device) for _ in range(shape.layers)]
+
+    def peer():
+        plain = [repeated(layer) for layer in layers]
+        return captured(
+            lambda layer: F.scaled_dot_product_attention(*layer, scale=shape.scale, enable_gqa=True), plain, device
+        )
+
+    prepared = []
+
+    def theirs():
+        prepared or prepared.append(peer())
+        return prepared[0]()
+
+    def check(mine, theirs):
+        for a, b in zip(mine, theirs or ()):
+            assert (a.flatten().float() - b.flatten().float()).abs().max() <= 2e-2
+
+    return Sides(
+        ours=captured(lambda layer: ops.decode_attention(*layer, shape.scale), layers, device),
+        peer=theirs,
+        check=check,
+        # read and written once: queries and output, each prompt's and each sample's keys and values
+        bytes=sum(x.nbytes for q, k, v, _, own_k, own_v, _ in layers for x in (q, k, v, own_k, own_v, q)),
+    )

@@ -3,17 +3,20 @@ of random weights; and the parts of a GRPO step, put together as sslr1.build and
 without pydantic.
 """
 
+import hashlib
+import json
+import os
 import tempfile
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
+from pathlib import Path
 from types import SimpleNamespace
 
 import torch
 
 from sslr1 import model, ops, puzzles
 from sslr1.learner import Learner
-from sslr1.model import parallel
-from sslr1.model.tiny import build_tiny
+from sslr1.model import parallel, tiny
 from sslr1.rollout import Engine, SamplerWeights
 
 UNIT = 28  # px a side of a visual token
@@ -71,9 +74,42 @@ LARGE = Shape(
 )
 
 
-def shape() -> Shape:
-    """The one that this machine is measured with."""
-    return LARGE if torch.cuda.is_available() else SMALL
+# What the large one's rows are tried with on a CPU: recomputed and in micro-batches, as it is
+TINY = Shape(
+    "2 layers of 128",
+    dict(num_hidden_layers=2, hidden_size=128, intermediate_size=128),
+    dict(depth=2, out_hidden_size=128),
+    recompute=1,
+    token_budget=200,
+)
+
+
+def weights(shape) -> Path:
+    """A model folder of the shape, written once for all processes that are given SSLR1_BENCH_MODELS, a folder to keep it in."""
+    kept = Path(os.environ.get("SSLR1_BENCH_MODELS") or _temporary().name)
+    looks = json.dumps([shape.text, shape.vision, shape.dtype]) + Path(tiny.__file__).read_text("utf-8")
+    folder = kept / hashlib.sha256(looks.encode()).hexdigest()[:12]
+    if not (folder / "preprocessor_config.json").exists():  # written last
+        with torch.device(shape.device):
+            tiny.build_tiny(folder, text=shape.text, vision=shape.vision, dtype=shape.dtype)
+    return folder
+
+
+@cache
+def _temporary():
+    return tempfile.TemporaryDirectory(prefix="sslr1-bench-")
+
+
+def model_folder(shape, max_pixels) -> tempfile.TemporaryDirectory:
+    """`weights` with a bound of its own on pictures: links to the files, which are large."""
+    out = tempfile.TemporaryDirectory(prefix="sslr1-bench-")
+    for path in weights(shape).iterdir():
+        os.symlink(path, Path(out.name) / path.name)
+    settings = Path(out.name) / "preprocessor_config.json"
+    bounded = json.loads(settings.read_text()) | {"max_pixels": max_pixels}
+    settings.unlink()
+    settings.write_text(json.dumps(bounded))
+    return out
 
 
 class Case:
@@ -84,10 +120,8 @@ class Case:
         self.shape, self.visual, self.prompts, self.group_size, self.new = shape, visual, prompts, group_size, new
         self.side = UNIT * round(visual**0.5)
         assert (self.side // UNIT) ** 2 == visual
-        with torch.device(shape.device):
-            self.folder = build_tiny(
-                tempfile.mkdtemp(), text=shape.text, vision=shape.vision, max_pixels=self.side**2, dtype=shape.dtype
-            )
+        self._folder = model_folder(shape, self.side**2)
+        self.folder = Path(self._folder.name)
         self.tokenizer = model.load_tokenizer(self.folder)
         self.dtype = getattr(torch, shape.dtype)
         self.spec = ops.PatchSpec.from_pretrained(self.folder, dtype=self.dtype)

@@ -1,28 +1,49 @@
 """Forward, loss and backward with a prompt shared by its completions, against the same on separate sequences: on a CPU one group
 through transformers' own model, on a GPU whole updates of three groups by the learner itself."""
 
+from functools import partial
+
 import torch
-from grpo import SMALL, Case, shape
+from grpo import LARGE, SMALL, TINY, Case
+from row import Row, Sides
 
 from sslr1 import model, ops
 
-G, NEW = 16, 32
+SHAPES = {
+    "cpu": (SMALL, dict(visual=400, prompts=1, group_size=16, new=32)),
+    "cuda": (LARGE, dict(visual=38 * 38, prompts=3, group_size=16, new=200)),
+    "dry": (TINY, dict(visual=16, prompts=3, group_size=4, new=6)),
+}
 
 
-def rows():
-    if shape() is SMALL:
-        yield from one_group()
+def rows(mode):
+    shape, sizes = SHAPES[mode]
+    P, G = sizes["prompts"], sizes["group_size"]
+    counted = f"{P} prompt{'s' * (P > 1)} of {sizes['visual']:,} image tokens, G = {G}, {sizes['new']} new tokens"
+    if mode == "cpu":
+        what, against, goal, sides = (
+            f"learner: {counted}",
+            f"{G} separate padded sequences, transformers' SDPA",
+            "4",
+            one_group,
+        )
     else:
-        yield from updates(Case(shape(), visual=38 * 38, prompts=3, group_size=16, new=200))
+        what = f"learner, {shape.called}: an update from {counted}, {shape.dtype}"
+        against, goal, sides = "the same learner on as many separate sequences", "5", update
+    return [Row(what=what, against=against, goal=goal, make=partial(sides, shape, sizes))]
 
 
-def one_group():
-    case = Case(SMALL, visual=400, prompts=1, group_size=G, new=NEW)
+def one_group(shape, sizes):
+    case = Case(shape, **sizes)
+    G, NEW = case.group_size, case.new
     network = case.plain()
     groups, rewards = case.groups()
     (prompt,), (samples,) = zip(*((group.prompt, group.samples) for group in groups))
     policy = model.Policy(network)
     packed = model.pack(groups, **policy.pack_options)
+
+    def gradients():
+        return [p.grad.clone() for p in policy.parameters()]
 
     def ours():
         policy.zero_grad()
@@ -54,22 +75,19 @@ def one_group():
         value.backward()
         return value.item()
 
-    ours()
-    gradients = [p.grad.clone() for p in policy.parameters()]
-    peer()
-    for a, p in zip(gradients, policy.parameters()):
-        assert (a - p.grad).norm() <= 1e-3 * p.grad.norm() + 1e-8
-    yield {
-        "what": f"learner: 1 prompt of 400 image tokens, G = {G}, {NEW} new tokens",
-        "against": "16 separate padded sequences, transformers' SDPA",
-        "ours": ours,
-        "peer": peer,
-        "goal": "4",
-    }
+    def check(*_):
+        peer()
+        theirs = gradients()
+        ours()
+        for a, b in zip(gradients(), theirs):
+            assert (a - b).norm() <= 1e-3 * b.norm() + 1e-8
+
+    return Sides(ours=ours, peer=peer, check=check)
 
 
-def updates(case):
+def update(shape, sizes):
     """The peer is the same learner, kernels and all, given a group for each completion: what differs is the shared prompt alone."""
+    case = Case(shape, **sizes)
     groups, rewards = case.groups()
     advantages = ops.advantages(rewards).reshape(-1, 1)
     alone = [model.Group(group.prompt, [sample]) for group in groups for sample in group.samples]
@@ -80,17 +98,10 @@ def updates(case):
     def peer():
         return case.learner.step(alone, rewards.reshape(-1, 1), advantages=advantages)
 
-    mine, theirs = ours(), peer()
-    assert mine["tokens"] == theirs["tokens"] == rewards.numel() * case.new
-    assert abs(mine["grad_norm"] - theirs["grad_norm"]) <= 0.02 * theirs["grad_norm"] and mine["grad_norm"] > 0
-    length = len(groups[0].prompt.input_ids)
-    yield {
-        "what": f"learner, {case.shape.called}: an update from {case.prompts} prompts of {length:,} tokens, G = {case.group_size}, "
-        f"{case.new} new tokens, {case.shape.dtype}",
-        "against": "the same learner on as many separate sequences",
-        "ours": ours,
-        "peer": peer,
-        "goal": "5",
-        "flops": mine["flops"],
-        "device": case.shape.device,
-    }
+    def check(mine, theirs):
+        assert mine["tokens"] == rewards.numel() * case.new and mine["grad_norm"] > 0
+        if theirs:
+            assert theirs["tokens"] == mine["tokens"]
+            assert abs(mine["grad_norm"] - theirs["grad_norm"]) <= 0.02 * theirs["grad_norm"]
+
+    return Sides(ours=ours, peer=peer, check=check, facts=lambda mine: {"flops": mine["flops"]})

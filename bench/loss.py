@@ -4,9 +4,11 @@ import statistics
 import subprocess
 import sys
 import time
+from functools import cache, partial
 from pathlib import Path
 
 import torch
+from row import Row, Sides, device_of
 
 from sslr1 import ops
 from sslr1.ops import row_loss
@@ -15,6 +17,7 @@ G, ENTROPY = 8, 0.01
 SHAPES = {
     "cpu": [(2048, 512, 32_000, torch.float32)],
     "cuda": [(16_384, 2048, 151_936, torch.bfloat16), (16_384, 3584, 152_064, torch.bfloat16)],
+    "dry": [(128, 32, 301, torch.bfloat16)],
 }
 
 
@@ -109,72 +112,102 @@ def error(found, exact):
     return max(float((a.double() - b).norm() / b.norm()) for a, b in zip(found, exact))
 
 
-def rows():
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    for N, D, V, dtype in SHAPES[device]:
-        case = Case(N, D, V, dtype, device)
-        shape = f"N={N:,} D={D} V={V:,} {str(dtype).removeprefix('torch.')}"
-        check(device, dtype)
-        cpu, bonus = device == "cpu", "with an entropy bonus"
-        peers = [
-            (f"eager: all logits at once, {bonus}", case.eager, case.ours_with_entropy, "1.11" if cpu else ""),
-            (f"eager, TRL's function, {bonus}", case.eager_trl, case.ours_with_entropy, "1.11" if cpu else ""),
-            (f"TRL's chunked log-probs, {bonus}", case.trl, case.ours_with_entropy, "" if cpu else "1.3"),
-            ("LigerFusedLinearGRPOLoss", case.liger, case.ours, "" if cpu else "5"),
-            ("Liger's fused linear cross-entropy", case.liger_cross_entropy, case.ours, "" if cpu else "2.5"),
-            ("cut-cross-entropy", case.cut_cross_entropy, case.ours, ""),
-            ("quack's chunked linear cross-entropy", case.quack, case.ours, "" if cpu else "0.95"),
-            ("the three bare matrix products in chunks", case.products, case.ours, "" if cpu else "0.87"),
+# (against, the peer, ours, goals on a CPU and a GPU); by value
+PEERS = (
+    ("the three bare matrix products in chunks", "products", "ours", ("", "0.87")),
+    ("eager: all logits at once, with an entropy bonus", "eager", "ours_with_entropy", ("1.11", "")),
+    ("eager, TRL's function, with an entropy bonus", "eager_trl", "ours_with_entropy", ("1.11", "")),
+    ("TRL's chunked log-probs, with an entropy bonus", "trl", "ours_with_entropy", ("", "1.3")),
+    ("LigerFusedLinearGRPOLoss", "liger", "ours", ("", "5")),
+    ("Liger's fused linear cross-entropy", "liger_cross_entropy", "ours", ("", "2.5")),
+    ("cut-cross-entropy", "cut_cross_entropy", "ours", ("", "")),
+    ("quack's chunked linear cross-entropy", "quack", "ours", ("", "0.95")),
+)
+
+
+def rows(mode):
+    found = []
+    for N, D, V, dtype in SHAPES[mode]:
+        case, shape = (N, D, V, dtype, device_of(mode)), f"N={N:,} D={D} V={V:,} {str(dtype).removeprefix('torch.')}"
+        against_peers = [
+            Row(
+                what=f"loss, forward and backward: {shape}",
+                against=against,
+                goal=goals[mode != "cpu"],
+                make=partial(against_peer, case, peer, ours, mode),
+            )
+            for against, peer, ours, goals in PEERS
         ]
-        for against, peer, ours, goal in peers:
-            row = {"what": f"loss, forward and backward: {shape}", "against": against, "goal": goal}
-            why_not = reason(peer)
-            if why_not:
-                yield {**row, "ours": None, "peer": None, "why_not": why_not}
-                continue
-            extra = {"flops": 6 * N * D * V, "device": device}
-            if not cpu:
-                extra["extra_mb"] = [round(cuda_peak(f)) for f in (ours, peer)]
-            elif "bonus" in against:
-                extra["extra_mb"] = [round(peak(f.__name__, N, D, V)) for f in (ours, peer)]
-            yield {**row, "ours": ours, "peer": peer, **extra}
-        half = Case(N, D, V, dtype, device, equal_rewards=4)
-        yield {
-            "what": f"the same, half of the groups with equal rewards: {shape}",
-            "against": "ours with all groups of unequal rewards",
-            "ours": half.ours,
-            "peer": case.ours,
-            "goal": "1.33",
-        }
-
-        @torch.no_grad()
-        def forward_eager(case=case):
-            all_logprobs = (case.hidden @ case.head.T).float().log_softmax(-1)
-            -(all_logprobs.exp() * all_logprobs).sum(-1)
-            return all_logprobs.gather(-1, case.tokens[:, None])
-
-        def forward(case=case):
-            return ops.token_logprobs(case.hidden.detach(), case.head.detach(), case.tokens)
-
-        yield {
-            "what": f"log-probs and entropy, no gradient: {shape}",
-            "against": "eager: all logits at once",
-            "ours": forward,
-            "peer": forward_eager,
-            "goal": "",
-            "flops": 2 * N * D * V,
-            "device": device,
-            **({} if cpu else {"extra_mb": [round(cuda_peak(f)) for f in (forward, forward_eager)]}),
-        }
-        yield row_kernel(V, dtype, device)
+        found += [
+            against_peers[0],
+            row_of_kernel(V, dtype, mode),
+            Row(
+                what=f"the same, half of the groups with equal rewards: {shape}",
+                against="ours with all groups of unequal rewards",
+                goal="1.33",
+                make=partial(half_of_the_groups, case),
+            ),
+            Row(
+                what=f"log-probs and entropy, no gradient: {shape}",
+                against="eager: all logits at once",
+                make=partial(without_gradient, case, mode),
+            ),
+            *against_peers[1:],
+        ]
+    return found
 
 
-def row_kernel(V, dtype, device):
+def against_peer(arguments, peer, ours, mode):
+    N, D, V, dtype, device = arguments
+    case, memory = Case(*arguments), cuda_peak if device == "cuda" else None
+    if mode == "cpu" and ours == "ours_with_entropy":
+        memory = lambda run: peak(run.__name__, N, D, V)  # noqa: E731
+    return Sides(
+        ours=getattr(case, ours),
+        peer=getattr(case, peer),
+        check=lambda *_: check(device, dtype),
+        memory=memory,
+        flops=6 * N * D * V,
+        alone=peer == "products",
+    )
+
+
+def half_of_the_groups(arguments):
+    return Sides(ours=Case(*arguments, equal_rewards=4).ours, peer=Case(*arguments).ours)
+
+
+def without_gradient(arguments, mode):
+    N, D, V, _, device = arguments
+    case = Case(*arguments)
+
+    @torch.no_grad()
+    def eager():
+        all_logprobs = (case.hidden @ case.head.T).float().log_softmax(-1)
+        -(all_logprobs.exp() * all_logprobs).sum(-1)
+        return all_logprobs.gather(-1, case.tokens[:, None])
+
+    def ours():
+        return ops.token_logprobs(case.hidden.detach(), case.head.detach(), case.tokens)
+
+    return Sides(ours=ours, peer=eager, memory=cuda_peak if device == "cuda" else None, flops=2 * N * D * V)
+
+
+def row_of_kernel(V, dtype, mode):
+    height = {"cpu": 256, "cuda": 4096, "dry": 8}[mode]
+    return Row(
+        what=f"row kernel: {height:,} rows of logits to their gradient, V={V:,} {str(dtype).removeprefix('torch.')}",
+        against="plain PyTorch in float64",
+        make=partial(row_kernel, height, V, dtype, device_of(mode)),
+    )
+
+
+def row_kernel(height, V, dtype, device):
     """A chunk's logits to their gradient: what stands between the loss's matrix products."""
-    height, wide = (4096, torch.float32) if device == "cuda" else (256, torch.float32)
     logits, start = (torch.empty(height, V, device=device) for _ in range(2))
     start.normal_(std=3)
-    slopes = torch.empty(height, V, device=device, dtype=dtype) if dtype != wide else logits
+    logits.copy_(start)
+    apart = device == "cuda" and dtype != torch.float32  # a CPU's products take float32, so in place
+    slopes = torch.empty(height, V, device=device, dtype=dtype) if apart else logits
     tokens = torch.randint(0, V, (height,), device=device)
     ones = torch.ones(height, device=device)
     data = row_loss.Coefficients(torch.randn(height, device=device), ones / height, 0 * ones, 0.01 * ones)
@@ -182,26 +215,25 @@ def row_kernel(V, dtype, device):
     def run(backend):
         return row_loss.row_loss(logits, tokens, data, 1.0, backend, slopes)
 
-    backend = row_loss.choose_backend("auto", wide, logits.device)
-    logits.copy_(start)
-    expected = run("reference")[0]
-    logits.copy_(start)
-    assert (run(backend)[0] - expected).abs().max() <= 1e-4
-    logits.copy_(start)
-    return {
-        "what": f"row kernel, {backend}: {height:,} rows of logits to their gradient, V={V:,} {str(dtype).removeprefix('torch.')}",
-        "against": "plain PyTorch in float64",
-        "ours": lambda: run(backend),
-        "peer": lambda: run("reference"),
-        "goal": "",
-        "bytes": logits.nbytes + slopes.nbytes,
-        "device": device,
-    }
+    def check(mine, theirs):
+        logits.copy_(start)
+        expected = run("reference")[0]
+        logits.copy_(start)
+        assert (run(backend)[0] - expected).abs().max() <= 1e-4
+        logits.copy_(start)
+
+    backend = row_loss.choose_backend("auto", torch.float32, logits.device)
+    return Sides(
+        ours=lambda: run(backend),
+        peer=lambda: run("reference"),
+        check=check,
+        facts=lambda _: {"backend": backend},
+        bytes=logits.nbytes + slopes.nbytes,
+    )
 
 
 def cuda_peak(run) -> float:
-    """MB that a call adds on the GPU; its second, since the first compiles."""
-    run()
+    """MB that a call adds on the GPU; not its first, which compiles."""
     torch.cuda.synchronize()
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated()
@@ -211,8 +243,9 @@ def cuda_peak(run) -> float:
     return (torch.cuda.max_memory_allocated() - before) / 1e6
 
 
+@cache
 def check(device, dtype):
-    """Ours against float64 on a smaller case of the same kind, before anything is timed."""
+    """Ours against float64 on a smaller case of the same kind."""
     small = Case(512, 64, 5003, dtype, device)
     found = small.ours()
     exact = Case.__new__(Case)
@@ -221,17 +254,8 @@ def check(device, dtype):
     exact.hidden.requires_grad_(), exact.head.requires_grad_()
     logits = (exact.hidden @ exact.head.T).log_softmax(-1)
     wanted = exact.gradients(exact.of(logits.gather(-1, exact.tokens[:, None])[:, 0]))
-    assert error(found, wanted) <= (1e-5 if dtype == torch.float32 else 4e-3)
-
-
-def reason(peer) -> str:
-    """Why a peer can't run here, empty if it can."""
-    try:
-        peer()
-    except Exception as problem:
-        text = str(problem).strip().splitlines() or [""]
-        return f"can't run: {type(problem).__name__}: {text[0][:90]}"
-    return ""
+    off, bound = error(found, wanted), 1e-5 if dtype == torch.float32 else 4e-3
+    assert off <= bound, f"the gradient is {off:.2g} off that in float64, {bound:.0e} are allowed"
 
 
 def peak(name, N, D, V) -> float:

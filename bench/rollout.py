@@ -1,20 +1,40 @@
 """Sampling groups: the engine against transformers' `generate` on repeated prompts; and where the engine's time goes. On a CPU one
 group of a small model, on a GPU 512 samples of one of the 3B shape, steps as CUDA graphs; sampling is then part of a step and
-has no time of its own.
+has no time of its own. There `generate` is timed on 64 samples only: its vision tower loops over windows in Python, once for
+each repeated picture.
 """
 
 import statistics
 import time
+from functools import partial
 from unittest import mock
 
 import torch
-from grpo import SMALL, Case, shape
+from grpo import LARGE, SMALL, TINY, Case
+from row import Row, Sides, finish
 
 from sslr1 import model, ops
 from sslr1.rollout.cache import bytes_a_token
 from sslr1.rollout.wave import Wave
 
-PEER_ROWS = 64  # sequences of one call of `generate`
+# (sizes, whether there is a peer)
+SHAPES = {
+    "cpu": (SMALL, [(dict(visual=400, prompts=1, group_size=16, new=32), True)]),
+    "cuda": (
+        LARGE,
+        [
+            (dict(visual=31 * 31, prompts=32, group_size=16, new=64), False),
+            (dict(visual=31 * 31, prompts=4, group_size=16, new=64), True),
+        ],
+    ),
+    "dry": (
+        TINY,
+        [
+            (dict(visual=16, prompts=3, group_size=4, new=6), False),
+            (dict(visual=16, prompts=2, group_size=4, new=6), True),
+        ],
+    ),
+}
 
 
 def split(run, rounds=5):
@@ -51,8 +71,7 @@ def split(run, rounds=5):
 
 
 def now():
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
+    finish()
     return time.perf_counter()
 
 
@@ -65,63 +84,79 @@ def step_bytes(network, prompt_tokens, case):
     return weights + case.prompts * kept * bytes_a_token(text, network.dtype.itemsize)
 
 
-def rows():
-    if shape() is SMALL:
-        yield row(Case(SMALL, visual=400, prompts=1, group_size=16, new=32))
-    else:
-        yield row(Case(shape(), visual=31 * 31, prompts=32, group_size=16, new=64))
-
-
-def row(case):
-    device, G, NEW = case.shape.device, case.group_size, case.new
-    prompts = model.prompts(case.draw(), case.tokenizer)
-    plain, network = case.plain(), case.plain()
-    plain.generation_config.eos_token_id = None  # both sides draw exactly NEW tokens
-    engine = case.engine(network)
-    one, length = prompts[0], len(prompts[0].input_ids)
-    calls = []  # of equally many groups
-    groups_a_call = max(1, PEER_ROWS // G)
-    for first in range(0, len(prompts), groups_a_call):
-        part = prompts[first : first + groups_a_call]
-        ids = torch.cat([p.input_ids.repeat(G, 1) for p in part]).to(device)
-        calls.append(
-            dict(
-                input_ids=ids,
-                attention_mask=torch.ones_like(ids),
-                mm_token_type_ids=(ids == network.config.image_token_id).int(),
-                pixel_values=torch.cat([p.pixel_values.repeat(G, 1) for p in part]).to(device),
-                image_grid_thw=torch.cat([p.image_grid_thw.repeat(G, 1) for p in part]).to(device),
+def rows(mode):
+    shape, cases = SHAPES[mode]
+    found = []
+    for sizes, peer in cases:
+        P, G = sizes["prompts"], sizes["group_size"]
+        called = f", {shape.called}" if mode != "cpu" else ""
+        found.append(
+            Row(
+                what=f"rollout{called}: {P} prompt{'s' * (P > 1)} of {sizes['visual']:,} image tokens, G = {G}, {sizes['new']} new tokens",
+                against="model.generate on the repeated prompt" + "s" * (P > 1) if peer else "",
+                goal=("4" if mode == "cpu" else "10") if peer else "",
+                make=partial(sides, shape, sizes, peer),
             )
         )
+    return found
+
+
+def sides(shape, sizes, with_peer):
+    case = Case(shape, **sizes)
+    prompts = model.prompts(case.draw(), case.tokenizer)
+    network = case.plain()
+    engine = case.engine(network)
 
     def ours(**options):
-        return engine.generate(prompts, group_size=G, **options)
+        return engine.generate(prompts, group_size=case.group_size, **options)
+
+    def facts(_):
+        parts = split(ours, 2 if len(prompts) > 1 else 5)
+        step = {
+            "s": (parts["decode"] + parts["sampling"]) / (case.new - 1),
+            "bytes": step_bytes(network, len(prompts[0].input_ids), case),
+        }
+        return {"split_s": parts, "step": step}
+
+    if not with_peer:
+        return Sides(ours=ours, facts=facts)
+    plain = case.plain()
+    peer = make_peer(case, plain, prompts, engine.suppressed)
+    return Sides(ours=ours, peer=peer, check=lambda *_: check(case, plain, ours, peer, prompts[0]), facts=facts)
+
+
+def make_peer(case, plain, prompts, suppressed):
+    """`generate` on each prompt G times over, all in one call, which draws as many tokens and no suppressed ones."""
+    plain.generation_config.eos_token_id = None
+    G, device = case.group_size, case.shape.device
+    ids = torch.cat([p.input_ids.repeat(G, 1) for p in prompts]).to(device)
+    inputs = dict(
+        input_ids=ids,
+        attention_mask=torch.ones_like(ids),
+        mm_token_type_ids=(ids == plain.config.image_token_id).int(),
+        pixel_values=torch.cat([p.pixel_values.repeat(G, 1) for p in prompts]).to(device),
+        image_grid_thw=torch.cat([p.image_grid_thw.repeat(G, 1) for p in prompts]).to(device),
+        max_new_tokens=case.new,
+        min_new_tokens=case.new,
+    )
+    never = torch.zeros(plain.config.text_config.vocab_size, dtype=torch.bool, device=device)
+    never[suppressed] = True
+
+    def suppress(_, scores):  # transformers' own looks all of them up anew in each step
+        return scores.masked_fill(never, float("-inf"))
 
     def peer(**options):
-        options = {"do_sample": True, "top_k": 0, "top_p": 1.0, "suppress_tokens": engine.suppressed, **options}
-        return [plain.generate(**inputs, max_new_tokens=NEW, min_new_tokens=NEW, **options) for inputs in calls]
+        options = {"do_sample": True, "top_k": 0, "top_p": 1.0, **options}
+        return plain.generate(**inputs, logits_processor=[suppress], **options)
 
-    check(case, plain, ours, peer, one)
-    many = len(prompts) > 1
-    parts = split(ours, 2 if many else 5)
-    called = f", {case.shape.called}" if many else ""
-    return {
-        "what": f"rollout{called}: {len(prompts)} prompt{'s' * many} of {case.visual} image tokens, G = {G}, {NEW} new tokens",
-        "against": "model.generate on the repeated prompt" + f"s, {groups_a_call * G} sequences a call" * many,
-        "ours": ours,
-        "peer": peer,
-        "goal": "10" if many else "4",
-        "device": device,
-        "split_s": parts,
-        "step": {"s": (parts["decode"] + parts["sampling"]) / (NEW - 1), "bytes": step_bytes(network, length, case)},
-    }
+    return peer
 
 
 def check(case, plain, ours, peer, prompt):
     """In float32 both take the same tokens where the largest logit is taken; in bfloat16, where products of other heights round
     to another one now and then, transformers gives what we drew the log-probs that we say it has."""
     if case.dtype == torch.float32:
-        greedy = torch.cat(peer(do_sample=False, top_k=None, top_p=None))[:, -case.new :].cpu()
+        greedy = peer(do_sample=False, top_k=None, top_p=None)[:, -case.new :].cpu()
         tokens = [s.tokens for group in ours(temperature=0) for s in group.samples]
         assert all(torch.equal(mine, theirs) for mine, theirs in zip(tokens, greedy))
         return

@@ -1,5 +1,5 @@
-"""A whole GRPO step, from prompts to updated weights: ours against TRL's GRPOTrainer with its own generation. On a CPU 2 prompts and
-a small model; on a GPU 64 prompts and one of the 3B shape.
+"""A whole GRPO step, from prompts to updated weights. On a CPU ours against TRL's GRPOTrainer with its own generation: 2 prompts and
+a small model. On a GPU three steps of 64 prompts and a model of the 3B shape, by phase; and TRL at a size where it comes to an end.
 
 Both sides have the same weights, pictures, questions, rewards, loss (DAPO, on policy), clipping and AdamW, and draw
 exactly as many tokens a completion. What favours TRL: its pictures are drawn and decoded before, where ours draws its
@@ -10,84 +10,171 @@ sides fit; ours are float32 but for the moments.
 
 import math
 import tempfile
+import time
+from functools import cache, partial
 from importlib.metadata import PackageNotFoundError, version
+from itertools import pairwise
 
 import torch
-from grpo import SMALL, Case, shape
+from grpo import LARGE, SMALL, TINY, Case
+from row import Row, Sides, finish
 
 from sslr1 import model, puzzles
-from sslr1.model import parallel
 
 TRL_ROWS = 4  # completions of one of TRL's passes
+STEPS = 3  # by phase; the first one compiles and captures
+PHASES = ("draw and render", "generate", "reward", "learn", "refresh")
+SHAPES = {
+    "cpu": (SMALL, dict(visual=400, prompts=2, group_size=16, new=32)),
+    "cuda": (LARGE, dict(visual=400, prompts=64, group_size=8, new=200)),
+    "dry": (TINY, dict(visual=16, prompts=4, group_size=4, new=6)),
+}
+AGAINST_TRL = {
+    "cpu": SHAPES["cpu"],
+    "cuda": (LARGE, dict(visual=400, prompts=4, group_size=8, new=64)),
+    "dry": SHAPES["dry"],
+}
 
 
-def rows():
-    small = shape() is SMALL
-    yield row(Case(SMALL, 400, 2, 16, 32) if small else Case(shape(), 400, 64, 8, 200))
-    parallel.stop()
+def rows(mode):
+    """On a GPU the steps by phase, `rows_against_trl` apart from them."""
+    return rows_against_trl(mode) if mode == "cpu" else rows_by_phase(mode)
 
 
-def row(case):
+def counted(shape, sizes, mode):
+    called = f", {shape.called}" if mode != "cpu" else ""
+    return (
+        f"GRPO step{called}: {sizes['prompts']} prompts of {sizes['visual']} image tokens, G = {sizes['group_size']}, "
+        f"{sizes['new']} new tokens, one optimiser step"
+    )
+
+
+def rows_by_phase(mode):
+    shape, sizes = SHAPES[mode]
+    made = cache(lambda: PhasedStep(Case(shape, **sizes)))  # when the first row is measured
+    what = counted(shape, sizes, mode)
+    return [
+        Row(what=f"{what}, {n} of {STEPS}", make=lambda: Sides(ours=made(), facts=made().facts, once=True))
+        for n in range(1, STEPS + 1)
+    ]
+
+
+class PhasedStep:
+    """Calls make one step each; `facts`: where its time went, and what it took."""
+
+    def __init__(self, case):
+        self.case, self.engine, self.learner = case, case.engine(case.weights.model), case.learner  # made untimed
+
+    def __call__(self):
+        marks, peaks = [], []
+
+        def mark():
+            finish()
+            marks.append(time.perf_counter())
+            if self.case.shape.device == "cuda":
+                peaks.append(torch.cuda.max_memory_allocated() / 1e9)
+
+        if self.case.shape.device == "cuda":
+            torch.cuda.reset_peak_memory_stats()
+        mark()
+        _, learned = one_step(self.case, self.engine, mark)
+        seconds = dict(zip(PHASES, (b - a for a, b in pairwise(marks))))
+        return learned, seconds, peaks
+
+    def facts(self, found):
+        learned, seconds, peaks = found
+        case = self.case
+        whole, drawn = sum(seconds.values()), case.prompts * case.group_size * case.new
+        return {
+            "phases_s": seconds,
+            "tokens_s": {
+                "drawn, of generate": drawn / seconds["generate"],
+                "computed, of learn": learned["computed"] / seconds["learn"],
+                "drawn, of the step": drawn / whole,
+            },
+            "learn": {"s": seconds["learn"], "flops": learned["flops"]},
+            "gap_to_sampler": learned["sampling/logp_difference/mean"],
+            "grad_norm": learned["grad_norm"],
+            "planned_gb": case.planned_gb(),
+        } | ({"peak_gb": max(peaks), "peak_gb_generate": peaks[2]} if peaks else {})
+
+
+def one_step(case, engine, mark=lambda: None):
+    """As sslr1/train.py's loop makes one; (groups, metrics). mark: called behind each of PHASES."""
+    batch = case.draw()
+    prompts = model.prompts(batch, case.tokenizer)
+    mark()
+    groups = engine.generate(prompts, group_size=case.group_size, step=case.learner.step_number)
+    mark()
+    rewards = [[reward(answer, s.text) for s in group.samples] for answer, group in zip(batch.answers, groups)]
+    mark()
+    learned = case.learner.step(groups, torch.tensor(rewards))
+    mark()
+    case.weights.refresh(case.policy)
+    mark()
+    return groups, learned
+
+
+def rows_against_trl(mode):
+    shape, sizes = AGAINST_TRL[mode]
+    return [
+        Row(
+            what=counted(shape, sizes, mode),
+            against="TRL's GRPOTrainer with model.generate",
+            goal="6" if mode == "cpu" else "3",
+            make=partial(against_trl, shape, sizes, mode),
+        )
+    ]
+
+
+def against_trl(shape, sizes, mode):
+    if mode == "cuda":
+        version("trl")  # without it the row is none: ours has rows of its own
+    case = Case(shape, **sizes)
     G, NEW = case.group_size, case.new
-    called = "" if case.shape is SMALL else f", {case.shape.called}"
-    out = {
-        "what": f"GRPO step{called}: {case.prompts} prompts of {case.visual} image tokens, G = {G}, {NEW} new tokens, one optimiser step",
-        "against": "TRL's GRPOTrainer with model.generate",
-        "goal": "6" if case.shape is SMALL else "3",
-        "device": case.shape.device,
-    }
-    ours, engine = make_ours(case)
-    groups, found = ours()
-    assert math.isfinite(found["loss"]) and found["grad_norm"] > 0
-    assert [len(s.tokens) for group in groups for s in group.samples] == [NEW] * case.prompts * G
-    if case.shape.device == "cuda":
-        torch.cuda.reset_peak_memory_stats()
-        ours()
-        out["peak_gb"] = [torch.cuda.max_memory_allocated() / 1e9, case.planned_gb()]
-    try:
-        out["against"] = f"TRL {version('trl')}'s GRPOTrainer with model.generate"
-    except PackageNotFoundError:
-        return {**out, "ours": ours, "peer": None, "why_not": "trl is not installed"}
-    with torch.random.fork_rng(devices=[]):  # the trainer sets the seed, which the rows behind this one draw from too
-        try:
-            peer, seen = make_peer(case, engine.suppressed)
-            loss, norm = peer()
-        except torch.OutOfMemoryError as problem:
-            return {**out, "ours": ours, "peer": None, "why_not": f"can't run: {str(problem)[:90]}"}
+    engine = case.engine(case.weights.model)
 
-    # TRL's first step on our learner, whose weights a step at the rise's foot has hardly moved: the same completions and rewards
-    # make the same gradient
-    prompts = model.prompts(case.draw(), engine.tokenizer)
-    assert all(int((p.input_ids == engine.model.config.image_token_id).sum()) == case.visual for p in prompts)
-    samples = [model.Sample(torch.tensor(ids), torch.zeros(len(ids)), "", "length") for ids in seen["tokens"]]
-    groups = [model.Group(prompt, samples[G * n : G * n + G]) for n, prompt in enumerate(prompts)]
-    found = case.learner.step(groups, torch.tensor(seen["rewards"]).view(case.prompts, G))
-    near = 1e-3 if case.dtype == torch.float32 else 0.05
-    assert math.isfinite(norm) and abs(found["grad_norm"] - norm) <= near * norm and abs(found["loss"] - loss) <= near
-    assert [len(ids) for ids in seen["tokens"]] == [NEW] * case.prompts * G
-    return {**out, "ours": ours, "peer": peer}
+    @cache
+    def trainer():
+        version("trl")
+        with torch.random.fork_rng(
+            devices=[]
+        ):  # the trainer sets the seed, which the rows behind this one draw from too
+            return make_peer(case, engine.suppressed)
+
+    def check(mine, theirs):
+        groups, found = mine
+        assert math.isfinite(found["loss"]) and found["grad_norm"] > 0
+        assert [len(s.tokens) for group in groups for s in group.samples] == [NEW] * case.prompts * G
+        if theirs is None:
+            return
+        # TRL's first step on our learner, whose weights a step at the rise's foot has hardly moved: the same completions and
+        # rewards make the same gradient
+        (loss, norm), seen = theirs, trainer()[1]
+        prompts = model.prompts(case.draw(), engine.tokenizer)
+        assert all(int((p.input_ids == engine.model.config.image_token_id).sum()) == case.visual for p in prompts)
+        samples = [model.Sample(torch.tensor(ids), torch.zeros(len(ids)), "", "length") for ids in seen["tokens"]]
+        groups = [model.Group(prompt, samples[G * n : G * n + G]) for n, prompt in enumerate(prompts)]
+        found = case.learner.step(groups, torch.tensor(seen["rewards"]).view(case.prompts, G))
+        near = 1e-3 if case.dtype == torch.float32 else 0.05
+        assert (
+            math.isfinite(norm) and abs(found["grad_norm"] - norm) <= near * norm and abs(found["loss"] - loss) <= near
+        )
+        assert [len(ids) for ids in seen["tokens"]] == [NEW] * case.prompts * G
+
+    def facts(_):
+        try:
+            return {"peer": f"TRL {version('trl')}"}
+        except PackageNotFoundError:
+            return {}
+
+    return Sides(ours=lambda: one_step(case, engine), peer=lambda: trainer()[0](), check=check, facts=facts)
 
 
 def reward(answer, text):
     """The puzzle's own, which is 0 for whatever random weights say, and the share of different characters, so that a
     group's rewards differ and there is a gradient."""
     return puzzles.score(answer, text, thinking=False).reward + len(set(text)) / max(1, len(text))
-
-
-def make_ours(case):
-    """(a function that makes one step as sslr1/train.py's loop does and returns groups and metrics, engine)"""
-    engine = case.engine(case.weights.model)
-
-    def ours():
-        batch = case.draw()
-        prompts = model.prompts(batch, case.tokenizer)
-        groups = engine.generate(prompts, group_size=case.group_size, step=case.learner.step_number)
-        rewards = [[reward(answer, s.text) for s in group.samples] for answer, group in zip(batch.answers, groups)]
-        learned = case.learner.step(groups, torch.tensor(rewards))
-        case.weights.refresh(case.policy)
-        return groups, learned
-
-    return ours, engine
 
 
 def make_peer(case, suppressed):

@@ -3,10 +3,12 @@
 import io
 import itertools
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import numpy as np
 import torch
 from PIL import Image
+from row import Row, Sides
 
 from sslr1 import puzzles
 
@@ -25,7 +27,21 @@ def photograph(size=(480, 640)):
     return ((values - values.min()) / np.ptp(values) * 255).astype(np.uint8)
 
 
-def rows():
+def rows(mode):
+    if mode != "cpu":
+        return []
+    threads = torch.get_num_threads()
+    return [
+        Row(
+            what=f"{IMAGES} JPEG files of 640x480 → the default mixture of puzzles → fp32 patches",
+            against=f"DALI decoding alone, in one batch, {threads} threads",
+            goal="0.5",
+            make=partial(sides, threads),
+        )
+    ]
+
+
+def sides(threads):
     from sslr1.data import Decoder  # which needs more packages than the other benchmarks
 
     files = []
@@ -33,22 +49,14 @@ def rows():
         out = io.BytesIO()
         Image.fromarray(photograph()).save(out, "JPEG", quality=90)
         files.append(out.getvalue())
-    threads = torch.get_num_threads()
     decoder = Decoder()
+    if decoder.backend != "dali":
+        raise ModuleNotFoundError(name="DALI")
     shares = [name for name, share in puzzles.MIXTURE.items() for _ in range(round(share * IMAGES))]
     names = [shares[(7 * i) % len(shares)] for i in range(IMAGES)]  # the default mixture, interleaved
     pool = [puzzles.Picture(image) for image in decoder.decode(files[:16])]  # as the trainer's image store keeps them
-    row = {
-        "what": f"{IMAGES} JPEG files of 640x480 → the default mixture of puzzles → fp32 patches",
-        "against": f"DALI decoding alone, in one batch, {threads} threads",
-        "goal": "0.5",
-        "ours": None,
-        "peer": None,
-    }
-    if decoder.backend != "dali":
-        yield {**row, "why_not": "DALI is not installed"}
-        return
     alone = batched(threads)
+    pool_of_threads = ThreadPoolExecutor(threads)
 
     def ours():
         """Steps of 8 puzzles on as many threads as there are: each decodes, draws, renders, and lets its patches go, as a
@@ -61,9 +69,10 @@ def rows():
         made = puzzles.make(images, [names[i] for i in which], index=which, pool=pool)
         return len(made.render_patches()[0])
 
-    with ThreadPoolExecutor(threads) as pool_of_threads:
-        assert ours() > 64 * 256
-        yield {**row, "ours": ours, "peer": lambda: alone(files)}
+    def check(patches, _):
+        assert patches > IMAGES * 256
+
+    return Sides(ours=ours, peer=lambda: alone(files), check=check)
 
 
 def batched(threads):

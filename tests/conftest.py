@@ -1,6 +1,7 @@
 """Fixtures: a printed random seed, a tiny model folder, scenes, and the photographs that scikit-image ships."""
 
 import fcntl
+import importlib.util
 import os
 import random
 import re
@@ -73,6 +74,28 @@ def seed():
 @pytest.fixture
 def draw(seed):
     return np.random.default_rng(seed)
+
+
+@pytest.fixture
+def bench(monkeypatch):
+    """bench(name): a file of bench/ as a module, its program "__main__" too."""
+    monkeypatch.syspath_prepend(str(ROOT / "bench"))
+    before = set(sys.modules)
+
+    def load(name):
+        if name != "__main__":
+            return importlib.import_module(name)
+        spec = importlib.util.spec_from_file_location("bench_main", ROOT / "bench" / "__main__.py")
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        return module
+
+    yield load
+    for name in set(sys.modules) - before:
+        if str(ROOT / "bench") in (getattr(sys.modules[name], "__file__", None) or ""):
+            del sys.modules[name]
+    if "sslr1.model.parallel" in sys.modules:
+        sys.modules["sslr1.model.parallel"].stop()
 
 
 @pytest.fixture(scope="session")

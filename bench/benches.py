@@ -1,0 +1,27 @@
+"""Every benchmark by its name: a function of the mode (see bench/row.py) that lists its rows."""
+
+import decode
+import learner
+import loss
+import render
+import rollout
+import sampling
+import step
+import stream
+
+BENCHES = {
+    "step": step.rows,
+    "sampling": sampling.rows,
+    "decode": decode.rows,
+    "render": render.rows,
+    "stream": stream.rows,
+    "loss": loss.rows,
+    "rollout": rollout.rows,
+    "learner": learner.rows,
+    "trl": lambda mode: [] if mode == "cpu" else step.rows_against_trl(mode),  # a CPU's is step's
+}
+
+
+def rows_of(mode, benches=BENCHES):
+    """(benchmark, row) of each."""
+    return [(bench, row) for bench in benches for row in BENCHES[bench](mode)]
