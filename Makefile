@@ -1,7 +1,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: setup demo test test-slow test-peer fuzz test-gpu test-gpu-env bench proof docs lint clean
+.PHONY: setup demo test test-slow test-peer fuzz test-gpu test-gpu-env gpu-kit bench proof docs lint clean
 
 setup: .venv/.done
 
@@ -49,6 +49,10 @@ fuzz: setup
 
 test-gpu: setup
 	$(BIN)/python -m pytest -q -m gpu
+
+# compiled kernels and wheels for a GPU machine, into .kit/; the two runs there are bench/gpu.py's
+gpu-kit: setup
+	$(BIN)/python bench/gpu.py prepare
 
 bench: setup
 	$(BIN)/python bench/
