@@ -11,8 +11,11 @@ import re
 import sys
 from pathlib import Path
 
+import journal
 import learning
+from counters import ROW as COUNTERS
 from curve import svg
+from shown import compared, on_gpu, table, wanting
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "bench" / "results"
@@ -24,11 +27,6 @@ ORDER = ("step", "learner", "rollout", "loss", "sampling", "render", "stream", "
 
 def load(kind):
     return json.loads((RESULTS / f"{kind}-{MACHINE}.json").read_text())
-
-
-def table(head, rows) -> str:
-    """Markdown of a table."""
-    return "\n".join("| " + " | ".join(row) + " |" for row in (head, ["---"] * len(head), *rows))
 
 
 def demo():
@@ -50,23 +48,43 @@ def demo():
     return f"{found}\n\n{n} held-out puzzles each, greedy decoding. Training takes {run['elapsed_s']:.0f} s on {machine}, after installation."
 
 
+def kernels():
+    """Rows of `python bench/`, in the pages' order."""
+    return sorted(load("kernels")["rows"], key=lambda row: ORDER.index(row["bench"]))
+
+
 def benchmarks():
-    """Every row of `python bench/` that has a figure."""
-    found = [r for name in ORDER for r in load("kernels")["rows"] if r["bench"] == name and "ratio" in r]
-    rows = []
-    for r in found:
-        memory = " ({:,} / {:,} MB)".format(*r["extra_mb"]) if "extra_mb" in r else ""
-        times = [f"{1e3 * r[side]:,.1f}" for side in ("ours_s", "peer_s")]
-        rows.append([r["what"], r["against"] + memory, *times, f"**{r['ratio']:.2f}**", r["goal"]])
-    return table(["what", "against (extra memory, ours / theirs)", "ours, ms", "peer, ms", "peer / ours", "goal"], rows)
+    return compared(kernels())
 
 
 def unmeasured():
     """Rows that had no figure on that machine, and why."""
-    return table(
-        ["what", "against", "why not"],
-        [[r["what"], r["against"], r["why_not"]] for r in load("kernels")["rows"] if "ratio" not in r],
-    )
+    return wanting(kernels())
+
+
+def gpu():
+    """A table for each card that was measured, with the tests' count; and all rows that a GPU has, where none was."""
+    from benches import rows_of  # which takes torch
+
+    listed = [
+        {"bench": bench, "what": row.what, "against": row.against, "goal": row.goal} for bench, row in rows_of("cuda")
+    ]
+    listed.append(COUNTERS)
+    parts = []
+    for path in sorted(RESULTS.glob("kernels-*.json")):
+        found = journal.load(path)
+        if found["mode"] == "cuda":
+            by_name = {tuple(journal.name(row)): row for row in [*listed, *found["rows"]]}
+            tests = found["tests"]
+            failed = "".join(f"\n- `{test}`: {how}" for test, how in tests["others"].items())
+            parts.append(
+                f"{found['card']}; {versions(found)}\n\n{on_gpu(by_name.values())}\n\n{tests['passed']} tests marked gpu passed; {len(tests['others'])} did not{failed}"
+            )
+    return "\n\n".join(parts) or on_gpu(listed)
+
+
+def versions(found):
+    return ", ".join(f"{name} {found['versions'][name]}" for name in ("torch", "triton", "transformers"))
 
 
 def probes():
@@ -106,7 +124,13 @@ def learnt(make):
     return text
 
 
-TABLES = {"demo": demo, "benchmarks": benchmarks, "unmeasured": unmeasured, "probes": probes}
+TABLES = {
+    "demo": demo,
+    "benchmarks": benchmarks,
+    "unmeasured": unmeasured,
+    "gpu": gpu,
+    "probes": probes,
+}
 TABLES |= {name: learnt(make) for name, make in learning.TABLES.items()}
 PATTERN = re.compile(r"<!-- table: (\w+) -->\n.*?<!-- end of table -->", re.S)
 

@@ -1,27 +1,22 @@
 """The pages' measured tables are those that bench/tables.py makes of bench/results/."""
 
 import re
-import subprocess
 import sys
+
+import pytest
 
 from tests.conftest import ROOT
 
 
-def check():
-    return subprocess.run([sys.executable, "bench/tables.py", "--check"], cwd=ROOT, capture_output=True, text=True)
+def test_tables_are_fresh(bench, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["tables.py", "--check"])
+    with pytest.raises(SystemExit) as found:
+        bench("tables").main()
+    assert not found.value.code, f"{capsys.readouterr().out}: run python bench/tables.py"
 
 
-def test_tables_are_fresh():
-    done = check()
-    assert done.returncode == 0, f"{done.stdout}{done.stderr}: run python bench/tables.py"
-
-
-def test_a_table_changed_by_hand_is_found():
-    sys.path.insert(0, str(ROOT / "bench"))
-    try:
-        import tables
-    finally:
-        sys.path.remove(str(ROOT / "bench"))
+def test_a_table_changed_by_hand_is_found(bench):
+    tables = bench("tables")
     for page in tables.PAGES:
         text = (ROOT / page).read_text()
         names = re.findall(r"<!-- table: (\w+) -->", text)
