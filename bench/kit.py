@@ -113,19 +113,7 @@ def compile_kernels(cache, driver):
         "PYTHONOPTIMIZE": "1",
         "OMP_NUM_THREADS": "1",
     }
-    pytest = [
-        "-m",
-        "pytest",
-        "-q",
-        "--assert=plain",
-        "--tb=line",
-        "-p",
-        "pretend",
-        "-p",
-        "no:cacheprovider",
-        "-m",
-        "gpu",
-    ]
+    pytest = "-m pytest -q --assert=plain --tb=line -p pretend -p no:cacheprovider -o timeout=0 -m gpu".split()
     # of the CUDA kernel and of plain PyTorch nothing is to be compiled, and other processes don't pretend
     pytest += ["-k", "not reference and not cuda and not test_ranks"]
     for command in (["bench/pretend.py"], [*pytest, *marked()]):
