@@ -360,7 +360,9 @@ def test_a_path_is_one_path_however_it_is_spelt(tmp_path, monkeypatch):
         config.check_unchanged(started, config.check({"model": {"path": "m"}, "data": {"path": "others"}}))
 
 
-@pytest.mark.parametrize("content", [b"", b"# nothing\n", b"[1, 2]", b"{", b"words", b"\xff\xfe", b"a: !!timestamp 2024-99-99"])
+@pytest.mark.parametrize(
+    "content", [b"", b"# nothing\n", b"[1, 2]", b"{", b"words", b"\xff\xfe", b"a: !!timestamp 2024-99-99"]
+)
 def test_a_runs_own_configuration_that_is_none(tmp_path, content):
     """Emptied by a full disk, or overwritten: whoever reads it says so in one line."""
     from sslr1 import evaluate, report
