@@ -30,8 +30,12 @@ class Section(BaseModel):
 
 
 def _tidy(path):
-    """One spelling of a path: "~" is the home folder, no slash at its end, none doubled, no "." between two; what is built in as it is."""
-    return path if path.startswith("builtin:") else str(PurePath(os.path.expanduser(path)))
+    """One spelling of a path: "~" is the home folder, no slash at its end, none doubled, no "." between two; what is built in as it
+    is."""
+    if path.startswith("builtin:"):
+        return path
+    path = str(PurePath(os.path.expanduser(path)))
+    return f"./{path}" if path.startswith("~") else path  # a folder of that name, the next time too
 
 
 Place = Annotated[str, Field(min_length=1), AfterValidator(_tidy)]
