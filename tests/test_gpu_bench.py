@@ -195,7 +195,8 @@ def test_tests_are_kept_as_they_end(gpu, bench, tmp_path, monkeypatch):
     for dry in ("", "1"):
         rows.unlink(missing_ok=True)
         environment = {
-            **os.environ,
+            # not as a worker of xdist
+            **{name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")},
             "PYTHONPATH": str(ROOT / "bench"),
             "SSLR1_BENCH_ROWS": str(rows),
             "SSLR1_BENCH_DRY": dry,

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from sslr1.ops import row_loss as module
+from sslr1.ops import backends
 from tests.emulation import Launch
 from tests.ops.test_row_loss_kernels import assert_near, check, double, draw_coefficients, functions
 
@@ -52,7 +52,7 @@ def kernels(monkeypatch):
             declare(emulator, *arguments)
             emulator(*arguments)
 
-        monkeypatch.setattr(module, "_C", SimpleNamespace(row_loss_cuda=row_loss_cuda, has_cuda=True))
+        monkeypatch.setattr(backends, "_C", SimpleNamespace(row_loss_cuda=row_loss_cuda, has_cuda=True))
         monkeypatch.setattr(torch.cuda, "current_stream", lambda device: SimpleNamespace(cuda_stream=0))
         return functions("cuda")
 

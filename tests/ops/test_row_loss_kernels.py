@@ -225,7 +225,7 @@ def extension_where(nvcc, monkeypatch, folder):
     (folder / "nvcc").chmod(0o755)
     asked = {}
     helpers = SimpleNamespace(
-        ParallelCompile=lambda name: SimpleNamespace(install=lambda: None),
+        ParallelCompile=lambda name, default: SimpleNamespace(install=lambda: None),
         Pybind11Extension=lambda name, sources, **options: asked.update(options),
         build_ext=object,
     )
