@@ -59,6 +59,8 @@ def test_in_the_first_evaluation_that_is_finished(tmp_path, warm, scenes):
 
 def ctrl_c(process):
     """As a terminal sends it: to the whole process group."""
+    if process.poll() is not None:
+        raise AssertionError(f"it had ended before: {process.communicate()}")
     os.killpg(process.pid, signal.SIGINT)
 
 
@@ -144,7 +146,7 @@ def test_ctrl_c_while_torch_is_imported():
         if not ignore:
             assert ended(process) == ("", "interrupted\n")
     _, err = process.communicate(timeout=120)
-    assert process.returncode == 2 and err.startswith("error: configuration 'missing.yaml'")
+    assert process.returncode == 2 and err.startswith("error: configuration 'missing.yaml'"), err
 
 
 def test_a_library_leaves_signals_and_threads_alone():
