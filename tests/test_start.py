@@ -106,3 +106,6 @@ def test_held_out_puzzles_are_chosen_once_a_run(tmp_path, tiny, scenes, one_proc
     assert again.addresses == first.addresses and len(times) == 8
     assert all(puzzle.address.index != number for batch in again.batches["rotation"] for puzzle in batch)
     assert sum(map(len, again.batches["rotation"])) < 6
+    shutil.rmtree(images)
+    nothing = start()
+    assert nothing.batches == {"rotation": [], "ordering": []} and nothing.run()["eval/rotation/n"] == 0

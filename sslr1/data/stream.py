@@ -206,4 +206,5 @@ def make_held_out(store, numbers, addresses, *, form, chunk=64):
         some = addresses[start : start + chunk]
         images = store.pictures([address.index for address in some])
         whole = [(address, image) for address, image in zip(some, images) if image is not None]
-        yield puzzles.PuzzleBatch([puzzles.puzzle_at(address, image, form, pool) for address, image in whole], form)
+        if whole:
+            yield puzzles.PuzzleBatch([puzzles.puzzle_at(address, image, form, pool) for address, image in whole], form)
