@@ -83,9 +83,8 @@ def policy_slope_and_term(logprobs, ratio, c):
         g = -c.policy * c.advantage * ratio.clamp(max=1 + c.clip_high)
         return g, g * logprobs
     free, clipped = ratio * c.advantage, ratio.clamp(1 - c.clip_low, 1 + c.clip_high) * c.advantage
-    return torch.where(free > clipped, 0.0, -c.policy * free), -c.policy * torch.minimum(
-        free, clipped
-    )  # NaN isn't greater
+    slope = torch.where(free > clipped, 0.0, -c.policy * free)  # NaN is not greater
+    return slope, -c.policy * torch.minimum(free, clipped)
 
 
 def _statistics(logits, tokens, temperature):

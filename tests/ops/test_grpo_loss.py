@@ -456,6 +456,32 @@ def test_gspo_with_a_completion_longer_than_a_chunk(seed):
     assert out.stats["prepass"] * N == pytest.approx(40 + 17)
 
 
+@pytest.mark.parametrize("loss_type", LOSS_TYPES)
+def test_which_tokens_are_clipped(seed, loss_type):
+    """Where the gradient would go on beyond a bound: below it for what is to be rarer, above it for what is to be likelier; cispo has
+    the upper bound alone, whatever the advantage; gspo's ratio is its completion's."""
+    hidden, head, tokens, sequence, rewards, lengths = make()
+    shift = 0.8 * torch.randn(len(tokens), dtype=torch.float64)
+    old = ops.token_logprobs(hidden, head, tokens)[0] - shift
+    out = ops.grpo_loss(
+        *(hidden, head, tokens, sequence, rewards),
+        old_logprobs=old,
+        loss_type=loss_type,
+        max_tokens=20,
+        clip_low=0.1,
+        clip_high=0.3,
+    )
+    low = high = 0
+    advantages = ops.advantages(rewards.double()).reshape(-1)
+    for s, part in enumerate(shift.split(lengths.tolist())):
+        for x in part:
+            ratio = float((part.mean() if loss_type == "gspo" else x).exp())
+            low += ratio < 0.9 and advantages[s] < 0 and loss_type != "cispo"
+            high += ratio > 1.3 and (advantages[s] > 0 or loss_type == "cispo")
+    found = out.stats["clip_low"] * len(tokens), out.stats["clip_high"] * len(tokens)
+    assert [float(x) for x in found] == pytest.approx([int(low), int(high)])
+
+
 def test_backward_once_and_not_twice(seed):
     hidden, head, tokens, sequence, rewards, _ = make()
     loss = lambda: ops.grpo_loss(hidden, head, tokens, sequence, rewards).loss  # noqa: E731
