@@ -171,7 +171,7 @@ def test_two_ranks_train_alike_and_go_on_as_one(unbroken, tmp_path, warm, scenes
     train(tmp_path, warm, scenes, "two", "train.steps=4", ranks=2, launch=launch_anew)
     one, two = records(unbroken[0])[:5], records(tmp_path / "two")
     for a, b in zip(one, two):
-        for key in ("reward", "entropy", "grad_norm", "eval/rotation/exact"):
+        for key in ("reward", "entropy", "grad_norm", "eval/rotation/exact", "eval/rotation/n"):
             if key in a:
                 assert b[key] == pytest.approx(a[key], rel=1e-3, abs=1e-4), (a["step"], key)
     train(tmp_path, warm, scenes, "two", "train.steps=6")
