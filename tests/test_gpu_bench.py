@@ -186,6 +186,11 @@ def test_what_was_found_is_collected_and_shown(gpu, bench, tmp_path, monkeypatch
         gpu.main(["collect", write(tmp_path / "two", cuda_lines(mode="dry"))])
 
 
+def surroundings():
+    """The environment, of a process that isn't a worker of xdist."""
+    return {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
+
+
 def test_tests_are_kept_as_they_end(gpu, bench, tmp_path, monkeypatch):
     rows = tmp_path / "rows.jsonl"
     (tmp_path / "test_it.py").write_text(
@@ -195,8 +200,7 @@ def test_tests_are_kept_as_they_end(gpu, bench, tmp_path, monkeypatch):
     for dry in ("", "1"):
         rows.unlink(missing_ok=True)
         environment = {
-            # not as a worker of xdist
-            **{name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")},
+            **surroundings(),
             "PYTHONPATH": str(ROOT / "bench"),
             "SSLR1_BENCH_ROWS": str(rows),
             "SSLR1_BENCH_DRY": dry,
@@ -321,7 +325,7 @@ def test_compiled_kernels_serve_elsewhere(gpu, tmp_path, monkeypatch, capsys):
 @pytest.mark.timeout(1800)
 def test_both_runs_dry(gpu, tmp_path):
     """As programs: every row is written and says that it needs a GPU, every test is listed."""
-    environment = {**os.environ, "SSLR1_GPU_WORK": str(tmp_path / "work")}
+    environment = {**surroundings(), "SSLR1_GPU_WORK": str(tmp_path / "work")}
     found = {}
     for run, tests in (("run1", []), ("run2", ["tests/ops/test_token_logprobs.py"])):
         command = [sys.executable, "bench/gpu.py", run, *tests, "--dry", "--limit", "800", "--out", str(tmp_path / run)]
