@@ -134,7 +134,9 @@ def _apply(matrix, y, x):
 
 def _inverse(matrix):
     """The inverse of a 3x3 map, but for a factor: its adjugate."""
-    return np.cross(matrix[[1, 2, 0]], matrix[[2, 0, 1]]).T
+    (a, b, c), (d, e, f), (g, h, i) = matrix.tolist()
+    rows = (e * i - f * h, c * h - b * i, b * f - c * e), (f * g - d * i, a * i - c * g, c * d - a * f)
+    return np.array((*rows, (d * h - e * g, b * g - a * h, a * e - b * d)))
 
 
 def _visible(textured, to_image, image, first):
