@@ -3,8 +3,8 @@ configs/tiny.yaml (whose operations are too small to be shared out), under each 
 
 python bench/waiting.py [--rounds 3] [--steps 6] [--load 0 2]     load: processes that only count, beside; --steps 0: operations alone
 
-Prints medians, of steps over all but each run's first two. Only on a machine that does nothing else does load 0 say what waiting passively
-costs there; `sslr1.processors.wait_passively` is what the outcome decides.
+Prints medians, of steps over all but each run's first two. Only on a machine that does nothing else does load 0 say what a policy costs
+there; `sslr1.processors.wait_briefly` is what the outcome decides.
 """
 
 import argparse
@@ -21,7 +21,7 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 POLICIES = {
     "spinning (OpenMP's default)": {"GOMP_SPINCOUNT": "300000"},
-    "spinning briefly": {"GOMP_SPINCOUNT": "10000"},
+    "spinning briefly (ours)": {"GOMP_SPINCOUNT": "1000"},
     "passive": {"OMP_WAIT_POLICY": "passive"},
 }
 BUSY = "while True: pass"

@@ -21,7 +21,7 @@ def begin_program() -> None:
     from sslr1 import interrupt, processors
 
     interrupt.watch()
-    processors.wait_passively()
+    processors.wait_briefly()
 
 
 def _asked_for() -> bool:

@@ -7,13 +7,14 @@ from pathlib import Path
 WAITING = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
 
 
-def wait_passively() -> None:
-    """Have OpenMP's threads sleep while they wait, unless the environment says how they wait. Before torch is imported, since OpenMP
-    reads it once.
+def wait_briefly() -> None:
+    """Have OpenMP's threads spin for a moment and then sleep while they wait, unless the environment says how they wait. Before torch is
+    imported, since OpenMP reads it once.
 
-    By default they spin: of a processor that others want too, a waiting thread takes what the one that it waits for needs."""
+    By default they spin on: of a processor that others want too, a waiting thread takes what the one that it waits for needs. Asleep at
+    once, they are woken late on a machine that does nothing else. A thousand rounds cost neither (bench/waiting.py)."""
     if not any(name in os.environ for name in WAITING):
-        os.environ["OMP_WAIT_POLICY"] = "passive"
+        os.environ["GOMP_SPINCOUNT"] = "1000"
 
 
 def threads(asked=0) -> int:

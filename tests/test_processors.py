@@ -132,19 +132,19 @@ def test_torchruns_one_thread_is_not_the_users(alone, monkeypatch):
 @pytest.mark.parametrize("name", processors.WAITING)
 def test_how_threads_wait_is_the_users_where_they_say(alone, monkeypatch, name):
     monkeypatch.setattr(os, "environ", dict(os.environ))
-    processors.wait_passively()
-    assert os.environ["OMP_WAIT_POLICY"] == "passive" and "GOMP_SPINCOUNT" not in os.environ
+    processors.wait_briefly()
+    assert os.environ["GOMP_SPINCOUNT"] == "1000" and "OMP_WAIT_POLICY" not in os.environ
     monkeypatch.setattr(os, "environ", {name: "active"})
-    processors.wait_passively()
+    processors.wait_briefly()
     assert os.environ == {name: "active"}
 
 
-def test_programs_wait_passively_and_libraries_as_before(tmp_path):
+def test_programs_wait_briefly_and_libraries_as_before(tmp_path):
     """Settled before torch, whose OpenMP reads it once: a module of ours that is started by `-m` shows what torch would find."""
     code = "import os, sys; sys.argv = ['-m']; sys.orig_argv = ['python', '-u', '-m', MODULE, 'x']; import sslr1; "
-    code += "print(os.environ.get('OMP_WAIT_POLICY'), 'torch' in sys.modules)"
+    code += "print(os.environ.get('GOMP_SPINCOUNT'), 'torch' in sys.modules)"
     environment = {name: value for name, value in os.environ.items() if name not in processors.WAITING}
-    for module, expected in (("sslr1.train", "passive False\n"), ("theirs.train", "None False\n")):
+    for module, expected in (("sslr1.train", "1000 False\n"), ("theirs.train", "None False\n")):
         line = [sys.executable, "-c", code.replace("MODULE", repr(module))]
         done = subprocess.run(line, capture_output=True, text=True, env=environment)
         assert done.stdout == expected, done.stderr
