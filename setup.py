@@ -9,12 +9,12 @@ from pathlib import Path
 from runpy import run_path
 
 from pybind11.setup_helpers import ParallelCompile, Pybind11Extension, build_ext
-from setuptools import setup
+from setuptools import find_packages, setup
 
 NVCC = shutil.which("nvcc") or next(iter(glob("/usr/local/cuda/bin/nvcc")), None)
 # Hopper's own instructions, plus portable code that newer GPUs compile for themselves
 ARCHITECTURES = ("arch=compute_80,code=sm_80", "arch=compute_90a,code=sm_90a", "arch=compute_90,code=compute_90")
-PROCESSORS = run_path("sslr1/processors.py")["share"]()  # sslr1 itself need not be importable yet
+PROCESSORS = run_path("sslr1/setup/processors.py")["share"]()  # sslr1 itself need not be importable yet
 
 
 class BuildWithCuda(build_ext):
@@ -63,4 +63,5 @@ extension = Pybind11Extension(
     libraries=["cudart_static", "rt", "dl"] if CUDA else [],
 )
 ParallelCompile("MAX_JOBS", default=PROCESSORS).install()  # files side by side, so many unless the variable says
-setup(ext_modules=[extension], cmdclass={"build_ext": BuildWithCuda})
+packages = [*find_packages(include=("sslr1", "sslr1.*")), "sslr1.kernels"]
+setup(packages=packages, ext_modules=[extension], cmdclass={"build_ext": BuildWithCuda})

@@ -20,7 +20,7 @@ from machine import machine, results_file
 from row import ceilings_of, device_of, finish, let_go, measure
 from transformers.utils import logging as transformers_logging
 
-from sslr1.model import parallel
+from sslr1 import distributed
 
 DEVICE_LOST = 75  # exit status: the device answers no more, and --resume in a new process may go on
 
@@ -65,7 +65,7 @@ def main(arguments=None) -> int:
         if not alive():
             print("the device answers no more", file=sys.stderr)
             return DEVICE_LOST
-    parallel.stop()
+    distributed.stop()
     rows = journal.gather(journal.read(kept))["rows"]
     if results:
         print(f"{shown.compared(rows)}\n\n{shown.wanting(rows)}\n\n{results}")

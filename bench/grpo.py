@@ -1,5 +1,5 @@
 """What learner, rollout and step are measured on: a small Qwen2.5-VL on a CPU, one of the published 3B model's shape on a GPU, both
-of random weights; and the parts of a GRPO step, put together as sslr1.build and sslr1.run do from a configuration, for machines
+of random weights; and the parts of a GRPO step, put together as sslr1.setup.build and sslr1.run do from a configuration, for machines
 without pydantic.
 """
 
@@ -14,7 +14,7 @@ from types import SimpleNamespace
 
 import torch
 
-from sslr1 import model, ops, puzzles
+from sslr1 import distributed, model, ops, puzzles
 from sslr1.learner import Learner
 from sslr1.model import parallel, tiny
 from sslr1.rollout import Engine, SamplerWeights
@@ -166,7 +166,7 @@ class Case:
 
     @cached_property
     def world(self):
-        return parallel.start(self.shape.device)
+        return distributed.start(self.shape.device)
 
     @cached_property
     def _trained(self):
@@ -210,7 +210,7 @@ class Case:
 
     def planned_gb(self):
         """What `--plan 1` says that such a step takes at most."""
-        from sslr1 import budget
+        from sslr1.setup import budget
 
         settings = SimpleNamespace(
             model=SimpleNamespace(frozen="none", dtype=self.shape.dtype),

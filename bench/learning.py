@@ -5,7 +5,7 @@ from statistics import mean, stdev
 
 from curve import COLOURS, smoothed
 
-from sslr1.intervals import wilson
+from sslr1.evaluate.intervals import wilson
 
 STUDENT = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776}  # t of 95 %, two-sided, for so many runs
 LONG = ("rotation", "ordering", "similarity", "inpainting", "correspondence")

@@ -20,10 +20,10 @@ from threading import Lock
 import yaml
 from machine import machine, results_file
 
-from sslr1 import processors
 from sslr1.data.scenes import write_scenes
 from sslr1.model.tiny import build_tiny
-from sslr1.records import JsonLines
+from sslr1.runs.records import JsonLines
+from sslr1.setup import processors
 
 ROOT = Path(__file__).parent.parent
 CONFIG = ROOT / "configs" / "proof.yaml"

@@ -8,8 +8,9 @@ from dataclasses import asdict
 
 from machine import machine, results_file
 
-from sslr1 import probes, puzzles
-from sslr1.textures import SUBSAMPLING, Textures
+from sslr1 import puzzles
+from sslr1.evaluate import probes
+from sslr1.evaluate.textures import SUBSAMPLING, Textures
 
 
 def rows(count, pictures):

@@ -4,7 +4,7 @@ configs/tiny.yaml (whose operations are too small to be shared out), under each 
 python bench/waiting.py [--rounds 3] [--steps 6] [--load 0 2]     load: processes that only count, beside; --steps 0: operations alone
 
 Prints medians, of steps over all but each run's first two. Only on a machine that does nothing else does load 0 say what a policy costs
-there; `sslr1.processors.wait_briefly` is what the outcome decides.
+there; `sslr1.setup.processors.wait_briefly` is what the outcome decides.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-// What puzzles ask about an image before they are drawn. sslr1/ops/look.py is the reference.
+// What puzzles ask about an image before they are drawn. sslr1/puzzles/look.py is the reference.
 #pragma once
 #include <array>
 #include <cstdint>

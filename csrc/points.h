@@ -1,4 +1,4 @@
-// Which points a puzzle can mark. sslr1/ops/points.py is the reference.
+// Which points a puzzle can mark. sslr1/puzzles/points.py is the reference.
 #pragma once
 #include <cstdint>
 #include <vector>

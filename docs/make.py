@@ -14,11 +14,14 @@ from pathlib import Path
 from types import UnionType
 from typing import Annotated, Literal, Union, get_args, get_origin
 
-from sslr1 import config, glossary, preview, probes, puzzles
+import glossary
+
+from sslr1 import config, preview, puzzles
+from sslr1.config.settings import Data, Section
 from sslr1.data import images, stream, walk
 from sslr1.data.decode import NEAR
+from sslr1.evaluate import probes
 from sslr1.puzzles import batch, curriculum, prompts, reward
-from sslr1.settings import Data, Section
 
 HERE = Path(__file__).parent
 PLAIN = r"\boxed{{{}}}"

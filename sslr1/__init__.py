@@ -18,7 +18,7 @@ def __getattr__(name):
 
 def begin_program() -> None:
     """What has to be settled before a program of ours imports anything large."""
-    from sslr1 import interrupt, processors
+    from sslr1.setup import interrupt, processors
 
     interrupt.watch()
     processors.wait_briefly()

@@ -15,8 +15,8 @@ import warnings
 from contextlib import contextmanager
 from pathlib import Path
 
-from sslr1 import interrupt, processors
 from sslr1.errors import UserError
+from sslr1.setup import interrupt, processors
 
 DTYPES = ("bfloat16", "float16", "float32")
 PARTS = ("state/trainer.json", "hf/config.json")  # of a checkpoint
@@ -56,7 +56,7 @@ def checkpoint_of(source, which="best") -> Path:
 
 
 def _of_run(source, runs, which) -> Path:
-    from sslr1 import checkpoint
+    from sslr1.runs import checkpoint
 
     found = checkpoint.newest(runs)
     if found is None:
@@ -82,7 +82,7 @@ def _of_run(source, runs, which) -> Path:
 
 
 def _there(runs) -> str:
-    from sslr1 import checkpoint
+    from sslr1.runs import checkpoint
 
     *others, newest = (path.name for path in checkpoint.steps(runs))
     return f"there {'are' if others else 'is'} {', '.join([*others, newest])}: --checkpoint newest takes {newest}"
@@ -97,7 +97,8 @@ def export_model(source, out, which="best", dtype=None) -> Path:
     import torch.distributed.checkpoint as dcp
     from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
 
-    from sslr1 import checkpoint, model
+    from sslr1 import model
+    from sslr1.runs import checkpoint
 
     found = checkpoint_of(source, which)
     with written(out) as partial:

@@ -15,11 +15,12 @@ from pathlib import Path
 
 import torch
 
-from sslr1 import ops, processors, puzzles
+from sslr1 import ops, puzzles
 from sslr1.data import Decoder, ImageFolder, ImageStore, Pool
 from sslr1.errors import UserError
 from sslr1.puzzles import sheet
 from sslr1.puzzles.series import decidable
+from sslr1.setup import processors
 
 WIDTH = 1200  # px of a contact sheet
 TALLEST = 380  # px of one puzzle on it

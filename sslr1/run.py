@@ -9,19 +9,22 @@ from dataclasses import replace
 
 import torch
 
-from sslr1 import checkpoint, config, interrupt, metrics, ops, puzzles, records, report
-from sslr1.alarms import Alarms
+from sslr1 import config, distributed, ops, puzzles
 from sslr1.data import BadImages
 from sslr1.errors import UserError
 from sslr1.evaluate import Evaluator
 from sslr1.files import write_whole
 from sslr1.learner import Learner
-from sslr1.model import cost, parallel
-from sslr1.progress import Progress
+from sslr1.model import cost
 from sslr1.puzzles.curriculum import Curriculum
-from sslr1.samples import Samples
+from sslr1.report import page as report
+from sslr1.runs import checkpoint, metrics, records
+from sslr1.runs.alarms import Alarms
+from sslr1.runs.progress import Progress
+from sslr1.runs.samples import Samples
+from sslr1.runs.trackers import Trackers
+from sslr1.setup import interrupt
 from sslr1.sums import plain_sum
-from sslr1.trackers import Trackers
 from sslr1.warmup import warm_up
 
 # The step whose checkpoint holds the reference of loss.kl_coef: the same weights at every start, bit for bit
@@ -63,7 +66,7 @@ class Run:
             top_k=c.rollout.top_k,
         )
         self.checkpoints = built.folder / "checkpoints"
-        self.writer, self.writers_group = checkpoint.Background(), parallel.another_group()
+        self.writer, self.writers_group = checkpoint.Background(), distributed.another_group()
         self.metrics = records.JsonLines(built.folder / "metrics.jsonl")
         self.samples = Samples(built.folder)
         self.trackers = None  # on rank 0, from `begin` on
@@ -122,11 +125,11 @@ class Run:
         if self.world.main:
             write_whole(self.built.folder / "config.yaml", config.dump(self.config))
             self.checkpoints.mkdir(parents=True, exist_ok=True)
-        parallel.barrier()
+        distributed.barrier()
         for line in (self.built.summary(), *self.built.not_read()):
             self.progress.say(line)
         found = checkpoint.newest(self.checkpoints)
-        parallel.barrier()
+        distributed.barrier()
         if found:
             state = checkpoint.load(found, learner=self.learner)
             self.built.weights.refresh(self.built.policy)
@@ -247,7 +250,7 @@ class Run:
     def stopping(self) -> bool:
         """Whether any rank was told to stop (SIGTERM, SIGUSR1, Ctrl-C). Raises what went wrong with a checkpoint in the background."""
         flag = torch.tensor(FAILED if self.writer.failed() else self.signalled, device=self.world.device)
-        gravest = int(parallel.all_reduce(flag, "max"))
+        gravest = int(distributed.all_reduce(flag, "max"))
         if gravest == FAILED:
             self.writer.wait()
         self.interrupted = gravest == self.signalled == INTERRUPT  # where others had it, as after SIGTERM

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import torch
 
-from sslr1 import entry
+from sslr1.setup import entry
 
 
 def train(built, run):

@@ -11,8 +11,8 @@ from sslr1 import puzzles
 from sslr1.learner import Learner
 from sslr1.model import Group, Sample
 from sslr1.ops import keys
-from sslr1.progress import Progress
 from sslr1.puzzles import random_answer_text
+from sslr1.runs.progress import Progress
 
 THOUGHT = "Let me look."
 
@@ -84,7 +84,8 @@ def main():
     import argparse
     from pathlib import Path
 
-    from sslr1 import checkpoint, entry
+    from sslr1.runs import checkpoint
+    from sslr1.setup import entry
 
     parser = argparse.ArgumentParser(
         prog="python -m sslr1.warmup", description="Format-only warm-up of a model folder."

@@ -94,8 +94,8 @@ def bench(monkeypatch):
     for name in set(sys.modules) - before:
         if str(ROOT / "bench") in (getattr(sys.modules[name], "__file__", None) or ""):
             del sys.modules[name]
-    if "sslr1.model.parallel" in sys.modules:
-        sys.modules["sslr1.model.parallel"].stop()
+    if "sslr1.distributed" in sys.modules:
+        sys.modules["sslr1.distributed"].stop()
 
 
 @pytest.fixture(scope="session")
@@ -200,11 +200,11 @@ def exact_norms(monkeypatch):
 @pytest.fixture
 def one_process():
     """A process group of one, for code that reduces over ranks."""
-    from sslr1.model import parallel
+    from sslr1 import distributed
 
-    world = parallel.start("cpu")
+    world = distributed.start("cpu")
     yield world
-    parallel.stop()
+    distributed.stop()
 
 
 def launch_anew(*arguments, ranks=1, check=True, timeout=300, **environment):

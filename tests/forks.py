@@ -23,7 +23,7 @@ ROOT = Path(__file__).parent.parent
 PROGRAMS = tuple(f"sslr1.{name}" for name in ("train", "warmup", "evaluate", "preview", "report", "export"))
 TAKEN_ALONG = (
     *PROGRAMS,
-    "sslr1.build",
+    "sslr1.setup.build",
     "sslr1.run",
     "transformers.models.auto.modeling_auto",
     "transformers.models.qwen2_5_vl.modeling_qwen2_5_vl",

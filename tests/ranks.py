@@ -10,12 +10,13 @@ import torch
 import torch.distributed as dist
 from safetensors.torch import save_file
 
-from sslr1 import model
-from sslr1.model import dealing, parallel
+from sslr1 import distributed, model
+from sslr1.learner import dealing
+from sslr1.model import parallel
 from sslr1.model.cost import cost_of
 from sslr1.rollout import SamplerWeights
 from tests.exact import keep_dtype
-from tests.test_learner import OPTIONS, make_groups, make_learner
+from tests.learner.test_learner import OPTIONS, make_groups, make_learner
 
 
 def gradients(folder, world, options, groups, rewards):
@@ -23,7 +24,7 @@ def gradients(folder, world, options, groups, rewards):
     learner, _ = make_learner(folder, world, *options, dtype=torch.float64)
     found = {}
     learner._update = lambda totals: (
-        found.update(loss=parallel.all_reduce(totals["loss"].double())) or {"grad_norm": 0.0}
+        found.update(loss=distributed.all_reduce(totals["loss"].double())) or {"grad_norm": 0.0}
     )
     learner.step(groups, rewards)
     for name, parameter in learner.policy.model.named_parameters():
@@ -74,7 +75,7 @@ def check_dealing(folder, world, groups, rewards, mine, uneven):
             if len(sample.tokens):
                 assert torch.equal(sample.tokens, before.tokens) and torch.equal(sample.logprobs, before.logprobs)
             tokens += len(sample.tokens)
-    assert parallel.all_reduce(torch.tensor(tokens)) == sum(len(s.tokens) for g in groups for s in g.samples)
+    assert distributed.all_reduce(torch.tensor(tokens)) == sum(len(s.tokens) for g in groups for s in g.samples)
 
 
 def check_copies(folder, world, options, groups, rewards):
@@ -87,7 +88,7 @@ def check_copies(folder, world, options, groups, rewards):
     for name, p in learner.policy.model.named_parameters():
         assert not p.numel() or not before[name].numel() or not torch.equal(parallel.local(p), before[name]), name
         sums = torch.stack([parallel.whole(p.detach()).double().sum()] * 2)
-        assert parallel.all_reduce(sums[:1].clone(), "max") == parallel.all_reduce(sums[1:].clone(), "min"), name
+        assert distributed.all_reduce(sums[:1].clone(), "max") == distributed.all_reduce(sums[1:].clone(), "min"), name
 
 
 def start(rank, size, store, device):
@@ -95,7 +96,7 @@ def start(rank, size, store, device):
     if size > 1:
         os.environ.update(RANK=str(rank), WORLD_SIZE=str(size), LOCAL_RANK="0")
         dist.init_process_group("gloo", store=dist.FileStore(store, size), rank=rank, world_size=size)
-    return parallel.start(device)
+    return distributed.start(device)
 
 
 def round_cosines():
@@ -145,7 +146,7 @@ def run(
     if world.main:
         flat = {f"{part}/{name}": x.cpu().contiguous() for part, found in results.items() for name, x in found.items()}
         save_file(flat, out)
-    parallel.stop()
+    distributed.stop()
 
 
 def main(path):

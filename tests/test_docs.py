@@ -5,8 +5,10 @@ import runpy
 
 import pytest
 
-from sslr1 import budget, config, glossary, puzzles
-from sslr1.settings import Section
+from docs import glossary
+from sslr1 import config, puzzles
+from sslr1.config.settings import Section
+from sslr1.setup import budget
 from tests.conftest import ROOT
 from tests.model.test_load import published
 

@@ -130,7 +130,7 @@ def test_refusals_leave_things_as_they_are(run, tmp_path, monkeypatch, capsys):
         (folder / "half").write_text("written")
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("sslr1.checkpoint.save_hf", fails)
+    monkeypatch.setattr("sslr1.runs.checkpoint.save_hf", fails)
     (tmp_path / "empty").mkdir()
     with pytest.raises(OSError, match="No space"):
         export.export_model(run, tmp_path / "empty")

@@ -14,12 +14,12 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
 from torch.utils._pytree import tree_leaves
 
-from sslr1 import model
+from sslr1 import distributed, model
 from sslr1.learner import Learner
-from sslr1.model import parallel, shared_prefix
+from sslr1.model import shared_prefix
 from sslr1.ops import attention, backends, chunks, flash, loss_walk, packed_attention, sampling
 from sslr1.rollout import Engine, wave
-from tests.test_learner import OPTIONS, make_groups
+from tests.learner.test_learner import OPTIONS, make_groups
 
 CUDA = torch.device("cuda", 0)
 pytestmark = pytest.mark.filterwarnings(
@@ -213,7 +213,7 @@ def test_a_micro_batch_of_the_learner(any_tiny, device, photographs, seed, monke
     with device, torch.no_grad():
         device.take(network)
         learner = Learner(
-            *(policy, parallel.World(0, 1, CUDA)),
+            *(policy, distributed.World(0, 1, CUDA)),
             **dict(optim=OPTIONS.optim, loss=OPTIONS.loss.model_copy(update=options)),
             **dict(
                 temperature=0.9, max_tokens=10, token_budget=10_000, steps=10, max_logp_gap=0.1 if options else None

@@ -2,7 +2,7 @@
 
 import pytest
 
-from sslr1 import charts
+from sslr1.report import charts
 from sslr1.sums import plain_sum
 
 

@@ -5,10 +5,12 @@ import shutil
 import pytest
 import torch
 
-from sslr1 import build, config, evaluate, model, puzzles, warmup
+from sslr1 import config, model, puzzles, warmup
 from sslr1.errors import UserError
+from sslr1.evaluate import held_out as evaluate
 from sslr1.model.tiny import CHAT_TEMPLATE
 from sslr1.puzzles import Answer
+from sslr1.setup import build
 
 START = "<|im_start|>assistant\n"
 TEMPLATES = {  # what they write behind START, as published ones do

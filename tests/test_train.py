@@ -13,12 +13,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from sslr1 import glossary, ops
+from docs import glossary
+from sslr1 import ops
 from sslr1 import train as program
 from sslr1.data import Decoder, ImageFolder
 from tests.conftest import ROOT, launch_anew
 from tests.forks import Program, launch
-from tests.test_trackers import scalars
+from tests.runs.test_trackers import scalars
 
 SMALL = (
     "data.min_side=112",
@@ -332,10 +333,10 @@ def test_a_completion_cut_off_earns_nothing_unless_asked():
     from types import SimpleNamespace
 
     from sslr1 import config
-    from sslr1.build import Built
     from sslr1.model import Group, Sample
     from sslr1.puzzles import Answer
     from sslr1.run import Run
+    from sslr1.setup.build import Built
 
     rewards = {}
     for truncated in ("zero", "score", "mask"):

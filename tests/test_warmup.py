@@ -2,8 +2,9 @@
 
 import pytest
 
-from sslr1 import build, config, warmup
-from sslr1.progress import Progress
+from sslr1 import config, warmup
+from sslr1.runs.progress import Progress
+from sslr1.setup import build
 
 
 @pytest.fixture

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import torch
 
+from sslr1 import distributed
 from sslr1.files import write_whole
-from sslr1.model import parallel
 
 NAME = "bad_images.txt"
 REFUSED = "refused: "
@@ -30,7 +30,7 @@ class BadImages:
         """List what all ranks have met."""
         self._told += self.untold()
         lines = _lines(self._met()).encode() or b"\n"
-        for row in parallel.all_gather_rows(torch.frombuffer(bytearray(lines), dtype=torch.uint8)[:, None]):
+        for row in distributed.all_gather_rows(torch.frombuffer(bytearray(lines), dtype=torch.uint8)[:, None]):
             self.listed |= _parse(row.numpy().tobytes())
         self.save()
 

@@ -3,7 +3,7 @@
 
 All give the same pixels of the same files (up to a level where an image is reduced), and refuse the same: turbo and DALI are given
 what `headers.read` says they read as Pillow does, and Pillow has the last word on what they can't read. What a picture shows, its
-transparency, depth and orientation, is `sslr1.pixels`' to say. Of an animation the first frame counts.
+transparency, depth and orientation, is `sslr1.data.pixels`' to say. Of an animation the first frame counts.
 
 Images much larger than wanted are reduced here, antialiased. A scale near 1 is left to the renderer, whose maps resample
 anyway: a resize costs several times the decoding.
@@ -17,8 +17,7 @@ from threading import local
 import numpy as np
 import torch
 
-from sslr1 import pixels
-from sslr1.data import headers
+from sslr1.data import headers, pixels
 from sslr1.errors import UserError
 from sslr1.ops.memory import empty
 

@@ -7,7 +7,7 @@ word counts for all else. DALI scales 16-bit pixels otherwise, drops transparenc
 import struct
 from typing import NamedTuple
 
-from sslr1 import pixels
+from sslr1.data import pixels
 
 MAX_PIXELS = 89_478_485  # 256 MiB as RGB, where Pillow begins to warn: a larger image is taken for a decompression bomb
 _FRAMES, _SCAN, _APP1 = (0xC0, 0xC1, 0xC2), 0xDA, 0xE1  # baseline, extended and progressive

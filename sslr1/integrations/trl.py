@@ -103,7 +103,7 @@ class _Pixels:
         import torch
         from PIL import Image
 
-        from sslr1 import pixels
+        from sslr1.data import pixels
         from sslr1.puzzles.picture import Picture
 
         image = self.images[int(i)]

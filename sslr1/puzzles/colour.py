@@ -5,7 +5,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from sslr1.ops.look import LUMA
+from sslr1.puzzles.look import LUMA
 from sslr1.sums import plain_sum
 
 _TO_YIQ = np.array(((0.299, 0.587, 0.114), (0.5959, -0.2746, -0.3213), (0.2115, -0.5227, 0.3112)))

@@ -4,11 +4,11 @@ import math
 
 import numpy as np
 
-from sslr1.ops.points import balanced, distinct
 from sslr1.ops.render import IDENTITY_COLOUR
 from sslr1.puzzles.colour import jitter
 from sslr1.puzzles.picture import corners
 from sslr1.puzzles.plan import Plan
+from sslr1.puzzles.points import balanced, distinct
 from sslr1.puzzles.puzzle import Puzzle
 from sslr1.puzzles.reward import Answer
 

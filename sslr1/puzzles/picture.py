@@ -6,7 +6,7 @@ from functools import cached_property
 import numpy as np
 import torch
 
-from sslr1.ops import look
+from sslr1.puzzles import look
 
 GRAIN = 40.0  # grey levels squared a px: what noise of a standard deviation of 7 levels doesn't reach
 SAMPLES = 96  # px sampled along each axis for it

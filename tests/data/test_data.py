@@ -15,7 +15,7 @@ from sslr1.data import Decoder, ImageFolder, ImageStore, Pool, PuzzleStream, cho
 from sslr1.data.decode import _pillow, _turbo
 from sslr1.data.scenes import scene
 from sslr1.errors import UserError
-from sslr1.ops import look
+from sslr1.puzzles import look
 from sslr1.puzzles.curriculum import HORIZON, LAG, Curriculum
 from sslr1.puzzles.picture import Picture
 

@@ -9,8 +9,7 @@ import pytest
 import torch
 from PIL import Image, features
 
-from sslr1 import pixels
-from sslr1.data import Decoder, headers
+from sslr1.data import Decoder, headers, pixels
 from sslr1.data.decode import _Dali, _pillow, _turbo, formats, why
 from sslr1.data.scenes import scene
 from sslr1.errors import UserError

@@ -8,9 +8,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from sslr1 import build
 from sslr1.data import BadImages, ImageFolder, walk
 from sslr1.errors import UserError
+from sslr1.setup import build
 from tests.data.test_shards import archive, special
 
 

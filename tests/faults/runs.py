@@ -9,7 +9,7 @@ import time
 
 from safetensors import safe_open
 
-from sslr1 import checkpoint
+from sslr1.runs import checkpoint
 from tests.conftest import ROOT
 from tests.forks import Program
 

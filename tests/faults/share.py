@@ -5,16 +5,16 @@ import sys
 import torch
 from safetensors.torch import save_file
 
-from sslr1 import checkpoint
-from sslr1.model import parallel
-from tests.test_learner import make_groups, make_learner
+from sslr1 import distributed
+from sslr1.runs import checkpoint
+from tests.learner.test_learner import make_groups, make_learner
 
 
 def main(out, seed, folder, path):
     from skimage import data
 
     photographs = [torch.from_numpy(f().copy()) for f in (data.astronaut, data.coffee, data.chelsea, data.rocket)]
-    world = parallel.start("cpu")
+    world = distributed.start("cpu")
     torch.set_num_threads(1)
     torch.use_deterministic_algorithms(True)
     learner, _ = make_learner(folder, world)
@@ -25,7 +25,7 @@ def main(out, seed, folder, path):
     numbers = torch.tensor([found[k] for k in ("loss", "grad_norm", "entropy", "learning_rate")], dtype=torch.float64)
     if world.main:
         save_file({"numbers": numbers}, out)
-    parallel.stop()
+    distributed.stop()
 
 
 if __name__ == "__main__":

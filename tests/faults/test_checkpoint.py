@@ -9,10 +9,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from sslr1 import checkpoint, config, model, run
+from sslr1 import config, model, run
 from sslr1.errors import UserError
 from sslr1.model import parallel
-from tests.test_learner import make_groups, make_learner
+from sslr1.runs import checkpoint
+from tests.learner.test_learner import make_groups, make_learner
 
 
 class Killed(BaseException):

@@ -13,10 +13,11 @@ from types import SimpleNamespace
 
 import pytest
 
-from sslr1 import config, entry, files
+from sslr1 import config, files
 from sslr1.errors import UserError
 from sslr1.files import write_whole
-from sslr1.records import JsonLines
+from sslr1.runs.records import JsonLines
+from sslr1.setup import entry
 from tests.faults.runs import check_whole, command, finish, lines, records, same, start, wait_for
 
 

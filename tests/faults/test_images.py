@@ -12,11 +12,12 @@ from types import SimpleNamespace
 import pytest
 from PIL import Image
 
-from sslr1 import config, metrics, model
+from sslr1 import config, model
 from sslr1.data import BadImages, Decoder, ImageFolder, ImageStore, bad, headers
 from sslr1.data.scenes import scene
 from sslr1.errors import UserError
 from sslr1.run import Run
+from sslr1.runs import metrics
 from tests.data import kinds
 from tests.data.test_data import content, stream
 from tests.data.test_shards import archive

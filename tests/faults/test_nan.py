@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 
-from sslr1 import checkpoint
+from sslr1.runs import checkpoint
 from tests.faults.runs import check_whole, command, finish, records
 from tests.test_train import state
 

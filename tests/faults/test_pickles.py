@@ -11,11 +11,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from sslr1 import checkpoint, model
+from sslr1 import model
 from sslr1.errors import UserError
 from sslr1.model.load import check_folder
+from sslr1.runs import checkpoint
 from tests.conftest import ROOT
-from tests.test_learner import make_learner
+from tests.learner.test_learner import make_learner
 
 SOURCES = sorted(p for part in ("sslr1", "kernels", "bench", "examples") for p in (ROOT / part).rglob("*.py"))
 

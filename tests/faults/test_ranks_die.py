@@ -7,7 +7,7 @@ import time
 import pytest
 import torch
 
-from sslr1.model import parallel
+from sslr1 import distributed
 from tests.faults.runs import check_whole, command, finish, lines, records, same, start, wait_for
 
 
@@ -83,7 +83,7 @@ def test_a_start_does_not_see_what_the_one_before_wrote(monkeypatch):
     stores = []
     for count in "001":
         monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", count)
-        stores.append(parallel._store(1))
+        stores.append(distributed._store(1))
     stores[0].set("address", "here")
     assert stores[1].check(["address"]) and not stores[2].check(["address"])
 

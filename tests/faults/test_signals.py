@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from sslr1 import interrupt
+from sslr1.setup import interrupt
 from tests.conftest import ROOT
 from tests.faults.runs import LAUNCHERS, check_whole, command, finish, lines, records, start, wait_for
 from tests.forks import Program
@@ -151,7 +151,7 @@ def test_ctrl_c_while_torch_is_imported():
 
 def test_a_library_leaves_signals_and_threads_alone():
     """What `python -m sslr1.…` settles for its process, an import doesn't."""
-    code = "import os, signal, sslr1.interrupt, sslr1.processors; print(signal.getsignal(2), 'OMP_WAIT_POLICY' in os.environ)"
+    code = "import os, signal, sslr1.setup.interrupt, sslr1.setup.processors; print(signal.getsignal(2), 'OMP_WAIT_POLICY' in os.environ)"
     environment = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, env=environment)
     assert done.stdout == f"{signal.default_int_handler} False\n"

@@ -5,10 +5,11 @@ import json
 import pytest
 from safetensors.torch import load_file
 
-from sslr1 import checkpoint, model
+from sslr1 import model
+from sslr1.runs import checkpoint
 from tests.faults.runs import check_whole, command, finish, records
 from tests.forks import launch
-from tests.test_learner import make_groups, make_learner
+from tests.learner.test_learner import make_groups, make_learner
 
 
 def test_recorded_samples_give_the_same_step(tmp_path, tiny, photographs, seed, one_process):

@@ -6,9 +6,9 @@ import time
 
 from hypothesis import strategies as st
 
+from sslr1.evaluate.scoring import read_answer
 from sslr1.puzzles import answers
 from sslr1.puzzles.reward import RULES, Answer, score
-from sslr1.scoring import read_answer
 
 CHOICES = ("A", "B", "C", "D", "E", "F", "G", "H")
 ANSWERS = st.one_of(

@@ -2,10 +2,11 @@
 
 import torch
 
-from sslr1 import checkpoint, model
+from sslr1 import model
+from sslr1.learner.adamw import AdamWBfloat16, round_at_random
 from sslr1.model import parallel
-from sslr1.model.adamw import AdamWBfloat16, round_at_random
-from tests.test_learner import OPTIONS, make_groups, make_learner, parameters
+from sslr1.runs import checkpoint
+from tests.learner.test_learner import OPTIONS, make_groups, make_learner, parameters
 
 OPTIM = OPTIONS.optim.model_copy(update={"moments": "bfloat16"})
 

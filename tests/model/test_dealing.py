@@ -1,6 +1,6 @@
 """Groups dealt to ranks: everything once, loads within the slack, little moved."""
 
-from sslr1.model.dealing import SLACK, deal
+from sslr1.learner.dealing import SLACK, deal
 
 
 def loads(pieces, prompts, completions, ranks):

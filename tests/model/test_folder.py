@@ -10,11 +10,13 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer
 from transformers.processing_utils import ProcessorMixin
 
-from sslr1 import budget, build, checkpoint, config, export, model, ops
+from sslr1 import config, export, model, ops
 from sslr1.errors import UserError
 from sslr1.model import parallel
 from sslr1.model.tiny import CHAT_TEMPLATE, build_tiny
-from tests.test_learner import make_learner
+from sslr1.runs import checkpoint
+from sslr1.setup import budget, build
+from tests.learner.test_learner import make_learner
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 EMBEDDINGS, HEAD = "model.embed_tokens.weight", "lm_head.weight"  # in the files

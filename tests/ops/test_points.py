@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from sslr1.ops import backends, points
+from sslr1.ops import backends
+from sslr1.puzzles import points
 
 
 @pytest.fixture(params=["compiled", "plain"])

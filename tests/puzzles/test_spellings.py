@@ -2,7 +2,7 @@ r"""The two tables of spellings, judged as a person would: in the box by `score`
 
 import pytest
 
-from sslr1 import scoring
+from sslr1.evaluate import scoring
 from sslr1.puzzles.reward import Answer, score
 from tests.puzzles.spellings import OPTIONS, RIGHT, WRONG
 

@@ -1,0 +1,1 @@
+"""Held-out puzzles, benchmarks and probes."""

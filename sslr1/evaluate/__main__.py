@@ -1,0 +1,211 @@
+"""Held-out puzzles and benchmarks, answered greedily, with confidence intervals.
+
+[torchrun …] -m sslr1.evaluate WHAT [section.key=value …]                 held-out puzzles at the configuration's levels
+[torchrun …] -m sslr1.evaluate WHAT --levels all --form both              every puzzle at every level, thinking and direct
+[torchrun …] -m sslr1.evaluate WHAT --benchmark FILE.tsv [--circular]     a benchmark in VLMEvalKit's form
+python -m sslr1.evaluate --probes [FOLDER] [--count N]                    what blind solvers score on the puzzles themselves
+
+WHAT: a YAML file, a run folder (its newest checkpoint, its configuration), one of its checkpoints/step-…, or any Hugging Face
+folder. Answers are bit-equal on any number of ranks, unless rollout.batch_invariant=false is given, which is faster.
+"""
+
+import argparse
+import json
+import os
+from pathlib import Path
+
+from rich.console import Console
+
+from sslr1 import config, puzzles
+from sslr1.errors import UserError
+from sslr1.evaluate import benchmarks, probes, scoring, tables
+from sslr1.evaluate.held_out import ask_puzzles, choose, puzzle_report
+from sslr1.evaluate.logs import baseline_of, read_log, write
+from sslr1.runs import checkpoint
+from sslr1.runs.progress import Progress
+from sslr1.setup import entry, processors
+
+FORMS = {"direct": ("direct",), "thinking": ("thinking",), "both": ("direct", "thinking")}
+
+
+def locate(what) -> tuple:
+    """(configuration file or None, overrides that name the model, run folder or None) of what is to be evaluated. Raises UserError."""
+    path = Path(what)
+    if not path.is_dir():
+        return path, [], None
+    step = path.parent if path.name == "hf" and path.parent.name.startswith("step-") else path
+    if (path / "checkpoints").is_dir():
+        step = checkpoint.newest(path / "checkpoints")
+        if step is None:
+            raise UserError(f"{what} has no checkpoint yet (checkpoints/step-…)")
+    if (step / "hf").is_dir():
+        run = step.resolve().parent.parent
+        given = [f"model.path={json.dumps(str(step / 'hf'), ensure_ascii=False)}"]
+        if not (run / "config.yaml").is_file():
+            return None, given, None
+        config.of_run(run / "config.yaml")
+        return run / "config.yaml", given, run
+    if (path / "config.json").is_file():
+        return None, [f"model.path={json.dumps(what, ensure_ascii=False)}"], None
+    raise UserError(
+        f"{what} is no run folder (checkpoints/step-…), no checkpoint (hf/) and no model folder (config.json)"
+    )
+
+
+def evaluate_puzzles(arguments, console):
+    """Answer held-out puzzles and print their table."""
+    own_images = any(override.startswith("data.path=") for override in arguments.overrides)
+    with entry.one_line():
+        source, given, folder = locate(arguments.what)
+        if source is None and not own_images:
+            raise UserError(f"{arguments.what} is a model: say which images to cut puzzles out of, data.path=FOLDER")
+        keys = ("puzzle", "level", "form", "image", "epoch", "attempt", "answer", "score")
+        baseline = read_log(arguments.baseline, keys) if arguments.baseline else []
+    if folder and (own_images or not (folder / "files.txt").is_file()):
+        folder = None  # there is no list of the images that it was started with
+    overrides = ["rollout.batch_invariant=true", *given, *arguments.overrides]
+    asked = FORMS[arguments.form] if arguments.form else ()
+    with entry.built(source, overrides, folder=folder, forms=asked) as built:
+        c, progress, records = built.config.puzzles, Progress(built.world.main), []
+        names = arguments.puzzle or (puzzles.NAMES if arguments.levels else list(c.mixture))
+        forms = asked or (("thinking",) if c.thinking else ("direct",))
+        missing = []
+        for name in names:
+            for level in _levels(arguments.levels, name, c.levels[name]):
+                try:
+                    chosen = choose(built, name, level)
+                except UserError as error:  # images that can't decide one puzzle may well decide the others
+                    missing.append(f"not asked: {name}, level {level}: {error}")
+                    continue
+                mine = len(range(built.world.rank, len(chosen), built.world.size))
+                progress.start(f"{name}, level {level}", mine * len(forms))
+                records += ask_puzzles(built, forms, chosen, lambda done: progress.show(done, {}))
+        progress.stop()
+        if not records:
+            raise UserError("; ".join(missing))
+        cells = puzzle_report(records, baseline)
+        numbers = {"model": str(built.model_path), "images": str(built.evaluation.store.folder.root), "cells": cells}
+        numbers["missing"] = missing
+        if built.world.main:
+            if arguments.out:
+                write(arguments.out, numbers, records)
+            trained = {(name, c.levels[name]) for name in c.mixture} if source else set()
+            console.print(f"{built.model_path} on held-out images of {numbers['images']}, greedy", soft_wrap=True)
+            for line in built.not_read():
+                console.print(line, soft_wrap=True, highlight=False)
+            console.print(tables.puzzle_table(cells, trained))
+            for line in missing:
+                console.print(line, soft_wrap=True, highlight=False)
+            for cell in cells:
+                if baseline and "difference" not in cell:
+                    where = f"{cell['puzzle']}, level {cell['level']}, {cell['form']} form"
+                    console.print(f"not compared: {where}: {arguments.baseline} has other puzzles there, or none")
+
+
+def _levels(asked, name, own):
+    """The levels of a puzzle among those asked for; its own one in the configuration where none is."""
+    if asked is None:
+        return [own]
+    return [level for level in puzzles.LEVELS[name] if "all" in asked or str(level) in asked]
+
+
+def evaluate_benchmark(arguments, console):
+    """Answer a benchmark and print its tables."""
+    name = arguments.name or Path(arguments.benchmark).stem
+    forms = FORMS[arguments.form or "direct"]
+    with entry.one_line():
+        source, given, _ = locate(arguments.what)
+        rows = benchmarks.read(arguments.benchmark)
+        if scoring.paper_name(name) == "MMVP":
+            scoring.check_pairs(rows, arguments.benchmark)
+        asked = benchmarks.asked(rows, arguments.circular)
+        baseline = baseline_of(arguments.baseline, asked, forms) if arguments.baseline else []
+    with entry.one_line(alike=False):
+        rank, size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+        benchmarks.check_images(rows[rank::size], arguments.benchmark, processors.share())
+    overrides = ["rollout.batch_invariant=true", "data.path=none", *given, *arguments.overrides]
+    with entry.built(source, overrides, data=False, forms=forms) as built:
+        limits, records, progress = (arguments.max_pixels, arguments.max_tokens), [], Progress(built.world.main)
+        numbers = {"benchmark": name, "file": arguments.benchmark, "model": str(built.model_path)}
+        numbers |= {
+            "max_pixels": limits[0],
+            "max_tokens": limits[1],
+            "without_picture": rows.without_picture,
+            "forms": {},
+        }
+        for form in forms:
+            progress.start(f"{name}, {form}", len(asked[built.world.rank :: built.world.size]))
+            own = benchmarks.ask_benchmark(built, asked, form, *limits, lambda done: progress.show(done, {}))
+            theirs = [r for r in baseline if r["form"] == form]
+            numbers["forms"][form] = scoring.summarise(own, name, theirs)
+            records += own
+        progress.stop()
+        if built.world.main:
+            if arguments.out:
+                write(arguments.out, numbers, records)
+            console.print(f"{built.model_path} on {arguments.benchmark}, greedy", soft_wrap=True)
+            if rows.without_picture:
+                console.print(f"left out: {rows.without_picture:,} of its rows, which show no picture", soft_wrap=True)
+            for table in tables.benchmark_tables(numbers):
+                console.print(table)
+
+
+def main():
+    parser = argparse.ArgumentParser(
+        prog="python -m sslr1.evaluate", description="Accuracy on held-out puzzles and on benchmarks."
+    )
+    parser.add_argument(
+        "what", nargs="?", help="a YAML file, a run folder, a checkpoint of one, or a Hugging Face folder"
+    )
+    parser.add_argument("overrides", nargs="*", metavar="section.key=value")
+    parser.add_argument("--levels", nargs="+", choices=("all", "1", "2", "3", "4"), help="of all puzzles")
+    parser.add_argument("--puzzle", nargs="+", choices=puzzles.NAMES, help="of these")
+    parser.add_argument("--form", choices=FORMS, help="the configuration's, and direct for a benchmark, unless given")
+    parser.add_argument("--benchmark", metavar="FILE.tsv", help="a benchmark in VLMEvalKit's form")
+    parser.add_argument("--name", help="the benchmark's; the file's unless given")
+    parser.add_argument("--circular", action="store_true", help="also with the options rotated: right if all are")
+    parser.add_argument(
+        "--max-pixels", type=int, default=benchmarks.MAX_PIXELS, help="of a benchmark's question, all pictures together"
+    )
+    parser.add_argument("--max-tokens", type=int, default=benchmarks.MAX_TOKENS, help="of an answer to a benchmark")
+    parser.add_argument(
+        "--out", metavar="FILE.json", help="write the numbers there, and a log of every sample to FILE.jsonl"
+    )
+    parser.add_argument("--baseline", metavar="FILE.jsonl", help="such a log, to compare with question by question")
+    parser.add_argument(
+        "--probes",
+        nargs="?",
+        const="",
+        metavar="FOLDER",
+        help="score blind solvers on puzzles from a folder of images (procedural scenes unless given); no model is loaded; "
+        "exit status 1 if a bound does not hold",
+    )
+    parser.add_argument("--count", type=int, default=2000, help="puzzles a probe and level")
+    arguments = parser.parse_intermixed_args()
+    if arguments.probes is not None:
+        raise SystemExit(probes.report(arguments.probes or None, arguments.count, arguments.puzzle or puzzles.NAMES))
+    if arguments.count != 2000:
+        parser.error("--count goes with --probes; for held-out puzzles set eval.count")
+    if arguments.what is None:
+        parser.error("a configuration or a folder is needed, or --probes")
+    if arguments.out and not arguments.out.endswith(".json"):
+        parser.error(f"--out {arguments.out} must end in .json; the log goes beside it, with .jsonl")
+    if arguments.out:
+        try:  # now, not when all is answered
+            Path(arguments.out).parent.mkdir(parents=True, exist_ok=True)
+            Path(arguments.out).open("a").close()
+        except OSError as error:
+            parser.error(f"--out {arguments.out} can't be written: {error.strerror}")
+    if min(arguments.max_pixels, arguments.max_tokens) < 1:
+        parser.error("--max-pixels and --max-tokens are 1 or more")
+    console = Console(highlight=False, markup=False)
+    if not console.is_terminal:
+        console.width = 140
+    if arguments.benchmark:
+        evaluate_benchmark(arguments, console)
+    else:
+        evaluate_puzzles(arguments, console)
+
+
+if __name__ == "__main__":
+    main()

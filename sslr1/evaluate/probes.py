@@ -1,0 +1,391 @@
+"""Blind solvers: shortcuts by which a puzzle could be solved without seeing what is in the picture.
+
+A puzzle that such a solver answers is worthless as a reward. Each probe is scored beside chance; where a bound is stated, the
+one-sided 95 % upper limit of its score must be at most chance + 5 points. A solver gets a Case: what a model would see, plus
+where marks stand; never the answer, the plan or the source image.
+"""
+
+import itertools
+import math
+from dataclasses import dataclass
+from itertools import islice
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from sslr1 import ops, puzzles
+from sslr1.evaluate.textures import Textures
+from sslr1.ops.render import FILL
+from sslr1.puzzles.picture import Pictures
+from sslr1.puzzles.series import decidable
+from sslr1.setup import processors
+from sslr1.sums import plain_sum
+
+SLACK = 0.05
+
+
+@dataclass
+class Case:
+    """canvases: float32 [H, W, 3] arrays; choices: the valid single answers, or () for a sequence; grid: (rows, columns) of an
+    ordering puzzle; rings: places (y, x as shares of the canvas) of the rings on each canvas; rng: a NumPy generator."""
+
+    canvases: list
+    choices: tuple
+    grid: tuple
+    rings: list
+    rng: np.random.Generator
+
+
+@dataclass
+class Finding:
+    """exact: the share of `n` puzzles solved, cut from `images` images; limit: its one-sided 95 % upper limit, in which puzzles of
+    one image count as alike as they were found; bound: chance + 5 points, None where the probe is only reported; accuracy: mean
+    share of right places."""
+
+    puzzle: str
+    level: int
+    probe: str
+    n: int
+    images: int
+    chance: float
+    exact: float
+    accuracy: float
+    limit: float
+    bound: float | None
+
+    @property
+    def holds(self) -> bool:
+        return self.bound is None or self.limit <= self.bound
+
+
+def cases(images, name, level, count, seed=0, spec=None, first=0):
+    """`count` decidable puzzles as (Case, Puzzle), each image in turn in epoch after epoch; `first` is the first image's number.
+    Raises ValueError if the images give too few."""
+    form, n = puzzles.Form(spec=spec or ops.PatchSpec()), len(images)
+    tried = (puzzles.Address(name, level, seed, i // n, 0, first + i % n) for i in range(100 * count + 1000))
+    made = decidable(lambda number: images[number - first], tried, form, Pictures(images))
+    turn = -1
+    for turn, puzzle in enumerate(islice(made, count)):
+        shown = [canvas.cpu().numpy().astype(np.float32) for canvas in puzzle.render()]
+        grid = (len(puzzle.sheet), len(puzzle.sheet[0])) if name == "ordering" else ()
+        rng = ops.generator("probe", seed, name, level, turn)
+        yield Case(shown, puzzle.answer.choices, grid, puzzle.points, rng), puzzle
+    if turn + 1 < count:
+        raise ValueError(f"the images give {turn + 1} of {count} {name} puzzles of level {level}")
+
+
+def sharpness(canvas):
+    """Mean absolute Laplacian of the grey picture."""
+    g = canvas.mean(2)
+    return float(np.abs(4 * g[1:-1, 1:-1] - g[:-2, 1:-1] - g[2:, 1:-1] - g[1:-1, :-2] - g[1:-1, 2:]).mean())
+
+
+def small(canvas, n=8):
+    return F.adaptive_avg_pool2d(torch.from_numpy(canvas).permute(2, 0, 1), n).permute(1, 2, 0).numpy()
+
+
+# --- solvers: Case -> a choice (or a permutation) ---------------------------------------------------------------------
+
+
+def constant(case):
+    return case.choices[0] if case.choices else tuple(range(1, len(case.canvases) + 1))
+
+
+def at_random(case):
+    if case.choices:
+        return case.choices[int(case.rng.integers(0, len(case.choices)))]
+    return tuple(int(v) + 1 for v in case.rng.permutation(len(case.canvases)))
+
+
+def histogram(case):
+    """The candidate whose colours are distributed most like the reference's: 16 bins a channel, L1."""
+
+    def bins(canvas):
+        return np.stack([np.histogram(canvas[..., c], 16, (0, 256), density=True)[0] for c in range(3)])
+
+    reference, *others = map(bins, case.canvases)
+    return case.choices[int(np.argmin([np.abs(reference - other).sum() for other in others]))]
+
+
+def _distances(case):
+    looks = [small(canvas) for canvas in case.canvases[1:]]
+    apart = np.array([[min(np.abs(a - b).mean(), np.abs(a - b[:, ::-1]).mean()) for b in looks] for a in looks])
+    return apart
+
+
+def medoid(case):
+    return case.choices[int(np.argmin(_distances(case).sum(1)))]
+
+
+def odd_one_out(case):
+    return case.choices[int(np.argmax(_distances(case).sum(1)))]
+
+
+def in_a_pair(case):
+    """One of the two candidates that are most alike, mirrored or not."""
+    apart = _distances(case) + 1e9 * np.eye(len(case.choices))
+    return case.choices[int(case.rng.permutation(np.unravel_index(np.argmin(apart), apart.shape))[0])]
+
+
+def _by_sharpness(case, place):
+    order = np.argsort([sharpness(canvas) for canvas in case.canvases[1:]])
+    return case.choices[int(order[place(len(order))])]
+
+
+def sharpest(case):
+    return _by_sharpness(case, lambda n: n - 1)
+
+
+def middling(case):
+    """Of middling sharpness: neither enlarged nor reduced."""
+    return _by_sharpness(case, lambda n: n // 2 - int(case.rng.integers(0, 2)))
+
+
+def visible_copy(case):
+    """The candidate that is hardest to find in what is visible of the image: normalised correlation, reduced."""
+    shown = torch.from_numpy(case.canvases[0]).permute(2, 0, 1)
+    hole = (shown == FILL).all(0)
+    short = int(hole.sum().sqrt()) if hole.any() else 8
+    n = 8
+    scale = n / short
+    size = [max(n + 1, round(side * scale)) for side in shown.shape[1:]]
+    grey = F.interpolate(shown.mean(0)[None, None], size, mode="area")
+    free = F.interpolate((~hole).float()[None, None], size, mode="area")
+    patches = torch.stack([torch.from_numpy(small(c, n)).mean(2) for c in case.canvases[1:]])[:, None]
+    patches = patches - patches.mean((2, 3), keepdim=True)
+    patches = patches / patches.norm(dim=(2, 3), keepdim=True).clamp(min=1e-6)
+    ones = torch.ones(1, 1, n, n)
+    energy = F.conv2d(grey**2, ones) - F.conv2d(grey, ones) ** 2 / n**2
+    match = F.conv2d(grey, patches) / energy.clamp(min=1e-6).sqrt()
+    match = match.masked_fill(F.conv2d(free, ones) < 0.7 * n * n, -1)
+    return case.choices[int(match.amax((0, 2, 3)).argmin())]
+
+
+def continuity(case):
+    """The arrangement whose tiles continue each other best across their edges; greedy, place by place, from every start."""
+    rows, columns = case.grid
+    K = len(case.canvases)
+    right = np.array([[np.abs(a[:, -1] - b[:, 0]).mean() for b in case.canvases] for a in case.canvases])
+    below = np.array([[np.abs(a[-1] - b[0]).mean() for b in case.canvases] for a in case.canvases])
+
+    def cost(place, tile, order):
+        out = right[order[place - 1], tile] if place % columns else 0.0
+        return out + (below[order[place - columns], tile] if place >= columns else 0.0)
+
+    best, least = None, math.inf
+    starts = itertools.permutations(range(K)) if K <= 6 else [(first,) for first in range(K)]
+    for start in starts:
+        order, total = [], 0.0
+        for place in range(K):
+            left = [start[place]] if place < len(start) else [t for t in range(K) if t not in order]
+            costs = [cost(place, tile, order) for tile in left]
+            total += min(costs)
+            order.append(left[int(np.argmin(costs))])
+        if total < least:
+            best, least = order, total
+    return tuple(tile + 1 for tile in best)
+
+
+def _from_ref(case):
+    return np.linalg.norm(case.rings[1] - case.rings[0][0], axis=1)
+
+
+def nearest(case):
+    return case.choices[int(np.argmin(_from_ref(case)))]
+
+
+def farthest(case):
+    return case.choices[int(np.argmax(_from_ref(case)))]
+
+
+def central(case):
+    return case.choices[int(np.argmin(np.linalg.norm(case.rings[1] - 0.5, axis=1)))]
+
+
+def peripheral(case):
+    """Farthest from the other marks."""
+    rings = case.rings[1]
+    return case.choices[int(np.argmax(np.linalg.norm(rings - rings.mean(0), axis=1)))]
+
+
+# --- features of a rotated picture, for solvers that are fitted on one half of the puzzles and scored on the other -------
+
+
+def shape_features(case):
+    h, w = case.canvases[-1].shape[:2]
+    return [h, w, h / w]
+
+
+def border_features(case):
+    """How near the rim and the corners are to the fill colour, and how uniform."""
+    c = case.canvases[-1]
+    rim = [c[0], c[-1], c[:, 0], c[:, -1]]
+    n = max(2, len(c) // 10)
+    corners = [c[:n, :n], c[:n, -n:], c[-n:, :n], c[-n:, -n:]]
+    filled = [np.isclose(part, FILL).all(-1).mean() for part in (*rim, *corners)]
+    return [max(filled), sum(filled), np.mean([part.std() for part in corners]) / (c.std() + 1e-6)]
+
+
+def sharpness_features(case):
+    """Fine detail, alone and relative to coarser detail; by directions taken together."""
+    c = case.canvases[-1]
+    coarse = small(c, len(c) // 2)
+    fine, mid = sharpness(c), sharpness(coarse)
+    return [math.log(fine + 1), math.log(mid + 1), math.log((fine + 0.1) / (mid + 0.1)), math.log(c.std() + 1)]
+
+
+def phase_features(case):
+    """How far fine detail varies periodically from row to row, column to column and along diagonals, as it does where the
+    pixel grid of the source was met at regular intervals."""
+    g = case.canvases[-1].mean(2)
+    detail = np.abs(4 * g[1:-1, 1:-1] - g[:-2, 1:-1] - g[2:, 1:-1] - g[1:-1, :-2] - g[1:-1, 2:])
+    detail = np.minimum(detail, 4 * detail.mean() + 1e-6)
+    n = len(detail)
+    y, x = np.mgrid[0:n, 0:n]
+    lines = {
+        "rows": detail.mean(1),
+        "columns": detail.mean(0),
+        "sum": np.bincount((y + x).ravel(), detail.ravel())[n // 2 : -n // 2]
+        / np.bincount((y + x).ravel())[n // 2 : -n // 2],
+        "difference": np.bincount((y - x + n).ravel(), detail.ravel())[1:][n // 2 : -n // 2]
+        / np.bincount((y - x + n).ravel())[1:][n // 2 : -n // 2],
+    }
+    out = []
+    for line in lines.values():
+        line = np.log(line + 1e-3)
+        line = line - np.convolve(line, np.ones(9) / 9, "same")
+        spectrum = np.abs(np.fft.rfft(line[5:-5] * np.hanning(len(line) - 10)))
+        high = spectrum[len(spectrum) // 5 :]
+        out += [math.log(high.max() + 1e-6), math.log(high.max() / (np.median(high) + 1e-9) + 1e-6)]
+    return [*out, out[0] - out[4], out[2] - out[6], out[0] - out[2]]
+
+
+@dataclass
+class Fitted:
+    """Least squares from features and their products to the answers, fitted on one half of the puzzles; guesses the other's."""
+
+    features: object
+
+    def guess(self, vectors, answers, choices):
+        x = np.array(vectors, float)
+        x = (x - x.mean(0)) / (x.std(0) + 1e-9)
+        i, j = np.triu_indices(x.shape[1])
+        x = np.concatenate([np.ones((len(x), 1)), x, x[:, i] * x[:, j]], 1)
+        half = len(x) // 2
+        y = np.array([[answer.value == choice for choice in choices] for answer in answers[:half]], float)
+        weights = np.linalg.solve(x[:half].T @ x[:half] + 1e-2 * half * np.eye(x.shape[1]), x[:half].T @ y)
+        return [choices[k] for k in (x[half:] @ weights).argmax(1)]
+
+
+ALL = (1, 2, 3, 4)
+# puzzle: {probe: (solver, levels at which its bound is stated)}
+PROBES = {
+    "rotation": {
+        "aspect": (Fitted(shape_features), ALL),
+        "border": (Fitted(border_features), ALL),
+        "sharpness": (Fitted(sharpness_features), ALL),
+        "grid phase": (Fitted(phase_features), ALL),
+    },
+    "similarity": {"colour histogram": (histogram, (3, 4))},
+    "inpainting": {
+        "medoid": (medoid, (2, 3, 4)),
+        "odd one out": (odd_one_out, (2, 3, 4)),
+        "belongs to a pair": (in_a_pair, (2, 3, 4)),
+        "untouched: sharpest": (sharpest, (2, 3, 4)),
+        "untouched: middling": (middling, (2, 3, 4)),
+        "visible copy": (visible_copy, ()),
+    },
+    "ordering": {"edge continuity": (continuity, ())},
+    "correspondence": {
+        "nearest position": (nearest, ALL),
+        "farthest position": (farthest, ALL),
+        "central mark": (central, ALL),
+        "peripheral mark": (peripheral, ALL),
+    },
+}
+FOR_ALL = {"constant": (constant, ALL), "random": (at_random, ALL)}
+
+
+def probe(images, name, level, count=2000, seed=0, spec=None, only_bounded=False) -> list:
+    """Findings of every probe of a puzzle at one level on `count` puzzles (a fitted one has as many others to learn from)."""
+    probes = {**FOR_ALL, **PROBES.get(name, {})}
+    if only_bounded:
+        probes = {probe: entry for probe, entry in probes.items() if level in entry[1]}
+    fitted = {probe: solver for probe, (solver, _) in probes.items() if isinstance(solver, Fitted)}
+    answers, chances, sources, guesses = [], [], [], {probe: [] for probe in probes}
+    halves = [images[0::2], images[1::2]] if fitted else [images]  # what is learnt is scored on other images
+    for half, part in enumerate(halves):
+        for case, puzzle in cases(part, name, level, count, seed, spec, first=half * len(images)):
+            answers.append(puzzle.answer)
+            chances.append(puzzle.chance)
+            sources.append(puzzle.address.index)
+            choices = case.choices
+            for probe, (solver, _) in probes.items():
+                guesses[probe].append(solver.features(case) if probe in fitted else solver(case))
+    for probe, solver in fitted.items():
+        guesses[probe] = solver.guess(guesses[probe], answers, choices)
+    scored = answers[-count:], chances[-count:], sources[-count:]
+    return [
+        _finding(name, level, probe, found[-count:], *scored, level in probes[probe][1])
+        for probe, found in guesses.items()
+    ]
+
+
+def _finding(name, level, probe, guesses, answers, chances, sources, bounded):
+    n, chance = len(answers), plain_sum(chances) / len(chances)
+    hits = np.array([guess == answer.value for guess, answer in zip(guesses, answers)], float)
+    exact = accuracy = float(hits.mean())
+    if answers[0].kind == "sequence":
+        accuracy = plain_sum(np.mean(np.equal(guess, answer.value)) for guess, answer in zip(guesses, answers)) / n
+    _, image = np.unique(sources, return_inverse=True)
+    groups = np.bincount(image, hits - exact)  # each image is one draw: its puzzles may be guessed alike
+    limit = exact + 1.645 * float(np.linalg.norm(groups)) / n
+    bound = chance + SLACK if bounded else None
+    return Finding(name, level, probe, n, len(groups), chance, exact, float(accuracy), limit, bound)
+
+
+def pictures(folder=None) -> list:
+    """Images to probe with: up to 400 of a folder's, or 200 procedural scenes; uint8 [H, W, 3]."""
+    if folder is None:
+        from sslr1.data.scenes import scene
+
+        return [torch.from_numpy(scene(i, 320)) for i in range(200)]
+    from sslr1.data import Decoder, ImageFolder, ImageStore
+
+    store = ImageStore(ImageFolder.scan(folder), Decoder(threads=torch.get_num_threads(), max_side=768))
+    numbers = ops.generator("probes").permutation(len(store.folder))[:400].tolist()
+    return [image for image in store.get(numbers) if image is not None]
+
+
+def shown(name, images, count):
+    """What a puzzle is probed on: rotation on `texture`s, for in a photograph what is up may be seen, which is no shortcut."""
+    return Textures(range(2 * count)) if name == "rotation" else images
+
+
+def report(folder=None, count=2000, names=puzzles.NAMES) -> int:
+    """Print a table of all probes; 0 if every stated bound holds, 1 if not, 2 if the images don't do."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(
+        title=f"Blind solvers, {count} puzzles each: exact answers, and the share of right places for sequences"
+    )
+    for column in ("puzzle", "level", "probe", "chance", "exact", "95 % limit", "bound", "places"):
+        table.add_column(column, justify="left" if column in ("puzzle", "probe") else "right")
+    broken = 0
+    torch.set_num_threads(processors.threads())
+    try:
+        images = pictures(folder)
+        for name in names:
+            for level in puzzles.LEVELS[name]:
+                for f in probe(shown(name, images, count), name, level, count):
+                    bound = "" if f.bound is None else f"{f.bound:.1%}" + ("" if f.holds else " broken")
+                    cells = (f"{f.chance:.1%}", f"{f.exact:.1%}", f"{f.limit:.1%}", bound)
+                    table.add_row(name, str(level), f.probe, *cells, f"{f.accuracy:.1%}" if name == "ordering" else "")
+                    broken += not f.holds
+    except ValueError as error:
+        print(f"error: {error}")
+        return 2
+    Console(width=120).print(table)
+    return int(broken > 0)

@@ -1,0 +1,258 @@
+"""Checkpoints: written beside, flushed and renamed, so that a directory named `step-…` is always complete.
+
+    step-000100/state/   model and optimiser, sharded safetensors (torch.distributed.checkpoint), and trainer.json
+    step-000100/hf/      a complete Hugging Face folder
+
+Nothing here unpickles a file: tensors go through safetensors, the rest through JSON.
+"""
+
+import hashlib
+import json
+import os
+import re
+import shutil
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+from importlib.metadata import version
+from importlib.util import find_spec
+from pathlib import Path
+
+import torch
+import torch.distributed.checkpoint as dcp
+from safetensors import SafetensorError
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, HuggingFaceStorageWriter
+from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
+
+from sslr1 import distributed
+from sslr1.errors import UserError
+from sslr1.files import flush, open_to_all
+from sslr1.learner import MOMENTS
+from sslr1.model.folder import INDEX, SINGLE, weight_files
+
+TOKENIZER_FILES = (
+    "preprocessor_config.json",
+    "processor_config.json",
+    "video_preprocessor_config.json",
+    "chat_template.json",
+)
+OUTSIDE = (OSError, SafetensorError, CheckpointException)  # what a disk does, or the files on it
+
+
+def steps(folder) -> list:
+    """The complete checkpoints of a folder, paths in the order of their steps."""
+    found = [p for p in Path(folder).glob("step-*") if re.fullmatch(r"step-\d{6,}", p.name) and p.is_dir()]
+    return sorted(found, key=lambda path: int(path.name[5:]))
+
+
+def newest(folder) -> Path | None:
+    """The complete checkpoint of the highest step, None if there is none."""
+    return (steps(folder) or [None])[-1]
+
+
+def _state(policy, optimizer=None) -> dict:
+    """Flat tensors by name: `model.<name>` and, with an optimiser, its moments and step counts."""
+    state = {f"model.{name}": p.detach() for name, p in policy.model.named_parameters()}
+    if optimizer is not None:
+        for name, p in policy.model.named_parameters():
+            moments = optimizer.state.get(p)
+            if moments:
+                state |= {f"optimizer.{name}.{m}": moments[m] for m in (*MOMENTS, "step")}
+    return state
+
+
+def save(*arguments, **options) -> Path:
+    """Take a checkpoint and wait until it is written. As `snapshot`."""
+    return snapshot(*arguments, copy=False, **options)()
+
+
+def snapshot(
+    folder,
+    step,
+    *,
+    learner,
+    sampler,
+    tokenizer,
+    source,
+    trainer: dict,
+    world,
+    keep=2,
+    also=(),
+    records=(),
+    group=None,
+    copy=True,
+):
+    """Copy the state of this moment to the host's memory; all ranks call it. Returns the function that writes the copy
+    to `folder`/step-NNNNNN and returns that path, for all ranks to call, on any thread if `group` is used for nothing else.
+    Without `copy` it writes the state that it finds when it is called. Snapshots before it must have been written: what lies there
+    unfinished is cleared away.
+
+    sampler: the engine's plain model, equal to the learner's in its compute dtype, which becomes hf/. source: the model
+    folder whose processor files go along. trainer: JSON-able state. records: files to be flushed before the checkpoint
+    counts, since a run that goes on from it wants their lines up to its step.
+
+    Afterwards the `keep` newest and those of the steps `also` are kept, older ones removed. What can't be written (a full disk) is a
+    UserError on all ranks, worded on one of them; earlier checkpoints are then as they were.
+    """
+    folder = Path(folder)
+    final, partial = folder / f"step-{step:06d}", folder / f"partial-{step:06d}"
+    counters = {name: getattr(learner, name) for name in ("step_number", "skipped", "skipped_in_a_row")}
+    trainer = {**trainer, "learner": {**counters, "optimizer": bool(learner.optimizer.state)}}
+    text = json.dumps(trainer, indent=2) + "\n"
+    state, weights, problem = _state(learner.policy, learner.optimizer), None, None
+    if copy:
+        state = DefaultStager(StagingOptions(False, False, False, False)).stage(state)
+        weights = _copies(sampler) if world.main else None
+
+    def prepare():
+        for left in folder.glob("partial-*"):  # by a run that was killed while it wrote
+            shutil.rmtree(left, ignore_errors=True)
+        (partial / "state").mkdir(parents=True)
+        _save_small(partial / "hf", tokenizer, source)  # not on the thread: tokenizers serve one at a time
+
+    def finish():
+        (partial / "state" / "trainer.json").write_text(text, encoding="utf-8")
+        sampler.save_pretrained(partial / "hf", state_dict=weights)
+        open_to_all([path for path in partial.rglob("*") if path.is_file()], partial)
+        for path in (*partial.rglob("*"), partial, *(path for path in records if path.exists())):
+            flush(path)
+        if final.exists():
+            _remove(final)
+        os.replace(partial, final)
+        flush(folder)
+        for old in steps(folder)[:-keep]:
+            if old.name not in {f"step-{each:06d}" for each in also}:
+                _remove(old)
+
+    def attempt(work):
+        try:
+            work()
+        except OUTSIDE as error:
+            return (
+                f"checkpoint {final} could not be written: {_reason(error)}. Earlier ones are whole; when that is mended, start "
+                "the same command again"
+            )
+
+    def write():
+        _agree(problem, world, group)
+        writer = HuggingFaceStorageWriter(str(partial / "state"), save_distributed=True)
+        failed = attempt(lambda: dcp.save(state, storage_writer=writer, process_group=group))  # the same on all ranks
+        if world.main:
+            failed = failed or attempt(finish)
+            if failed:
+                shutil.rmtree(partial, ignore_errors=True)
+        _agree(failed, world, group)
+        return final
+
+    if world.main:
+        problem = attempt(prepare)
+    return write
+
+
+class Background:
+    """Writes snapshots on a thread while training goes on, one at a time."""
+
+    def __init__(self):
+        self._worker, self._writing = ThreadPoolExecutor(1, "checkpoint"), None
+
+    def put(self, write) -> None:
+        """Start writing. Waits for, and raises the error of, the one before."""
+        self.wait()
+        self._writing = self._worker.submit(write)
+
+    def failed(self) -> bool:
+        return self._writing is not None and self._writing.done() and self._writing.exception() is not None
+
+    def wait(self) -> None:
+        """Until what was put is written. Raises what writing it raised."""
+        writing, self._writing = self._writing, None
+        if writing is not None:
+            writing.result()
+
+    def close(self) -> None:
+        """Until what was put is written or has failed."""
+        self._worker.shutdown()
+
+
+def _agree(problem, world, group):
+    """Raise a UserError on all ranks if any has a problem: its words on the first of those, none elsewhere."""
+    first = int(distributed.all_reduce(torch.tensor(world.rank if problem else world.size), "min", group))
+    if first < world.size:
+        raise UserError(problem if first == world.rank else "")
+
+
+def _reason(error) -> str:
+    if isinstance(error, CheckpointException):
+        error = next(iter(error.failures.values()))[0]
+    return " ".join((getattr(error, "strerror", None) or str(error) or type(error).__name__).split())
+
+
+def _copies(model) -> dict:
+    """A model's state in the host's memory; names that share a tensor share the copy."""
+    copies = {}
+    return {
+        name: copies.get(tensor.data_ptr())
+        if tensor.data_ptr() in copies
+        else copies.setdefault(tensor.data_ptr(), tensor.detach().to("cpu", copy=True))
+        for name, tensor in model.state_dict().items()
+    }
+
+
+def _remove(path):
+    """Under another name first: a kill on the way leaves no half of a step-…."""
+    doomed = path.with_name(f"partial-{path.name}")
+    shutil.rmtree(doomed, ignore_errors=True)
+    os.replace(path, doomed)
+    shutil.rmtree(doomed, ignore_errors=True)
+
+
+def save_hf(folder, model, tokenizer, source) -> None:
+    """A complete Hugging Face folder: weights, config, generation config, tokenizer and `source`'s processor files. Weights that lay
+    there in another layout are not read any more: transformers leaves a single file under shards, and goes on reading it."""
+    folder = Path(folder)
+    for name in (SINGLE, INDEX):
+        (folder / name).unlink(missing_ok=True)
+    model.save_pretrained(folder)
+    _save_small(folder, tokenizer, source)
+    open_to_all(weight_files(folder), folder)
+
+
+def _save_small(folder, tokenizer, source):
+    tokenizer.save_pretrained(folder)
+    for name in TOKENIZER_FILES:
+        file, target = Path(source) / name, folder / name
+        if file.is_file() and not (target.exists() and file.samefile(target)):
+            shutil.copyfile(file, target)
+
+
+def load(path, *, learner) -> dict:
+    """Fill the learner's policy and optimiser from a checkpoint, written at any world size; returns the trainer's state.
+    Raises UserError for one that can't be read."""
+    path = Path(path) / "state"
+    try:
+        trainer = json.loads((path / "trainer.json").read_text(encoding="utf-8"))
+        counters = trainer["learner"]
+        if counters["optimizer"]:
+            for p in (p for group in learner.optimizer.param_groups for p in group["params"]):
+                learner.optimizer.state[p] = learner.empty_state(p)
+        state = _state(learner.policy, learner.optimizer)
+        dcp.load(state, storage_reader=HuggingFaceStorageReader(str(path)))
+    except (*OUTSIDE, json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
+        words = (
+            f"{path} can't be read ({_reason(error)}): move {path.parent} away to go on from the checkpoint before it"
+        )
+        raise UserError(words if learner.world.main else "") from None
+    for name in ("step_number", "skipped", "skipped_in_a_row"):
+        setattr(learner, name, counters.get(name, 0))
+    return trainer
+
+
+@cache
+def versions() -> dict:
+    """The code that writes checkpoints: this package with a hash of its files, and the libraries that compute."""
+    digest = hashlib.blake2b(digest_size=4)
+    for package in ("sslr1", "sslr1.kernels"):
+        for place in find_spec(package).submodule_search_locations:
+            for path in sorted(p for p in Path(place).rglob("*") if p.suffix in (".py", ".so")):
+                digest.update(path.read_bytes())
+    return {"sslr1": f"{version('sslr1')}+{digest.hexdigest()}", **{n: version(n) for n in ("torch", "transformers")}}

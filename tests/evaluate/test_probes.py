@@ -1,0 +1,109 @@
+"""Blind solvers: bounded on the puzzles, and able to find a shortcut where there is one."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from sslr1 import puzzles
+from sslr1.evaluate import probes
+from sslr1.evaluate.textures import Textures, texture
+from sslr1.puzzles import correspondence, rotation
+from tests.forks import launch
+
+CASES = [(name, level) for name in puzzles.NAMES for level in (1, 2, 3, 4)]
+
+
+@pytest.fixture(scope="module")
+def images():
+    from sslr1.data.scenes import scene
+
+    return [torch.from_numpy(scene(i, 320)) for i in range(200)]
+
+
+@pytest.fixture(scope="module")
+def textures():
+    return [texture(i) for i in range(200)]
+
+
+def bounded(findings, errors=0.0):
+    for f in findings:
+        room = errors * math.sqrt(f.chance * (1 - f.chance) / f.n)
+        assert f.bound is None or f.limit <= f.bound + room, f
+
+
+@pytest.mark.parametrize("name", puzzles.NAMES)
+@pytest.mark.parametrize("level", [pytest.param(n, marks=[pytest.mark.slow] * (n != 3)) for n in (1, 2, 3, 4)])
+def test_bounds(images, textures, seed, name, level):
+    """On 200 puzzles, with room for their scatter, and where chance has those go wrong on 1,000 others; the thousands are for
+    `make test-slow`."""
+    shown = textures if name == "rotation" else images
+    try:
+        bounded(probes.probe(shown, name, level, 200, seed, only_bounded=True), errors=4)
+    except AssertionError:
+        shown = probes.shown(name, images, 1000)
+        bounded(probes.probe(shown, name, level, 1000, seed + 1, only_bounded=True), errors=4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name, level", CASES)
+def test_bounds_on_thousands(name, level, seed):
+    shown = probes.shown(name, probes.pictures(), 2000)
+    bounded(probes.probe(shown, name, level, 2000, seed, only_bounded=True))
+
+
+def test_probes_find_the_shortcuts_they_are_for(images, textures, monkeypatch):
+    """Without what keeps a puzzle honest, its probe finds out."""
+
+    def score(shown, name, level, probe, count=300):
+        (found,) = (f for f in probes.probe(shown, name, level, count) if f.probe == probe)
+        return found
+
+    monkeypatch.setattr(rotation, "OFFSETS", ((0.0, 0.0),))  # the pixel grid's pattern shows
+    assert not score(textures, "rotation", 3, "grid phase", 600).holds
+    monkeypatch.setattr(correspondence, "_assign", nearest_assign)
+    assert score(images, "correspondence", 2, "nearest position").exact > 0.6
+
+
+def nearest_assign(draw, spots, places, image, first):
+    """As if view 1 were put anywhere: REF stands where its point does in view 2."""
+    truth = int(draw.integers(0, len(spots)))
+    return truth, places[truth].clip(0.1, 0.9), spots, places
+
+
+def test_limits_are_over_images(draw):
+    """400 puzzles of 400 images have the binomial's limit; of 40 images that are each guessed alike, that of 40 draws."""
+    answers = [puzzles.Answer("choice", "A", tuple("AB"))] * 400
+    right = draw.integers(0, 2, 40).repeat(10)
+    guesses = ["BA"[hit] for hit in right]
+    alone, alike = (
+        probes._finding("rotation", 1, "made up", guesses, answers, [0.5] * 400, sources, True)
+        for sources in (range(400), [n // 10 for n in range(400)])
+    )
+    p, n = alone.exact, alone.n
+    assert (p, n, alone.images, alike.images) == (right.mean(), 400, 400, 40)
+    assert alone.limit == pytest.approx(p + 1.645 * math.sqrt(p * (1 - p) / 400))
+    assert alike.limit == pytest.approx(p + 1.645 * math.sqrt(p * (1 - p) / 40))
+
+
+def test_textures_are_drawn_when_asked_for():
+    some = Textures(range(10))[1::2]
+    assert len(some) == 5 and torch.equal(some[2], texture(5)) and not torch.equal(some[1], some[2])
+    through = [Textures(range(9), jpeg)[3] for jpeg in (None, "4:4:4", "4:2:0")]
+    assert torch.equal(through[0], texture(3))
+    apart = [(a.float() - b.float()).abs().mean() for a, b in ((through[0], through[1]), (through[1], through[2]))]
+    assert all(0 < difference < 10 for difference in apart), apart
+
+
+def test_visible_copies_and_edges_are_found(images):
+    assert next(f for f in probes.probe(images, "ordering", 1, 100) if f.probe == "edge continuity").exact > 0.5
+    case = probes.Case([np.zeros((84, 84, 3), np.float32)] * 5, tuple("ABCD"), (), [], np.random.default_rng(0))
+    assert probes.visible_copy(case) in "ABCD"
+
+
+def test_the_command_says_so_when_images_do_not_do(tmp_path):
+    done = launch("sslr1.evaluate", "--probes", tmp_path, check=False)
+    assert done.returncode == 2 and "holds no images" in done.stdout + done.stderr
+    assert json.dumps(done.stdout).count("Traceback") == 0

@@ -1,0 +1,160 @@
+"""The planner's arithmetic against what a learner holds, and its command."""
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+from sslr1 import config, model, ops
+from sslr1.model import parallel
+from sslr1.ops.chunks import default_height
+from sslr1.rollout.cache import GroupCache
+from sslr1.setup import budget, entry
+from tests.forks import launch
+from tests.learner.test_learner import make_groups, make_learner
+from tests.model.test_load import PUBLISHED, published
+
+ROOT = Path(__file__).parent.parent.parent
+
+
+@pytest.mark.parametrize("frozen, moments", [("none", "float32"), ("none", "bfloat16"), ("vision", "float32")])
+def test_equal_to_what_a_learner_holds(any_tiny, photographs, seed, one_process, frozen, moments):
+    tree = {"model": {"path": "m", "frozen": frozen}, "data": {"path": "d"}, "optim": {"moments": moments}}
+    settings = config.check(tree)
+    lines, _ = budget.plan(settings, any_tiny, 1, device="cpu")
+    planned = {line.what: line.gb * 1e9 for line in lines}
+    learner, weights = make_learner(any_tiny, one_process, frozen=frozen, optim=settings.optim)
+    held = {}
+
+    def bytes_of(tensors):
+        return sum(parallel.local(t).numel() * t.element_size() for t in tensors)
+
+    zero = learner.optimizer.zero_grad
+    parameters = list(learner.policy.parameters())
+
+    def measured(**options):
+        held["gradients"] = bytes_of(p.grad for p in parameters if p.grad is not None)
+        zero(**options)
+
+    learner.optimizer.zero_grad = measured
+    learner.step(*make_groups(any_tiny, photographs, seed))
+    held["weights"] = bytes_of(parameters)
+    held["AdamW's moments"] = bytes_of(
+        s[m] for s in learner.optimizer.state.values() for m in ("exp_avg", "exp_avg_sq")
+    )
+    for what, size in held.items():
+        assert size == pytest.approx(planned[what], rel=1e-9), what
+    assert weights.shared and planned["sampler's weights"] == 0
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_activations_are_what_a_forward_pass_keeps(any_tiny, photographs, seed, dtype):
+    """But for the CPU's attention, which keeps masks and each key and value once a query head, where flash kernels don't."""
+    of_token, of_patch = budget.activations(model.skeleton(any_tiny), dtype)
+    network = model.load_model(any_tiny, dtype)
+    policy = model.Policy(network)
+    groups, _ = make_groups(any_tiny, photographs, seed)
+    packed = model.pack(groups, **policy.pack_options)
+    with budget.kept_bytes(network) as kept:
+        policy(packed, lambda hidden, head: (hidden.sum(),))
+    inner = network.model
+    planned = of_token * len(packed.input_ids) * len(inner.language_model.layers)
+    planned += of_patch * len(packed.pixel_values) * len(inner.visual.blocks)
+    assert 0.8 * sum(kept.values()) < planned < 1.02 * sum(kept.values())
+    model.freeze(frozen := model.skeleton(any_tiny), "vision")
+    assert budget.activations(frozen, dtype) == (of_token, 0)
+
+
+def test_shares_add_up(tiny):
+    settings = {"model": {"path": "m"}, "data": {"path": "d"}, "rollout": {"prompts": 16}}
+    one = {line.what: line.gb for line in budget.plan(config.check(settings), tiny, 1)[0]}
+    eight, traffic = budget.plan(config.check(settings), tiny, 8)
+    eight = {line.what: line.gb for line in eight}
+    for what in ("weights", "gradients", "AdamW's moments"):
+        assert eight[what] == pytest.approx(one[what] / 8)
+    assert eight["sampler's weights"] == one["sampler's weights"] > 0
+    network, line = (
+        model.skeleton(tiny),
+        next(x for x in budget.plan(config.check(settings), tiny, 1)[0] if "activ" in x.what),
+    )
+    tokens, layers, patches, blocks = (int(n.replace(",", "")) for n in re.findall(r"[\d,]*\d", line.how)[:4])
+    of_token, of_patch = budget.activations(network, torch.bfloat16)
+    assert (tokens, layers, blocks) == (16384, 2, 2)
+    assert line.gb * 1e9 == pytest.approx(tokens * layers * of_token + patches * blocks * of_patch)
+    copies, between = budget.plan(config.check(settings | {"train": {"replicate": 2}}), tiny, 8)
+    assert {line.what: line.gb for line in copies}["weights"] == pytest.approx(one["weights"] / 4)
+    assert [line.gb for line in traffic if "copies" in line.what] == [0]
+    assert next(line.gb for line in between if "copies" in line.what) > 0
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_published_sizes_on_eight_gpus(tmp_path, tiny, name):
+    folder, count = published(tmp_path / "model", tiny, name)
+    settings = config.load(ROOT / "configs" / f"{name}.yaml")
+    memory, traffic = budget.plan(settings, folder, 8)
+    found = {line.what: line.gb * 1e9 for line in [*memory, *traffic]}
+    assert found["weights"] == pytest.approx(4 * count / 8)
+    assert found["sampler's weights"] == pytest.approx(2 * count)
+    assert found["weights gathered, a micro-batch"] == pytest.approx(2 * 2 * count * 7 / 8)
+    assert budget.peak(memory) < 80
+    assert "at most" in budget.report(settings, folder, 8)
+
+
+def test_one_gpu_is_enough_for_3b(tmp_path, tiny):
+    folder, count = published(tmp_path / "model", tiny, "qwen2.5-vl-3b")
+    settings = config.load(ROOT / "configs" / "qwen2.5-vl-3b-one-gpu.yaml")
+    memory, _ = budget.plan(settings, folder, 1)
+    assert {line.what: line.gb for line in memory}["AdamW's moments"] == pytest.approx(2 * 2 * count / 1e9)
+    assert budget.peak(memory) < 0.85 * 80
+
+
+def test_what_excludes_each_other_is_not_added(tiny):
+    settings = config.check({"model": {"path": "m"}, "data": {"path": "d"}})
+    memory, _ = budget.plan(settings, tiny, 2)
+    of = {when: sum(line.gb for line in memory if line.when == when) for when in {line.when for line in memory}}
+    assert set(of) == {"always", "learner", "forward", "reduce", "rollout"}
+    assert budget.peak(memory) == pytest.approx(of["always"] + of["learner"] + max(of["forward"], of["reduce"]))
+    whole = next(line.gb * 1e9 for line in memory if line.what == "whole gradients of the rest")
+    network = model.skeleton(tiny).model
+    blocks = [p for b in (*network.visual.blocks, *network.language_model.layers) for p in b.parameters()]
+    rest = sum(p.numel() for p in network.parameters()) - sum(p.numel() for p in blocks)
+    assert whole == pytest.approx(
+        rest * (4 + max(2, 4 / 2))
+    )  # a float32 input, and the bfloat16 gradients or the float32 half
+
+
+def test_height_is_what_the_loss_takes(monkeypatch):
+    seen = []
+    inner = ops.row_loss.row_loss
+    monkeypatch.setattr(
+        ops.row_loss, "row_loss", lambda logits, *rest: seen.append(len(logits)) or inner(logits, *rest)
+    )
+    N = 300
+    hidden, head = torch.randn(N, 8, requires_grad=True), torch.randn(11, 8)
+    tokens = torch.randint(0, 11, (N,))
+    ops.grpo_loss(hidden, head, tokens, torch.arange(N) // 100, torch.tensor([[0.0, 1.0, 0.5]]), entropy_coef=0.1)
+    assert set(seen) == {default_height(N, 8, "cpu")}
+
+
+def test_the_command(tmp_path, capsys):
+    done = launch("sslr1.train", "configs/tiny.yaml", "--plan", 8, f"log.dir={tmp_path}")
+    assert "at most" in done.stdout and not list(tmp_path.glob("*/metrics.jsonl"))
+    with pytest.raises(SystemExit) as ended:
+        entry.plan(ROOT / "configs" / "tiny.yaml", [], 7)
+    assert ended.value.code == 2 and capsys.readouterr().err.startswith("error: --plan 7")
+
+
+def test_the_rollouts_buffers_are_what_is_planned(any_tiny):
+    rollout = {"prompts": 24, "group_size": 4, "wave_rows": 18, "max_tokens": 7}
+    settings = config.check({"model": {"path": "m"}, "data": {"path": "d"}, "rollout": rollout})
+    planned = {line.what: line for line in budget.plan(settings, any_tiny, 2, device="cpu")[0]}
+    line = planned["rollout's cache"]
+    longest = int(line.how.split()[-1])
+    groups = 6  # half as many again as the 4 whose rows decode together; this rank has 12
+    assert f"{groups * 4} samples x 7 tokens, {groups} prompts" in line.how
+    text = model.skeleton(any_tiny).config.text_config
+    held = GroupCache(text, groups, longest, 4, 7, torch.float32, "meta")
+    size = sum(x.nbytes for x in (held.prompt_k, held.prompt_v, held.own_k, held.own_v))
+    assert line.gb * 1e9 == pytest.approx(size, rel=1e-9)
+    assert planned["rollout's logits"].gb * 1e9 == pytest.approx(2 * 16 * text.vocab_size * 4)
