@@ -6,7 +6,6 @@ import shutil
 import pytest
 
 from sslr1 import config
-from sslr1.config import file
 from sslr1.config.settings import Section
 from sslr1.runs import checkpoint
 from tests.faults.runs import command, finish
@@ -54,7 +53,7 @@ def changed(key, field, value):
     """A config where one setting has another value than the default."""
     if key in OTHER:
         value = OTHER[key]
-    elif choices := [v for v in file._literals(field.annotation) if isinstance(v, str)]:
+    elif choices := [v for v in config.file._literals(field.annotation) if isinstance(v, str)]:
         value = next(v for v in choices if v != value)
     elif isinstance(value, bool):
         value = not value

@@ -85,7 +85,7 @@ def _fitting(annotation):
     """Values that a setting of this type is likely to take."""
     text = str(annotation)
     if "Literal" in text:
-        return st.sampled_from(config._literals(annotation))
+        return st.sampled_from(config.file._literals(annotation))
     if "dict" in text:
         return st.dictionaries(st.sampled_from(["rotation", "ordering", "similarity"]), st.integers(1, 4), max_size=3)
     if "tuple" in text:
