@@ -10,6 +10,7 @@ import torch
 from sslr1.model import parallel
 from sslr1.ops import keys
 
+MOMENTS = ("exp_avg", "exp_avg_sq")  # as torch's AdamW names them
 SLICE = 1 << 24  # elements whose moments are float32 at a time
 
 
@@ -31,7 +32,7 @@ class AdamWBfloat16(torch.optim.Optimizer):
                 state = self.state[p]
                 if not state:
                     state["step"] = torch.zeros(())
-                    for name in ("exp_avg", "exp_avg_sq"):
+                    for name in MOMENTS:
                         state[name] = torch.zeros_like(p, dtype=torch.bfloat16)
                 state["step"] += 1
                 step = int(state["step"])

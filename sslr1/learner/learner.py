@@ -9,11 +9,10 @@ import torch
 
 from sslr1 import distributed, ops
 from sslr1.learner import dealing
-from sslr1.learner.adamw import AdamWBfloat16
+from sslr1.learner.adamw import MOMENTS, AdamWBfloat16
 from sslr1.model import cost, pack, parallel, split
 from sslr1.sums import plain_sum
 
-MOMENTS = ("exp_avg", "exp_avg_sq")  # as torch's AdamW names them
 METRICS = {  # of an update, by the names of its statistics
     "loss": "loss",
     "policy_loss": "policy_loss",

@@ -27,7 +27,7 @@ from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
 from sslr1 import distributed
 from sslr1.errors import UserError
 from sslr1.files import flush, open_to_all
-from sslr1.learner import MOMENTS
+from sslr1.learner.adamw import MOMENTS
 from sslr1.model.folder import INDEX, SINGLE, weight_files
 
 TOKENIZER_FILES = (
