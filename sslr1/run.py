@@ -12,7 +12,7 @@ import torch
 from sslr1 import config, distributed, ops, puzzles
 from sslr1.data import BadImages
 from sslr1.errors import UserError
-from sslr1.evaluate import Evaluator
+from sslr1.evaluate.held_out import Evaluator
 from sslr1.files import write_whole
 from sslr1.learner import Learner
 from sslr1.model import cost
