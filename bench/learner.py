@@ -99,9 +99,9 @@ def update(shape, sizes):
         return case.learner.step(alone, rewards.reshape(-1, 1), advantages=advantages)
 
     def check(mine, theirs):
-        assert mine["tokens"] == rewards.numel() * case.new and mine["grad_norm"] > 0
+        assert mine.tokens == rewards.numel() * case.new and mine.metrics["grad_norm"] > 0
         if theirs:
-            assert theirs["tokens"] == mine["tokens"]
-            assert abs(mine["grad_norm"] - theirs["grad_norm"]) <= 0.02 * theirs["grad_norm"]
+            assert theirs.tokens == mine.tokens
+            assert abs(mine.metrics["grad_norm"] - theirs.metrics["grad_norm"]) <= 0.02 * theirs.metrics["grad_norm"]
 
-    return Sides(ours=ours, peer=peer, check=check, facts=lambda mine: {"flops": mine["flops"]})
+    return Sides(ours=ours, peer=peer, check=check, facts=lambda mine: {"flops": mine.flops})

@@ -89,12 +89,12 @@ class PhasedStep:
             "phases_s": seconds,
             "tokens_s": {
                 "drawn, of generate": drawn / seconds["generate"],
-                "computed, of learn": learned["computed"] / seconds["learn"],
+                "computed, of learn": learned.computed / seconds["learn"],
                 "drawn, of the step": drawn / whole,
             },
-            "learn": {"s": seconds["learn"], "flops": learned["flops"]},
-            "gap_to_sampler": learned["sampling/logp_difference/mean"],
-            "grad_norm": learned["grad_norm"],
+            "learn": {"s": seconds["learn"], "flops": learned.flops},
+            "gap_to_sampler": learned.metrics["sampling/logp_difference/mean"],
+            "grad_norm": learned.metrics["grad_norm"],
             "planned_gb": case.planned_gb(),
         } | ({"peak_gb": max(peaks), "peak_gb_generate": peaks[2]} if peaks else {})
 
@@ -144,7 +144,7 @@ def against_trl(shape, sizes, mode):
 
     def check(mine, theirs):
         groups, found = mine
-        assert math.isfinite(found["loss"]) and found["grad_norm"] > 0
+        assert math.isfinite(found.metrics["loss"]) and found.metrics["grad_norm"] > 0
         assert [len(s.tokens) for group in groups for s in group.samples] == [NEW] * case.prompts * G
         if theirs is None:
             return
@@ -158,7 +158,9 @@ def against_trl(shape, sizes, mode):
         found = case.learner.step(groups, torch.tensor(seen["rewards"]).view(case.prompts, G))
         near = 1e-3 if case.dtype == torch.float32 else 0.05
         assert (
-            math.isfinite(norm) and abs(found["grad_norm"] - norm) <= near * norm and abs(found["loss"] - loss) <= near
+            math.isfinite(norm)
+            and abs(found.metrics["grad_norm"] - norm) <= near * norm
+            and abs(found.metrics["loss"] - loss) <= near
         )
         assert [len(ids) for ids in seen["tokens"]] == [NEW] * case.prompts * G
 

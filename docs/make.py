@@ -63,7 +63,7 @@ def bounds(field) -> str:
 
 
 def default(field) -> str:
-    if field.is_required():
+    if field.is_required() or (field.default is None and field.annotation is str):
         return "**required**"
     value = list(field.default) if isinstance(field.default, tuple) else field.default
     return "null" if value is None else f"`{str(value).lower() if isinstance(value, bool) else value}`"

@@ -5,6 +5,8 @@ Meant for models that can't produce a boxed answer at all, such as the tiny one 
     torchrun … -m sslr1.warmup CONFIG OUT [section.key=value …]     writes the warmed-up model to the folder OUT
 """
 
+from contextlib import closing
+
 import torch
 
 from sslr1 import puzzles
@@ -17,18 +19,18 @@ from sslr1.runs.progress import Progress
 THOUGHT = "Let me look."
 
 
-def warm_up(built, progress=None, stopping=lambda: False) -> bool:
+def warm_up(session, progress=None, stopping=lambda: False) -> bool:
     """`train.warmup.steps` updates towards `train.warmup.answers`; the sampler's weights follow at the end. Returns whether it got
     there: `stopping`, asked on all ranks before each step, ends it. progress: a `Progress` to show them on."""
-    config = built.config
+    config = session.config
     options = config.train.warmup
     progress = progress or Progress(False)
     optim = config.optim.model_copy(update={"lr": options.lr, "warmup_steps": 5, "schedule": "constant"})
     plain = {"loss_type": "dapo", "entropy_coef": 0.0, "kl_coef": 0.0, "updates": 1}
     loss = config.loss.model_copy(update=plain)
     learner = Learner(
-        built.policy,
-        built.world,
+        session.policy,
+        session.world,
         optim=optim,
         loss=loss,
         temperature=1.0,
@@ -36,34 +38,31 @@ def warm_up(built, progress=None, stopping=lambda: False) -> bool:
         token_budget=config.train.token_budget,
         steps=options.steps,
     )
-    stream = built.stream(options.batch, _levels(config))
     progress.start("format warm-up" if options.answers == "random" else "warm-up", options.steps)
-    for step in range(options.steps):
-        if stopping():
-            progress.stop()
-            stream.close()
-            return False
-        batch = stream.get(step)
-        groups = []
-        for prompt, name, answer in zip(batch.prompts, batch.puzzles.names, batch.puzzles.answers):
-            rng = keys.generator("warmup", config.train.seed, step, prompt.id)
-            right = options.answers == "right" and name in (options.right_for or [name])
-            content = answer.text if right else random_answer_text(answer, rng)
-            text = f"\\boxed{{{content}}}"
-            if config.puzzles.thinking:
-                text = f"<think>{THOUGHT}</think>{text}".removeprefix(built.opening)
-            tokens = torch.tensor(
-                built.tokenizer(text, add_special_tokens=False)["input_ids"] + [built.tokenizer.eos_token_id]
-            )
-            groups.append(Group(prompt, [Sample(tokens, torch.zeros(len(tokens)), text, "stop")]))
-        ones = torch.ones(len(groups), 1)
-        learned = learner.step(
-            groups, ones, advantages=ones
-        )  # advantage 1 everywhere makes the loss's gradient that of -log-prob
-        progress.show(step + 1, {"entropy": learned["entropy"]})
+    with closing(session.stream(options.batch, _levels(config))) as stream:
+        for step in range(options.steps):
+            if stopping():
+                progress.stop()
+                return False
+            batch = stream.get(step)
+            groups = []
+            for prompt, name, answer in zip(batch.prompts, batch.puzzles.names, batch.puzzles.answers):
+                rng = keys.generator("warmup", config.train.seed, step, prompt.id)
+                right = options.answers == "right" and name in (options.right_for or [name])
+                content = answer.text if right else random_answer_text(answer, rng)
+                text = f"\\boxed{{{content}}}"
+                if config.puzzles.thinking:
+                    text = f"<think>{THOUGHT}</think>{text}".removeprefix(session.opening)
+                tokens = torch.tensor(
+                    session.tokenizer(text, add_special_tokens=False)["input_ids"] + [session.tokenizer.eos_token_id]
+                )
+                groups.append(Group(prompt, [Sample(tokens, torch.zeros(len(tokens)), text, "stop")]))
+            ones = torch.ones(len(groups), 1)
+            # advantage 1 everywhere makes the loss's gradient that of -log-prob
+            learned = learner.step(groups, ones, advantages=ones)
+            progress.show(step + 1, {"entropy": learned.metrics["entropy"]})
     progress.stop()
-    stream.close()
-    built.weights.refresh(built.policy)
+    session.weights.refresh(session.policy)
     return True
 
 
@@ -94,10 +93,10 @@ def main():
     parser.add_argument("out", help="folder for the warmed-up model")
     parser.add_argument("overrides", nargs="*", metavar="section.key=value")
     arguments = parser.parse_args()
-    with entry.built(arguments.config, arguments.overrides) as built:
-        warm_up(built, Progress(built.world.main))
-        if built.world.main:
-            checkpoint.save_hf(Path(arguments.out), built.weights.model, built.tokenizer, built.model_path)
+    with entry.session(arguments.config, arguments.overrides) as session:
+        warm_up(session, Progress(session.world.main))
+        if session.world.main:
+            checkpoint.save_hf(Path(arguments.out), session.weights.model, session.tokenizer, session.model_path)
             print(arguments.out)
 
 

@@ -46,7 +46,7 @@ def two_steps(folder, world, options, groups, rewards):
     assert weights.shared == (world.size == 1)
     bf16 = SamplerWeights(model.load_model(folder), torch.bfloat16).attach(learner.policy, world)
     assert not bf16.shared and all(torch.equal(p, whole[n].bfloat16()) for n, p in bf16.model.named_parameters())
-    numbers = [found["loss"], found["grad_norm"], found["entropy"], found["tokens"]]
+    numbers = [*(found.metrics[name] for name in ("loss", "grad_norm", "entropy")), found.tokens]
     return {"numbers": torch.tensor(numbers, dtype=torch.float64), **whole}
 
 
@@ -58,7 +58,7 @@ def updates_with_a_reference(folder, world, options, groups, rewards):
     learner.step(groups, rewards)
     found = learner.step(groups, rewards)
     names = ("loss", "kl", "grad_norm", "ratio/min", "ratio/max", "clip_ratio/low_mean", "sampling/logp_difference/max")
-    return {"numbers": torch.tensor([found[name] for name in names], dtype=torch.float64)}
+    return {"numbers": torch.tensor([found.metrics[name] for name in names], dtype=torch.float64)}
 
 
 def check_dealing(folder, world, groups, rewards, mine, uneven):

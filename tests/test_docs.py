@@ -20,7 +20,9 @@ SOURCE = "".join(path.read_text(encoding="utf-8") for path in sorted((ROOT / "ss
 @pytest.fixture(scope="module")
 def make():
     """The generator's functions."""
-    return runpy.run_path(str(DOCS / "make.py"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(DOCS))  # as for a script
+        return runpy.run_path(str(DOCS / "make.py"))
 
 
 def read(name):

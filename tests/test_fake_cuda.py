@@ -16,6 +16,7 @@ from torch.utils._pytree import tree_leaves
 
 from sslr1 import distributed, model
 from sslr1.learner import Learner
+from sslr1.learner.learner import Counts
 from sslr1.model import shared_prefix
 from sslr1.ops import attention, backends, chunks, flash, loss_walk, packed_attention, sampling
 from sslr1.rollout import Engine, wave
@@ -223,9 +224,7 @@ def test_a_micro_batch_of_the_learner(any_tiny, device, photographs, seed, monke
             learner.set_reference(policy)
         packed = device.upload_all(packed)
         rewards, drawn = device.upload(rewards), device.upload(drawn)
-        kept, counts = {}, {"token_count": 40, "sequence_count": 12, "reward_std": 0.3}
+        step = dict(kept={}, counts=Counts(tokens=40, sequences=12, unshared=0, reward_std=0.3))
         device.watched = True
-        found = learner._backward(packed, rewards, drawn, kept, **counts) | learner._backward(
-            packed, rewards, drawn, kept, **counts
-        )
+        found = learner._backward(packed, drawn, rewards, **step) | learner._backward(packed, drawn, rewards, **step)
     assert device.seen > 500 and device.waits == 4 and {"loss", "gap_max", "policy_loss"} <= set(found)

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from sslr1 import model, train
+from sslr1 import config, model, train
 from sslr1.data import Decoder, ImageFolder, ImageStore, PuzzleStream
 from sslr1.model import Group
 from sslr1.ops import PatchSpec
@@ -36,24 +36,26 @@ def start(tiny, scenes, rounds, rank=0, size=1):
     )
     asked = []
 
-    def generate(prompts, step, attempt):
+    def generate(prompts, step, attempt, **_):
         assert step == STEP
         asked.append((attempt, [p.id for p in prompts]))
         kinds = [zlib.crc32(p.pixel_values.numpy().tobytes()) % 3 for p in prompts]
-        return [Group(p, [k if k < 2 else i % 2 for i in range(G)]) for p, k in zip(prompts, kinds)]
+        return [Group(p, [sample(k if k < 2 else i % 2) for i in range(G)]) for p, k in zip(prompts, kinds)]
 
-    run = SimpleNamespace(
-        built=SimpleNamespace(engine=SimpleNamespace(generate=generate)),
-        config=SimpleNamespace(rollout=SimpleNamespace(resample=rounds)),
-        sampling={},
-        clock=lambda phase: nullcontext(),
-        score=lambda answer, sample: SimpleNamespace(reward=float(sample)),
+    session = SimpleNamespace(
+        engine=SimpleNamespace(generate=generate),
+        config=config.check({"model": {"path": "m"}, "data": {"path": "d"}, "rollout": {"resample": rounds}}),
+        score=lambda answer, text: SimpleNamespace(reward=float(text)),
     )
     batch = stream.build(STEP)
-    drawn = train.roll_out(run, batch)
-    trained = train.resample(run, stream, batch, drawn)
+    drawn = train.roll_out(session, batch, nullcontext)
+    trained = train.resample(session, stream, batch, drawn, nullcontext)
     stream.close()
     return batch, drawn, trained, asked
+
+
+def sample(earns):
+    return SimpleNamespace(text=str(earns), finish="stop")
 
 
 def content(out):

@@ -335,8 +335,8 @@ def test_a_completion_cut_off_earns_nothing_unless_asked():
     from sslr1 import config
     from sslr1.model import Group, Sample
     from sslr1.puzzles import Answer
-    from sslr1.run import Run
-    from sslr1.setup.build import Built
+    from sslr1.setup.session import Session
+    from sslr1.train import learnable, score
 
     rewards = {}
     for truncated in ("zero", "score", "mask"):
@@ -347,13 +347,13 @@ def test_a_completion_cut_off_earns_nothing_unless_asked():
             "puzzles": {"thinking": False},
         }
         settings = config.check(tree)
-        scored = partial(Built.score, SimpleNamespace(config=settings, opening=""))
-        run = SimpleNamespace(config=settings, built=SimpleNamespace(score=scored))
+        session = SimpleNamespace(config=settings, opening="")
+        session.score = partial(Session.score, session)
         for finish in ("stop", "length"):
             sample = Sample(torch.zeros(1, dtype=torch.int64), torch.zeros(1), r"\boxed{90}", finish)
-            rewards[truncated, finish] = Run.score(run, Answer("number", 90), sample).reward
+            rewards[truncated, finish] = score(session, Answer("number", 90), sample).reward
         group = Group(None, [sample, replace(sample, finish="stop")])
-        lengths = [len(s.tokens) for s in Run.learnable(run, [group])[0].samples]
+        lengths = [len(s.tokens) for s in learnable([group], truncated)[0].samples]
         assert lengths == ([0, 1] if truncated == "mask" else [1, 1]) and len(group.samples[0].tokens) == 1
     assert rewards == {
         (how, finish): float((how, finish) != ("zero", "length"))

@@ -1,5 +1,7 @@
 """What a warm-up shows: the right form, around random answers or around right ones."""
 
+from types import SimpleNamespace
+
 import pytest
 
 from sslr1 import config, warmup
@@ -12,7 +14,9 @@ def shown(monkeypatch):
     """The groups of each step that a warm-up would learn from."""
     groups_shown = []
     monkeypatch.setattr(
-        warmup.Learner, "step", lambda self, groups, ones, advantages: groups_shown.append(groups) or {"entropy": 0.0}
+        warmup.Learner,
+        "step",
+        lambda self, groups, ones, advantages: groups_shown.append(groups) or SimpleNamespace(metrics={"entropy": 0.0}),
     )
     return groups_shown
 

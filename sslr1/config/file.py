@@ -28,9 +28,9 @@ NUMBERS = (
 )
 
 
-def load(path, overrides=()) -> Config:
-    """Read a YAML file (None: begin with nothing), apply `section.key=value` overrides, check everything. Raises ConfigError,
-    one line."""
+def load(path, overrides=(), data=True) -> Config:
+    """Read a YAML file (None: begin with nothing), apply `section.key=value` overrides, check everything, as `check`. Raises
+    ConfigError, one line."""
     source = f"configuration {str(path)!r}"
     try:
         content = Path(path).read_bytes() if path else b""
@@ -59,7 +59,7 @@ def load(path, overrides=()) -> Config:
         for part in key.split("."):
             takes = _part(takes, part)
         node[leaf] = _given(value, takes, override)
-    config = check(tree)
+    config = check(tree, data)
     if config.log.name is None:
         material = json.dumps(_material(config.model_dump(mode="json")), sort_keys=True)
         name = f"{Path(path or 'run').stem}-{hashlib.blake2b(material.encode(), digest_size=3).hexdigest()}"
@@ -280,12 +280,15 @@ def of_run(path) -> dict:
     return tree
 
 
-def check(tree: dict) -> Config:
-    """A Config from a nested dict. Raises ConfigError, one line that names the key."""
+def check(tree: dict, data=True) -> Config:
+    """A Config from a nested dict; without `data` it need not say which images. Raises ConfigError, one line that names the key."""
     try:
-        return Config.model_validate(tree)
+        config = Config.model_validate(tree)
     except ValidationError as error:
         raise ConfigError(_explain(error.errors()[0])) from None
+    if data and config.data.path is None:
+        raise ConfigError(f"data.path is missing; it takes {type(config.data).model_fields['path'].description}")
+    return config
 
 
 def _explain(error) -> str:

@@ -55,8 +55,10 @@ class Model(Section):
 
 class Data(Section):
     path: Place = Field(
+        None,
+        validate_default=False,
         description="a folder of images, of tar archives of images, or of both; one .tar archive; or builtin:scenes, procedural "
-        "scenes drawn on first use below log.dir"
+        "scenes drawn on first use below log.dir",
     )
     scenes: int = Field(2000, ge=16, description="how many images builtin:scenes has")
     decoder: Literal["auto", "dali", "pillow"] = Field(
@@ -295,7 +297,7 @@ class Eval(Section):
 
 class Config(Section):
     model: Model
-    data: Data
+    data: Data = Data()  # whose path is asked for where images are needed
     puzzles: Puzzles = Puzzles()
     rollout: Rollout = Rollout()
     loss: Loss = Loss()

@@ -65,7 +65,7 @@ def evaluate_puzzles(arguments, console):
         folder = None  # there is no list of the images that it was started with
     overrides = ["rollout.batch_invariant=true", *given, *arguments.overrides]
     asked = FORMS[arguments.form] if arguments.form else ()
-    with entry.built(source, overrides, folder=folder, forms=asked) as built:
+    with entry.session(source, overrides, folder=folder, forms=asked) as built:
         c, progress, records = built.config.puzzles, Progress(built.world.main), []
         names = arguments.puzzle or (puzzles.NAMES if arguments.levels else list(c.mixture))
         forms = asked or (("thinking",) if c.thinking else ("direct",))
@@ -123,8 +123,8 @@ def evaluate_benchmark(arguments, console):
     with entry.one_line(alike=False):
         rank, size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
         benchmarks.check_images(rows[rank::size], arguments.benchmark, processors.share())
-    overrides = ["rollout.batch_invariant=true", "data.path=none", *given, *arguments.overrides]
-    with entry.built(source, overrides, data=False, forms=forms) as built:
+    overrides = ["rollout.batch_invariant=true", *given, *arguments.overrides]
+    with entry.session(source, overrides, data=False, forms=forms) as built:
         limits, records, progress = (arguments.max_pixels, arguments.max_tokens), [], Progress(built.world.main)
         numbers = {"benchmark": name, "file": arguments.benchmark, "model": str(built.model_path)}
         numbers |= {

@@ -1,5 +1,5 @@
 """One optimizer step on groups of completions that were rewarded."""
 
-from sslr1.learner.learner import Learner
+from sslr1.learner.learner import Learner, StepResult
 
-__all__ = ["Learner"]
+__all__ = ["Learner", "StepResult"]

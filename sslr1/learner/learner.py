@@ -4,6 +4,7 @@ It knows packing, the loss and the optimiser; nothing of puzzles, prompts or how
 """
 
 import math
+from dataclasses import dataclass, field
 
 import torch
 
@@ -28,6 +29,40 @@ METRICS = {  # of an update, by the names of its statistics
     "capped": "sampling/capped",
 }
 EXTREMES = {"ratio_min": "min", "ratio_max": "max", "gap_max": "max"}  # all others are sums
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepResult:
+    """What a step came to, equal on all ranks."""
+
+    metrics: (
+        dict  # by name: means over its updates, but for the ratio's extremes, and the gap to the sampler, of the first
+    )
+    reward_std: float  # of all rewards
+    tokens: float  # of completions
+    computed: float  # tokens that went through the policy
+    unshared: float  # tokens that would have, had each completion had its own copy of the prompt
+    flops: float  # of `model.cost`
+
+
+@dataclass(frozen=True, kw_only=True)
+class Counts:
+    """By which a step's loss is divided: over all ranks and micro-batches."""
+
+    tokens: float
+    sequences: float
+    unshared: float
+    reward_std: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class MicroBatch:
+    """Groups by their numbers, and which of each one's samples. kept: arguments of the loss that the first pass leaves to the
+    others: its own log-probs, the reference's, and the weights that the sampler's log-probs give its tokens."""
+
+    numbers: list
+    parts: list  # of ranges
+    kept: dict = field(default_factory=dict)
 
 
 class Learner:
@@ -80,80 +115,68 @@ class Learner:
         factor = {"constant": 1.0, "linear": 1 - progress, "cosine": (1 + math.cos(math.pi * progress)) / 2}
         return self.optim.lr * factor[self.optim.schedule]
 
-    def step(self, groups, rewards, advantages=None) -> dict:
+    def step(self, groups, rewards, advantages=None) -> StepResult:
         """`loss.updates` updates from this rank's groups; rewards float32 [P, G]. advantages [P, G] override the configured kind.
 
-        The first update is on-policy; the log-probs that it found are the old ones of those behind it. Loss and gradients are
+        The first update is on-policy; the log-probs that it found are the old ones of those after it. Loss and gradients are
         divided by global counts, so they don't depend on ranks or micro-batches. A gradient that is not finite skips its
-        update and what is left of the step, on all ranks.
-
-        Returns metrics of the whole step, equal on all ranks: means over its updates, but for the ratio's extremes, and for
-        the difference to the sampler, which is the first one's. `tokens` counts completion tokens, `computed` all tokens that
-        went through the policy, `repeated` what would have gone through it had each completion had its own copy of the
-        prompt; `flops` are those of `model.cost`; `step_reward_std` is that of all rewards.
-        """
-        device, G = self.world.device, rewards.shape[1]
-        tokens = sum(len(s.tokens) for g in groups for s in g.samples)
-        repeated = sum(len(g.prompt.input_ids) * len(g.samples) for g in groups) + tokens
-        counts = [tokens, rewards.numel(), repeated, float(rewards.sum()), float(rewards.double().square().sum())]
-        counts = distributed.all_reduce(torch.tensor(counts, dtype=torch.float64, device=device))
-        tokens, sequence_count, repeated, total, squares = counts.tolist()
-        variance = (squares - total**2 / sequence_count) / max(1, sequence_count - 1)
+        update and what is left of the step, on all ranks."""
+        counts = self._counts(groups, rewards)
         rows = rewards if advantages is None else torch.cat([rewards, advantages], 1)
         groups, rows = dealing.even_out(groups, rows, self.cost, self.world)
-        rewards, *given = rows.split(G, 1)
-        pieces = split(groups, self.token_budget)
-        most = distributed.all_reduce(torch.tensor(len(pieces), device=device), "max")
-        pieces = split(groups, self.token_budget, int(most))
-
-        computed = [0, 0.0]  # tokens, operations
-        kept = [{} for _ in pieces]  # what a micro-batch's first pass leaves to the others
-        passes = []
+        rows = rows.split(rewards.shape[1], 1)  # rewards, and advantages where they are given
+        batches = self._micro_batches(groups)
+        computed, flops, passes = 0, 0.0, []
         while len(passes) < self.updates and (not passes or math.isfinite(passes[-1]["grad_norm"])):
             totals = {}
-            for number, piece in enumerate(pieces):
-                chosen = [n for n, _ in piece]
-                packed = pack(
-                    [groups[n] for n in chosen],
-                    group_size=G,
-                    numbers=chosen,
-                    parts=[r for _, r in piece],
-                    **self.policy.pack_options,
-                ).to(device)
-                work = len(packed.input_ids), self._flops(groups, piece, not passes)
-                computed = [a + b for a, b in zip(computed, work)]
-                parallel.last_micro_batch(self.policy, number == len(pieces) - 1)
-                found = self._backward(
-                    packed,
-                    rewards[chosen].to(device),
-                    torch.cat([groups[n].samples[s].logprobs for n, r in piece for s in r]).to(device),
-                    kept[number],
-                    token_count=max(1, tokens),  # every completion may have been cut off and masked
-                    sequence_count=sequence_count,
-                    reward_std=max(0.0, variance) ** 0.5,
-                    advantages=given[0][chosen].to(device) if given else None,
-                )
-                for name, x in found.items():
+            for batch in batches:
+                packed, *own = self._uploaded(groups, batch, rows)
+                computed += len(packed.input_ids)
+                flops += self._flops(groups, batch, first=not passes)
+                parallel.last_micro_batch(self.policy, batch is batches[-1])
+                for name, x in self._backward(packed, *own, kept=batch.kept, counts=counts).items():
                     combine = {"min": torch.minimum, "max": torch.maximum}.get(EXTREMES.get(name), torch.add)
                     totals[name] = combine(totals[name], x) if name in totals else x
             passes.append(self._update(totals))
-        whole = math.isfinite(passes[-1]["grad_norm"])
-        lr = self.learning_rate()
-        self.step_number += 1
-        self.skipped += not whole
-        self.skipped_in_a_row = 0 if whole else self.skipped_in_a_row + 1
-        computed = torch.tensor(computed, dtype=torch.float64, device=device)
-        computed, flops = distributed.all_reduce(computed).tolist()
-        numbers = {"learning_rate": lr, "skipped_steps": self.skipped, "step_reward_std": max(0.0, variance) ** 0.5}
-        work = {"tokens": tokens, "computed": computed, "repeated": repeated * len(passes), "flops": flops}
-        return _over_updates(passes) | numbers | work
+        metrics = _over_updates(passes) | self._advance(whole=math.isfinite(passes[-1]["grad_norm"]))
+        work = torch.tensor([computed, flops], dtype=torch.float64, device=self.world.device)
+        computed, flops = distributed.all_reduce(work).tolist()
+        return StepResult(
+            metrics=metrics,
+            reward_std=counts.reward_std,
+            tokens=counts.tokens,
+            computed=computed,
+            unshared=counts.unshared * len(passes),
+            flops=flops,
+        )
 
-    def _backward(self, packed, rewards, drawn, kept, **counts) -> dict:
-        """Add a micro-batch's gradients; returns its statistics, each divided by the step's counts.
+    def _counts(self, groups, rewards) -> Counts:
+        tokens = sum(len(s.tokens) for g in groups for s in g.samples)
+        unshared = sum(len(g.prompt.input_ids) * len(g.samples) for g in groups) + tokens
+        own = [tokens, rewards.numel(), unshared, float(rewards.sum()), float(rewards.double().square().sum())]
+        own = torch.tensor(own, dtype=torch.float64, device=self.world.device)
+        tokens, sequences, unshared, total, squares = distributed.all_reduce(own).tolist()
+        variance = (squares - total**2 / sequences) / max(1, sequences - 1)
+        return Counts(tokens=tokens, sequences=sequences, unshared=unshared, reward_std=max(0.0, variance) ** 0.5)
 
-        kept: empty in the first pass, which leaves arguments of the loss there for those behind it: its own log-probs, the
-        reference's, and the weights that the sampler's log-probs `drawn` give its tokens."""
+    def _micro_batches(self, groups) -> list:
+        """As many on every rank as the fullest needs."""
+        own = torch.tensor(len(split(groups, self.token_budget)), device=self.world.device)
+        pieces = split(groups, self.token_budget, int(distributed.all_reduce(own, "max")))
+        return [MicroBatch(numbers=[n for n, _ in piece], parts=[r for _, r in piece]) for piece in pieces]
+
+    def _uploaded(self, groups, batch, rows):
+        """(packed, the sampler's log-probs of its tokens, rewards, advantages where they are given) on the learner's device."""
+        device, chosen = self.world.device, [groups[n] for n in batch.numbers]
+        drawn = [group.samples[s].logprobs for group, part in zip(chosen, batch.parts) for s in part]
+        options = {"numbers": batch.numbers, "parts": batch.parts, **self.policy.pack_options}
+        packed = pack(chosen, group_size=rows[0].shape[1], **options)
+        return packed.to(device), torch.cat(drawn).to(device), *(each[batch.numbers].to(device) for each in rows)
+
+    def _backward(self, packed, drawn, rewards, advantages=None, *, kept, counts) -> dict:
+        """Add a micro-batch's gradients; returns its statistics, each divided by the step's counts. kept: see MicroBatch."""
         first, names = not kept, []
+        token_count = max(1, counts.tokens)  # every completion may have been cut off and masked
         if first and self.reference is not None:
             kept["ref_logprobs"] = self._reference_logprobs(packed)
 
@@ -161,9 +184,19 @@ class Learner:
             own = {}
             if first:
                 kept["token_weights"], capped = self._weights(hidden, lm_head, packed.tokens, drawn)
-                own["capped"] = capped / counts["token_count"]
+                own["capped"] = capped / token_count
             out = ops.grpo_loss(
-                hidden, lm_head, packed.tokens, packed.sequence, rewards, **kept, **self.loss_options, **counts
+                hidden,
+                lm_head,
+                packed.tokens,
+                packed.sequence,
+                rewards,
+                token_count=token_count,
+                sequence_count=counts.sequences,
+                reward_std=counts.reward_std,
+                advantages=advantages,
+                **kept,
+                **self.loss_options,
             )
             own |= out.stats
             names[:] = own
@@ -174,7 +207,7 @@ class Learner:
         found = dict(zip(names, stats), loss=value.detach())
         if first:
             gap = (logprobs - drawn).abs()
-            found["gap_mean"] = gap.sum() / counts["token_count"]
+            found["gap_mean"] = gap.sum() / token_count
             found["gap_max"] = gap.max() if len(gap) else gap.new_zeros(())
             kept["old_logprobs"] = logprobs
         return found
@@ -195,16 +228,15 @@ class Learner:
         weights = torch.where(gap.abs() > self.max_logp_gap, gap.exp(), 1.0)
         return weights.clamp(max=self.is_cap), (weights > self.is_cap).sum()
 
-    def _flops(self, groups, piece, first) -> float:
-        """What a micro-batch costs: (group number, range of samples) each, its prompt with it; in the first pass with the
-        reference's forward pass."""
+    def _flops(self, groups, batch, first) -> float:
+        """What a micro-batch costs, prompts too; in the first pass with the reference's forward pass."""
         total = 0.0
         for each in [self.cost, *([self.reference_cost] if first and self.reference_cost else [])]:
-            for number, samples in piece:
+            for number, part in zip(batch.numbers, batch.parts):
                 prompt = groups[number].prompt
                 length = len(prompt.input_ids)
                 total += each.prompt(length, len(prompt.pixel_values), len(prompt.image_grid_thw))
-                total += plain_sum(each.completion(length, len(groups[number].samples[s].tokens)) for s in samples)
+                total += plain_sum(each.completion(length, len(groups[number].samples[s].tokens)) for s in part)
         return total
 
     def _update(self, totals) -> dict:
@@ -222,6 +254,14 @@ class Learner:
         if self.reference is None:
             del totals["kl"]
         return {METRICS[n]: x for n, x in totals.items() if n in METRICS} | {"grad_norm": float(norm)}
+
+    def _advance(self, whole) -> dict:
+        """The next step's number; returns what of this one is a metric."""
+        lr = self.learning_rate()
+        self.step_number += 1
+        self.skipped += not whole
+        self.skipped_in_a_row = 0 if whole else self.skipped_in_a_row + 1
+        return {"learning_rate": lr, "skipped_steps": self.skipped}
 
 
 def _over_updates(passes) -> dict:

@@ -11,7 +11,6 @@ import json
 import os
 import re
 import shutil
-from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from importlib.metadata import version
 from importlib.util import find_spec
@@ -147,31 +146,6 @@ def snapshot(
     if world.main:
         problem = attempt(prepare)
     return write
-
-
-class Background:
-    """Writes snapshots on a thread while training goes on, one at a time."""
-
-    def __init__(self):
-        self._worker, self._writing = ThreadPoolExecutor(1, "checkpoint"), None
-
-    def put(self, write) -> None:
-        """Start writing. Waits for, and raises the error of, the one before."""
-        self.wait()
-        self._writing = self._worker.submit(write)
-
-    def failed(self) -> bool:
-        return self._writing is not None and self._writing.done() and self._writing.exception() is not None
-
-    def wait(self) -> None:
-        """Until what was put is written. Raises what writing it raised."""
-        writing, self._writing = self._writing, None
-        if writing is not None:
-            writing.result()
-
-    def close(self) -> None:
-        """Until what was put is written or has failed."""
-        self._worker.shutdown()
 
 
 def _agree(problem, world, group):

@@ -1,13 +1,12 @@
 """What every entry point builds from a configuration: folders, images, tokenizer, policy and sampler."""
 
-from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 
 from sslr1 import distributed, model, ops, puzzles
 from sslr1.config import Config
-from sslr1.data import Decoder, ImageFolder, ImageStore, Pool, PuzzleStream, bad
+from sslr1.data import Decoder, ImageFolder, ImageStore, Pool, bad
 from sslr1.data.images import ABOUT
 from sslr1.errors import UserError
 from sslr1.files import write_whole
@@ -15,94 +14,9 @@ from sslr1.model import parallel
 from sslr1.puzzles import series
 from sslr1.rollout import Engine, SamplerWeights
 from sslr1.setup import processors
+from sslr1.setup.session import Images, Session, form_of
 
 BUILTIN_MODEL, BUILTIN_IMAGES = "builtin:tiny", "builtin:scenes"
-
-
-@dataclass
-class Images:
-    """A store and its image numbers, to train on and held out."""
-
-    store: ImageStore
-    train: list
-    held_out: list
-
-
-@dataclass
-class Built:
-    """Everything that stands between a configuration and a training loop."""
-
-    config: Config
-    world: distributed.World
-    folder: Path | None
-    model_path: Path
-    tokenizer: object
-    spec: ops.PatchSpec
-    images: Images | None
-    evaluation: Images | None
-    policy: object
-    weights: SamplerWeights
-    engine: Engine
-    opening: str = ""  # what the chat template has written of every completion
-
-    def score(self, answer, text):
-        """A completion's Score by the run's rule; its text is what the model wrote behind the chat template's opening."""
-        puzzle = self.config.puzzles
-        return puzzles.score(answer, self.opening + text, puzzle.rule, puzzle.thinking)
-
-    def summary(self) -> str:
-        """One line for the start of a run: what was found, and what was chosen where there was a choice."""
-        images, world = self.images, self.world
-        return (
-            f"{len(images.train)} images to train on, {len(self.evaluation.held_out)} held out, decoded by {images.store.decoder.backend}, "
-            f"rendered by {ops.choose_backend('auto', torch.device('cpu'))}; {world.size} {world.device.type} rank(s), "
-            f"{torch.get_num_threads()} thread(s) each, {self.spec.dtype}".replace("torch.", "")
-            + (f", attention by {ops.flash.library()}" if world.device.type == "cuda" else "")
-        )
-
-    def not_read(self) -> list:
-        """A line for each folder of images in which not all is read."""
-        stores = {id(images.store): images.store for images in (self.images, self.evaluation)}.values()
-        return [f"{store.folder.root}: {store.folder.about}" for store in stores if store.folder.about]
-
-    def reference(self, path):
-        """The frozen policy of loss.kl_coef from a checkpoint's hf/ folder, which holds it in the compute dtype. All ranks must
-        call it. Raises UserError."""
-        problem, train = None, self.config.train
-        if self.world.main and not path.is_dir():
-            problem = UserError(
-                f"{path} is gone, which loss.kl_coef={self.config.loss.kl_coef} measures from: start a run of another "
-                "log.name, or set loss.kl_coef=0 and checkpoint.allow_change=true"
-            )
-        distributed.agree(problem, self.world)
-        return model.load_reference(path, self.world, self.spec.dtype, train.replicate, train.compile)
-
-    def form(self, thinking=None) -> puzzles.Form:
-        """How the configuration's puzzles are put; thinking or not as given."""
-        return form_of(self.config.puzzles, self.spec, thinking)
-
-    def stream(self, batch=None, levels=None) -> PuzzleStream:
-        """The training stream of this rank; `batch` puzzles a step (default rollout.prompts), at the levels that `levels`
-        gives for (step, slot, puzzle) (default puzzles.levels)."""
-        c = self.config
-        return PuzzleStream(
-            self.images.store,
-            self.images.train,
-            self.tokenizer,
-            mixture=c.puzzles.mixture,
-            levels=levels or (lambda step, slot, name: c.puzzles.levels[name]),
-            batch=batch or c.rollout.prompts,
-            seed=c.train.seed,
-            form=self.form(),
-            rank=self.world.rank,
-            world_size=self.world.size,
-        )
-
-
-def form_of(settings, spec, thinking=None) -> puzzles.Form:
-    """How puzzles of the configuration's section are put; thinking or not as given."""
-    thinking = settings.thinking if thinking is None else thinking
-    return puzzles.Form(spec=spec, thinking=thinking, wordings=settings.wordings, composed=settings.composed)
 
 
 def builtin(config: Config, data=True) -> tuple[Path, Path]:
@@ -124,46 +38,18 @@ def builtin(config: Config, data=True) -> tuple[Path, Path]:
     return Path(model_path), Path(data_path)
 
 
-def build(config: Config, world: distributed.World, folder: Path | None = None, data=True, forms=()) -> Built:
+def build(config: Config, world: distributed.World, folder: Path | None = None, data=True, forms=()) -> Session:
     """Build everything. Rank 0 makes what is missing on disk first. Errors that a user can mend are raised before the model
     is loaded wherever possible. With a run folder, its frozen list of images is used, or made. Without `data` there are
-    no images, and the configuration's are not looked at. forms: those that are asked for by --form, "direct" and "thinking", in place
-    of the configuration's."""
+    no images, and the configuration's are not looked at. forms: those that are asked for by --form, "direct" and "thinking", in
+    place of the configuration's."""
     torch.set_num_threads(processors.threads(config.train.threads))
     if world.device.type == "cpu":
         torch.use_deterministic_algorithms(True)
-    if data and config.rollout.prompts % world.size:
-        raise UserError(f"rollout.prompts is {config.rollout.prompts}, not divisible by the {world.size} ranks")
-    if world.size % config.train.replicate:
-        raise UserError(f"train.replicate is {config.train.replicate}, which does not divide the {world.size} ranks")
-    dtype = config.model.dtype
-    if dtype == "auto":
-        dtype = "bfloat16" if world.device.type == "cuda" else "float32"
-    if dtype == "bfloat16" and world.device.type == "cuda" and not torch.cuda.is_bf16_supported(False):
-        raise UserError(
-            f"model.dtype is {config.model.dtype}, and this GPU has no bfloat16 of its own: set model.dtype=float32"
-        )
-    dtype = getattr(torch, dtype)
-
+    _check_ranks(config, world, data)
+    dtype = _compute_dtype(config.model.dtype, world.device)
     listing = folder / "files.txt" if folder else None
-    problem = None
-    if world.main:
-        try:
-            model_path, data_path = builtin(config, data)
-            _openings(model.load_tokenizer(model_path), config, forms)
-            model.check_patches(model_path, ops.PatchSpec.from_pretrained(model_path))
-            if data and (not listing or not listing.exists()):
-                found = ImageFolder.scan(data_path)
-                if listing:
-                    if found.refused:
-                        bad.write(folder / bad.NAME, bad.refusals(found))
-                    write_whole(listing.with_name(ABOUT), found.about + "\n")
-                    found.freeze(listing)
-            if data and config.eval.path:
-                ImageFolder.scan(config.eval.path)
-        except (OSError, UserError) as error:
-            problem = error
-    distributed.agree(problem, world)
+    distributed.agree(_problem(_prepare, config, listing, data, forms) if world.main else None, world)
     model_path, data_path = builtin(config, data)
 
     tokenizer = model.load_tokenizer(model_path)
@@ -172,29 +58,87 @@ def build(config: Config, world: distributed.World, folder: Path | None = None, 
     if data:
         series.check(_kinds(config), spec, config.puzzles.composed)
     images, evaluation = _images(config, data_path, listing) if data else (None, None)
+    asked = folder and world.main
+    distributed.agree(_problem(check_token_budget, config, images, tokenizer, spec) if asked else None, world)
 
-    problem = None
-    if folder and world.main:
-        try:
-            check_token_budget(config, images, tokenizer, spec)
-        except UserError as error:
-            problem = error
-    distributed.agree(problem, world)
+    policy, weights = _networks(config, world, model_path, dtype)
+    c = config.rollout
+    engine = Engine(
+        weights.model,
+        tokenizer,
+        max_tokens=c.max_tokens,
+        wave_rows=c.wave_rows,
+        wave_groups=c.wave_groups,
+        batch_invariant=c.batch_invariant,
+        look_every=c.look_every,
+        cuda_graphs=c.cuda_graphs,
+    )
+    return Session(
+        config=config,
+        world=world,
+        folder=folder,
+        model_path=model_path,
+        tokenizer=tokenizer,
+        spec=spec,
+        images=images,
+        evaluation=evaluation,
+        policy=policy,
+        weights=weights,
+        engine=engine,
+        opening=_openings(tokenizer, config, forms),
+    )
 
-    network = model.skeleton(model_path)
+
+def _problem(work, *arguments):
+    """What a user can mend of what `work` came to, None if nothing; for `distributed.agree`."""
+    try:
+        work(*arguments)
+    except (OSError, UserError) as error:
+        return error
+
+
+def _check_ranks(config, world, data):
+    if data and config.rollout.prompts % world.size:
+        raise UserError(f"rollout.prompts is {config.rollout.prompts}, not divisible by the {world.size} ranks")
+    if world.size % config.train.replicate:
+        raise UserError(f"train.replicate is {config.train.replicate}, which does not divide the {world.size} ranks")
+
+
+def _compute_dtype(asked, device) -> torch.dtype:
+    dtype = asked
+    if dtype == "auto":
+        dtype = "bfloat16" if device.type == "cuda" else "float32"
+    if dtype == "bfloat16" and device.type == "cuda" and not torch.cuda.is_bf16_supported(False):
+        raise UserError(f"model.dtype is {asked}, and this GPU has no bfloat16 of its own: set model.dtype=float32")
+    return getattr(torch, dtype)
+
+
+def _prepare(config, listing, data, forms):
+    """Make what is missing on disk, and look at what a start would stumble over. On rank 0."""
+    model_path, data_path = builtin(config, data)
+    _openings(model.load_tokenizer(model_path), config, forms)
+    model.check_patches(model_path, ops.PatchSpec.from_pretrained(model_path))
+    if data and (not listing or not listing.exists()):
+        found = ImageFolder.scan(data_path)
+        if listing:
+            if found.refused:
+                bad.write(listing.with_name(bad.NAME), bad.refusals(found))
+            write_whole(listing.with_name(ABOUT), found.about + "\n")
+            found.freeze(listing)
+    if data and config.eval.path:
+        ImageFolder.scan(config.eval.path)
+
+
+def _networks(config, world, model_path, dtype):
+    """The policy, sharded and loaded, and the sampler's weights."""
+    network, c = model.skeleton(model_path), config.train
     model.freeze(network, config.model.frozen)
     weights = SamplerWeights(network, dtype)
-    train = config.train
-    policy = parallel.shard(model.Policy(network), world, dtype, train.replicate, train.recompute, train.compile)
+    policy = parallel.shard(model.Policy(network), world, dtype, c.replicate, c.recompute, c.compile)
     parallel.materialize(policy, world.device)
     model.load_weights(policy.model, model_path)
     weights.attach(policy, world)
-    names = "max_tokens wave_rows wave_groups batch_invariant look_every cuda_graphs".split()
-    engine = Engine(weights.model, tokenizer, **{name: getattr(config.rollout, name) for name in names})
-    opening = _openings(tokenizer, config, forms)
-    return Built(
-        config, world, folder, model_path, tokenizer, spec, images, evaluation, policy, weights, engine, opening
-    )
+    return policy, weights
 
 
 def _openings(tokenizer, config, forms) -> str:
@@ -246,9 +190,10 @@ def _images(config, data_path, listing) -> tuple[Images, Images]:
     room = config.data.cache_mb << 20
     files = ImageFolder.thaw(data_path, listing) if listing else ImageFolder.scan(data_path)
     store = ImageStore(files, decoder, config.data.min_side, room)
-    images = Images(store, *store.folder.hold_out(config.data.holdout))
     if not config.eval.path:
-        return images, images
+        train, held_out = store.folder.hold_out(config.data.holdout)
+        both = Images(store=store, train=train, held_out=held_out)
+        return both, both
     other = ImageStore(ImageFolder.scan(config.eval.path), decoder, config.data.min_side, room)
-    everything = list(range(len(store.folder)))
-    return replace(images, train=everything, held_out=[]), Images(other, [], list(range(len(other.folder))))
+    training = Images(store=store, train=list(range(len(store.folder))), held_out=[])
+    return training, Images(store=other, train=[], held_out=list(range(len(other.folder))))

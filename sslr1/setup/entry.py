@@ -27,15 +27,15 @@ def one_line(alike=True):
 
 
 @contextmanager
-def built(path, overrides, run=False, folder=None, data=True, forms=()):
-    """Everything that the configuration names, built; processes are joined before and left after.
+def session(path, overrides, run=False, folder=None, data=True, forms=()):
+    """A Session: everything that the configuration names, built; processes are joined before and left after.
 
     run: in the run's own folder, locked, and refused if it was started with other settings. folder: a run folder, whose frozen
     list of images is used. data: images too. forms: as for `build.build`. A UserError, here or in the body, ends the program with its
     line on stderr and exit code 2; a KeyboardInterrupt ends it as Ctrl-C does, without a word if it has words of its own.
     """
     with one_line():
-        config = configuration.load(path, overrides)
+        config = configuration.load(path, overrides, data)
 
     from transformers.utils import logging as transformers_logging
 
@@ -56,10 +56,10 @@ def built(path, overrides, run=False, folder=None, data=True, forms=()):
             except (UserError, OSError) as error:
                 problem = error
         distributed.agree(problem, world)
-        everything = build.build(config, world, folder, data, forms)
-        for remark in model.remarks(everything.model_path, everything.policy.model) if world.main else ():
+        session = build.build(config, world, folder, data, forms)
+        for remark in model.remarks(session.model_path, session.policy.model) if world.main else ():
             print(f"warning: {remark}", file=sys.stderr, flush=True)
-        yield everything
+        yield session
     except UserError as error:
         _fail(error)
     except OSError as error:

@@ -1,15 +1,46 @@
 """Ctrl-C ends a program with one line in place of a traceback, and for the shell as a program that Ctrl-C has ended: 130.
 
 A shell's loop or script goes on behind a program that leaves with code 130 of its own accord, and stops behind one that the signal
-ended. So these die of the signal when all is said. Training saves first (`sslr1.run`).
+ended. So these die of the signal when all is said. Training saves first (`Signals`).
 """
 
 import contextlib
 import os
 import signal
 import sys
+import threading
 
 TERMINAL = b"\x1b[?25h\n"  # shows the cursor that a bar has hidden, and leaves the bar's line
+
+
+STOP, INTERRUPT = 1, 2  # what asks a run to stop: SIGTERM or SIGUSR1, and Ctrl-C, the graver
+
+
+class Signals:
+    """Within it, SIGTERM, SIGUSR1 and Ctrl-C are noted (`received`: 0, STOP or INTERRUPT), for a loop to look at between two steps.
+    say: tells the user; a second Ctrl-C ends the process at once."""
+
+    def __init__(self, say):
+        self.say, self.received = say, 0
+
+    def __enter__(self):
+        names = [signal.SIGTERM, signal.SIGUSR1]
+        if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
+            names.append(signal.SIGINT)
+        self._before = {name: signal.signal(name, self._note) for name in names}
+        return self
+
+    def __exit__(self, *_):
+        if not self.received:  # else what was said of the next one holds
+            for name, handler in self._before.items():
+                signal.signal(name, handler)
+
+    def _note(self, number, _):
+        self.received = max(self.received, INTERRUPT if number == signal.SIGINT else STOP)
+        if number == signal.SIGINT:
+            next_ends()
+            words = "interrupted: the step is finished and saved; once more leaves at once"
+            threading.Thread(target=self.say, args=(words,)).start()  # this one may be writing just now
 
 
 def watch() -> None:

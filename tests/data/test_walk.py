@@ -10,7 +10,7 @@ import pytest
 
 from sslr1.data import BadImages, ImageFolder, walk
 from sslr1.errors import UserError
-from sslr1.setup import build
+from sslr1.setup import session
 from tests.data.test_shards import archive, special
 
 
@@ -243,7 +243,7 @@ def test_a_run_says_it_at_the_start_and_at_the_end(tmp_path, photo, one_process)
     images = build.Images(store, [], [])
     line = f"{tmp_path / 'images'}: 18 files: 16 images, 2 not read (2 .heic)"
     one = SimpleNamespace(images=images, evaluation=images)
-    assert build.Built.not_read(one) == [line]
+    assert session.Session.not_read(one) == [line]
     listed = BadImages(tmp_path, {"": store}, one_process)
     assert listed.summary() == []
     store.bad[3] = "flat"

@@ -21,7 +21,7 @@ def main(out, seed, folder, path):
     checkpoint.load(path, learner=learner)
     groups, rewards = make_groups(folder, photographs, int(seed))
     mine = range(world.rank, len(groups), world.size)
-    found = learner.step([groups[n] for n in mine], rewards[list(mine)])
+    found = learner.step([groups[n] for n in mine], rewards[list(mine)]).metrics
     numbers = torch.tensor([found[k] for k in ("loss", "grad_norm", "entropy", "learning_rate")], dtype=torch.float64)
     if world.main:
         save_file({"numbers": numbers}, out)

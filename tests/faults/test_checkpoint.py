@@ -9,10 +9,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from sslr1 import config, model, run
+from sslr1 import config, model
 from sslr1.errors import UserError
 from sslr1.model import parallel
 from sslr1.runs import checkpoint
+from sslr1.runs.checkpointer import Background, Checkpointer
 from tests.learner.test_learner import make_groups, make_learner
 
 
@@ -115,10 +116,11 @@ def test_a_kill_while_old_ones_are_removed_leaves_no_half(tmp_path, taking, monk
 def test_the_one_before_is_written_first(monkeypatch):
     """Taking the next one would clear away what of it lies there."""
     calls = []
-    this = MagicMock(config=config.check({"model": {"path": "m"}, "data": {"path": "d"}}))
-    this.writer.wait.side_effect = lambda: calls.append("wait")
+    settings = config.check({"model": {"path": "m"}, "data": {"path": "d"}})
+    this = MagicMock(session=MagicMock(config=settings))
+    this.wait.side_effect = lambda: calls.append("wait")
     monkeypatch.setattr(checkpoint, "snapshot", lambda *_, **options: calls.append("snapshot"))
-    run.Run._checkpoint(this)
+    Checkpointer.save(this, 3, None, {})
     assert calls[:2] == ["wait", "snapshot"]
 
 
@@ -147,7 +149,7 @@ def test_records_reach_the_disk_before_the_checkpoint_counts(tmp_path, taking, m
 
 
 def test_one_at_a_time_and_errors_are_raised():
-    background, gate, order = checkpoint.Background(), threading.Event(), []
+    background, gate, order = Background(), threading.Event(), []
 
     def slow():
         gate.wait(60)

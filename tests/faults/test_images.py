@@ -16,8 +16,8 @@ from sslr1 import config, model
 from sslr1.data import BadImages, Decoder, ImageFolder, ImageStore, bad, headers
 from sslr1.data.scenes import scene
 from sslr1.errors import UserError
-from sslr1.run import Run
 from sslr1.runs import metrics
+from sslr1.runs.watch import Watch
 from tests.data import kinds
 from tests.data.test_data import content, stream
 from tests.data.test_shards import archive
@@ -232,10 +232,10 @@ def test_too_many_bad_images_are_counted_sensibly():
         updates = []
         listed = SimpleNamespace(update=lambda: updates.append(1))
         settings = config.check({"model": {"path": "m"}, "data": {"path": "d", "max_bad": limit}})
-        one = SimpleNamespace(config=settings, images=[0, 0], bad_images=listed, world=SimpleNamespace(main=True))
+        watch = Watch(settings, listed, True)
         for counts in steps:
-            Run._watch_images(one, SimpleNamespace(overall=dict(zip(metrics.IMAGES, counts))))
-        return one.images, len(updates)
+            watch.images(SimpleNamespace(overall=dict(zip(metrics.IMAGES, counts))))
+        return [watch.asked, watch.bad], len(updates)
 
     assert run([(63, 63, 0)]) == ([63, 63], 0)
     assert run([(100, 20, 4)]) == ([100, 20], 1)

@@ -67,13 +67,11 @@ def test_micro_batches_change_nothing(tiny, photographs, seed, one_process, adva
         results.append((found, parameters(learner)))
     (a, pa), (b, pb) = results
     for key in ("loss", "grad_norm", "entropy", "ratio/mean"):
-        assert abs(a[key] - b[key]) <= 1e-5 * max(1, abs(a[key])), key
-    assert a["tokens"] == b["tokens"] == 34
+        assert abs(a.metrics[key] - b.metrics[key]) <= 1e-5 * max(1, abs(a.metrics[key])), key
+    assert a.tokens == b.tokens == 34
     prompts = sum(len(g.prompt.input_ids) for g in groups)
-    assert (
-        a["computed"] == prompts + 34 < b["computed"] and a["flops"] < b["flops"]
-    )  # a prompt again for each of its parts
-    assert a["repeated"] == b["repeated"] == 3 * prompts + 34
+    assert a.computed == prompts + 34 < b.computed and a.flops < b.flops  # a prompt again for each of its parts
+    assert a.unshared == b.unshared == 3 * prompts + 34
     for name in pa:
         assert (pa[name] - pb[name]).abs().max() < 2e-4  # Adam's first step is a sign: tiny gradients may differ in it
 
@@ -113,7 +111,8 @@ def test_a_step_of_completions_that_were_all_cut_off(tiny, photographs, seed, on
     for group in groups:
         group.samples = [replace(s, tokens=s.tokens[:0], logprobs=s.logprobs[:0]) for s in group.samples]
     found = learner.step(groups, rewards)
-    assert found["tokens"] == 0 == found["grad_norm"] and all(math.isfinite(x) for x in found.values()), found
+    assert found.tokens == 0 == found.metrics["grad_norm"]
+    assert all(math.isfinite(x) for x in found.metrics.values()), found
     assert all(torch.equal(before[n], p) for n, p in parameters(learner).items())
 
 
@@ -127,7 +126,7 @@ def test_recomputed_layers_change_nothing(any_tiny, photographs, seed, one_proce
     for recompute in (0, 1, 2):
         learner, _ = make_learner(any_tiny, one_process, recompute=recompute)
         calls.clear()
-        found = learner.step(*make_groups(any_tiny, photographs, seed))
+        found = learner.step(*make_groups(any_tiny, photographs, seed)).metrics
         results.append((found["loss"], found["grad_norm"], parameters(learner), len(calls)))
     layers = results[0][3]
     assert [calls for *_, calls in results] == [layers, 2 * layers, layers + (layers + 1) // 2]
@@ -151,7 +150,7 @@ def test_compiled_layers_change_nothing(tiny, photographs, seed, one_process, mo
         found = []
         for chosen in (slice(0, 4), slice(0, 3), slice(1, 4), slice(2, 4)):
             learner.optimizer.step = lambda: None  # gradients only
-            found.append(learner.step(groups[chosen], rewards[chosen]))
+            found.append(learner.step(groups[chosen], rewards[chosen]).metrics)
             graphs.append(counters["stats"]["unique_graphs"])
         results.append([(f["loss"], f["grad_norm"]) for f in found])
     assert results[1] == [pytest.approx(pair, rel=1e-5) for pair in results[0]]
@@ -289,7 +288,7 @@ def test_tokens_that_the_sampler_drew_otherwise_are_weighted(tiny, photographs, 
         for sample in group.samples:
             sample.logprobs = next(parts)
     learner, _ = make_learner(tiny, one_process, max_logp_gap=0.3)
-    found = learner.step(groups, rewards)
+    found = learner.step(groups, rewards).metrics
     expected = torch.where(shifts.abs() > 0.3, shifts.exp().clamp(max=2.0), 1.0)
     assert (seen[1][0] - expected).abs().max() < 1e-4
     assert found["sampling/capped"] == (shifts == 3.0).sum() / len(shifts)

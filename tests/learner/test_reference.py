@@ -8,12 +8,13 @@ import pytest
 import torch
 from torch.distributed.tensor import DTensor
 
-from sslr1 import config, model, run
+from sslr1 import config, model
 from sslr1.errors import UserError
 from sslr1.model import cost
 from sslr1.runs import checkpoint
+from sslr1.runs.checkpointer import Checkpointer
 from sslr1.setup import budget
-from sslr1.setup.build import Built
+from sslr1.setup.session import Session
 from tests.learner.test_learner import OPTIONS, make_groups, make_learner, parameters
 from tests.learner.test_updates import by_hand
 
@@ -29,7 +30,7 @@ def test_equal_to_a_loop_by_hand(any_tiny, photographs, seed, one_process, exact
     tokens = max(len(g.prompt.input_ids) for g in groups) + 7
     learner, _ = make_learner(any_tiny, one_process, tokens, loss=KL, dtype=torch.float64)
     learner.set_reference(model.load_reference(any_tiny, one_process, torch.float64))
-    found = learner.step(groups, rewards)
+    found = learner.step(groups, rewards).metrics
     after = parameters(learner)
     assert all((after[n] - expected[n]).abs().max() <= 1e-9 for n in expected)
     assert any((after[n] - without[n]).abs().max() > 1e-6 for n in expected)
@@ -46,7 +47,7 @@ def test_a_frozen_copy_and_nothing_more(any_tiny, photographs, seed, one_process
     learner.set_reference(reference)
     before, start = parameters(SimpleNamespace(policy=reference)), parameters(learner)
     assert before.keys() == start.keys() and all(torch.equal(before[n], start[n].bfloat16()) for n in start)
-    assert "kl" in learner.step(*make_groups(any_tiny, photographs, seed))
+    assert "kl" in learner.step(*make_groups(any_tiny, photographs, seed)).metrics
     assert all(torch.equal(p, before[n]) for n, p in parameters(SimpleNamespace(policy=reference)).items())
     held = list(reference.parameters())
     assert all(isinstance(p, DTensor) and p.grad is None and not p.requires_grad for p in held)
@@ -68,9 +69,9 @@ def test_its_forward_pass_is_counted(tiny, photographs, seed, one_process):
     near, _ = make_learner(tiny, one_process, loss=KL.model_copy(update={"updates": 1}))
     near.set_reference(model.load_reference(tiny, one_process))
     without, found = plain.step(groups, rewards), near.step(groups, rewards)
-    assert found["flops"] == pytest.approx(without["flops"] * 4 / 3, rel=1e-9)  # a backward pass is two forward ones
+    assert found.flops == pytest.approx(without.flops * 4 / 3, rel=1e-9)  # a backward pass is two forward ones
     assert cost.cost_of(near.reference.model).token * 3 == near.cost.token
-    assert "kl" not in without and found["kl"] < 1e-9 and found["computed"] == without["computed"]
+    assert "kl" not in without.metrics and found.metrics["kl"] < 1e-9 and found.computed == without.computed
 
 
 def test_a_penalty_without_a_reference_is_an_error(tiny, photographs, seed, one_process):
@@ -80,9 +81,9 @@ def test_a_penalty_without_a_reference_is_an_error(tiny, photographs, seed, one_
 
 
 def test_a_reference_that_is_gone(tmp_path, one_process):
-    built = SimpleNamespace(config=config.check({"model": {"path": "m"}, "data": {"path": "d"}}), world=one_process)
+    session = SimpleNamespace(config=config.check({"model": {"path": "m"}, "data": {"path": "d"}}), world=one_process)
     with pytest.raises(UserError, match=re.escape(f"{tmp_path / 'hf'} is gone") + ".*log.name"):
-        Built.reference(built, tmp_path / "hf")
+        Session.reference(session, tmp_path / "hf")
 
 
 def test_checkpoints_kept_besides_the_newest(tmp_path, tiny, one_process):
@@ -96,8 +97,8 @@ def test_checkpoints_kept_besides_the_newest(tmp_path, tiny, one_process):
 @pytest.mark.parametrize("kl_coef, kept", [(0.0, [7]), (0.1, [7, 0])])
 def test_its_checkpoint_is_kept(tmp_path, monkeypatch, kl_coef, kept):
     seen = {}
-    monkeypatch.setattr(run.checkpoint, "snapshot", lambda *_, **options: seen.update(options))
+    monkeypatch.setattr(checkpoint, "snapshot", lambda *_, **options: seen.update(options))
     tree = {"model": {"path": "m"}, "data": {"path": "d"}, "loss": {"kl_coef": kl_coef}}
-    this = MagicMock(config=config.check(tree), step=9, best=0.5, best_step=7, checkpoints=tmp_path)
-    run.Run._checkpoint(this)
+    this = MagicMock(session=MagicMock(config=config.check(tree)), folder=tmp_path)
+    Checkpointer.save(this, 9, 7, {})
     assert seen["also"] == kept

@@ -51,7 +51,7 @@ def test_equal_to_updates_by_hand(tiny, photographs, seed, one_process, exact_no
     budget = max(len(g.prompt.input_ids) for g in groups) + 7
     loss = OPTIONS.loss.model_copy(update=changes | {"updates": 2})
     learner, _ = make_learner(tiny, one_process, budget, loss=loss, max_logp_gap=0.3, dtype=torch.float64)
-    found = learner.step(groups, rewards)
+    found = learner.step(groups, rewards).metrics
     after = parameters(learner)
     assert all((after[n] - expected[n]).abs().max() <= 1e-9 for n in expected)
     means = {"loss": "policy_loss", "clip_ratio/low_mean": "clip_low", "clip_ratio/high_mean": "clip_high"}
@@ -93,19 +93,19 @@ def test_the_first_updates_log_probs_are_the_old_ones(tiny, photographs, seed, o
         assert learner.step_number == step and {int(s["step"]) for s in states} == {3 * step}
         if step == 1:
             single = once.step(groups, rewards)
-            for name in ("computed", "repeated", "flops"):
-                assert found[name] == 3 * single[name]
-            assert found["tokens"] == single["tokens"] == 34
+            for name in ("computed", "unshared", "flops"):
+                assert getattr(found, name) == 3 * getattr(single, name)
+            assert found.tokens == single.tokens == 34
             for name in ("mean", "max"):
                 key = f"sampling/logp_difference/{name}"
-                assert found[key] == single[key]
+                assert found.metrics[key] == single.metrics[key]
 
 
 def test_what_is_not_finite_ends_the_step(tiny, photographs, seed, one_process):
     learner, _ = make_learner(tiny, one_process, loss=OPTIONS.loss.model_copy(update={"updates": 3}))
     groups, rewards = make_groups(tiny, photographs, seed)
     before = parameters(learner)
-    found = learner.step(groups, rewards, advantages=torch.full((4, 3), float("nan")))
+    found = learner.step(groups, rewards, advantages=torch.full((4, 3), float("nan"))).metrics
     assert (learner.skipped, learner.skipped_in_a_row, found["skipped_steps"], learner.step_number) == (1, 1, 1, 1)
     assert all(torch.equal(before[n], p) for n, p in parameters(learner).items())
     assert not learner.optimizer.state

@@ -48,7 +48,8 @@ import sys
 import pytest
 
 assert sslr1.__file__.startswith(FOLDER), sslr1.__file__
-from sslr1 import config, preview, probes, puzzles
+from sslr1 import config, preview, puzzles
+from sslr1.evaluate import probes
 from sslr1.puzzles.curriculum import Curriculum, chance_reward
 
 loaded = config.load("configs/tiny.yaml", ["puzzles.mixture={mirror: 1}", "puzzles.levels={mirror: 1}"])

@@ -71,7 +71,7 @@ def test_affinity_counts_and_not_the_machine(alone, monkeypatch):
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="affinity is Linux's")
 def test_a_process_bound_to_one_processor():
     """As torch and an own process see it."""
-    code = "import os; os.sched_setaffinity(0, [min(os.sched_getaffinity(0))]); from sslr1 import processors; print(processors.threads())"
+    code = "import os; os.sched_setaffinity(0, [min(os.sched_getaffinity(0))]); from sslr1.setup import processors; print(processors.threads())"
     environment = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
     assert done.stdout == "1\n", done.stderr

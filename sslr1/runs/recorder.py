@@ -1,0 +1,73 @@
+"""What a run writes for people: metrics, samples, trackers, a report, and lines on the terminal."""
+
+import time
+from pathlib import Path
+
+from sslr1.files import write_whole
+from sslr1.runs import records
+from sslr1.runs.progress import Progress
+from sslr1.runs.samples import Samples
+from sslr1.runs.trackers import Trackers
+
+
+class Recorder:
+    """Of one run folder. All ranks hold one; only the main one writes. write_report(folder): see `report.page.write`."""
+
+    def __init__(self, folder, main, write_report):
+        self.folder, self.main, self._write_report = Path(folder), main, write_report
+        self.metrics = records.JsonLines(self.folder / "metrics.jsonl")
+        self.samples = Samples(self.folder)
+        self.progress = Progress(main)
+        self.began = self._reported_at = time.monotonic()
+        self._reported = self._trackers = None
+
+    @property
+    def files(self) -> tuple:
+        """Whose lines up to its step a checkpoint counts on."""
+        return self.metrics.path, self.samples.lines.path
+
+    def write_config(self, text) -> None:
+        if self.main:
+            write_whole(self.folder / "config.yaml", text)
+
+    def begin(self, done, config) -> None:
+        """done: the step that the run goes on from, None for one that begins. What lies beyond it is dropped."""
+        if self.main:
+            self.metrics.cut(-1 if done is None else done)
+            self.samples.cut(-1 if done is None else done)
+            self._trackers = Trackers(self.folder, done, config.model_dump(mode="json"))
+
+    def log(self, line: dict) -> None:
+        """A step's numbers by name, `step` among them."""
+        if self.main:
+            self.metrics.write(line)
+            self._trackers.write(line)
+
+    def say(self, *lines) -> None:
+        for line in lines:
+            self.progress.say(line)
+
+    def report(self, step, at_least_every_s=0.0) -> None:
+        """Write the report, unless it was written less than so many seconds ago. One that can't be written is said, and ends no run."""
+        if time.monotonic() - self._reported_at <= at_least_every_s:
+            return
+        self._reported, self._reported_at = step, time.monotonic()
+        if self.main:
+            try:
+                self._write_report(self.folder)
+            except Exception as error:
+                self.say(f"step {step}: report.html is not up to date ({type(error).__name__}: {error})")
+
+    def end(self, step, config, lines) -> None:
+        """The last report, the trackers' ends, the table and the closing lines."""
+        if self._reported != step:
+            self.report(step)
+        self.say(*lines)
+        if self.main:
+            self._trackers.close()
+            c = config.puzzles
+            self.progress.table(records.final_table(self.metrics.read(), c.mixture, c.levels))
+            self.say(
+                f"{step} of {config.train.steps} steps in {self.folder}, {time.monotonic() - self.began:.0f} s in this process; "
+                "report.html there shows what it learnt"
+            )

@@ -1,0 +1,98 @@
+"""What a configuration comes to."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from sslr1 import distributed, model, ops, puzzles
+from sslr1.config import Config
+from sslr1.data import ImageStore, PuzzleStream
+from sslr1.errors import UserError
+from sslr1.rollout import Engine, SamplerWeights
+
+
+@dataclass(frozen=True, kw_only=True)
+class Images:
+    """A store and its image numbers, to train on and held out."""
+
+    store: ImageStore
+    train: list
+    held_out: list
+
+
+@dataclass(frozen=True, kw_only=True)
+class Session:
+    """Everything that a configuration names, built: what a training loop, an evaluation or a warm-up works with."""
+
+    config: Config
+    world: distributed.World
+    folder: Path | None
+    model_path: Path
+    tokenizer: object
+    spec: ops.PatchSpec
+    images: Images | None
+    evaluation: Images | None
+    policy: object
+    weights: SamplerWeights
+    engine: Engine
+    opening: str = ""  # what the chat template has written of every completion
+
+    def score(self, answer, text) -> puzzles.Score:
+        """Of a completion by the configuration's rule; its text is what the model wrote after the chat template's opening."""
+        c = self.config.puzzles
+        return puzzles.score(answer, self.opening + text, c.rule, c.thinking)
+
+    def summary(self) -> str:
+        """One line for the start of a run: what was found, and what was chosen where there was a choice."""
+        images, world = self.images, self.world
+        return (
+            f"{len(images.train)} images to train on, {len(self.evaluation.held_out)} held out, decoded by {images.store.decoder.backend}, "
+            f"rendered by {ops.choose_backend('auto', torch.device('cpu'))}; {world.size} {world.device.type} rank(s), "
+            f"{torch.get_num_threads()} thread(s) each, {self.spec.dtype}".replace("torch.", "")
+            + (f", attention by {ops.flash.library()}" if world.device.type == "cuda" else "")
+        )
+
+    def not_read(self) -> list:
+        """A line for each folder of images in which not all is read."""
+        stores = {id(images.store): images.store for images in (self.images, self.evaluation)}.values()
+        return [f"{store.folder.root}: {store.folder.about}" for store in stores if store.folder.about]
+
+    def reference(self, path):
+        """The frozen policy of loss.kl_coef from a checkpoint's hf/ folder, which holds it in the compute dtype. All ranks must
+        call it. Raises UserError."""
+        problem, train = None, self.config.train
+        if self.world.main and not path.is_dir():
+            problem = UserError(
+                f"{path} is gone, which loss.kl_coef={self.config.loss.kl_coef} measures from: start a run of another "
+                "log.name, or set loss.kl_coef=0 and checkpoint.allow_change=true"
+            )
+        distributed.agree(problem, self.world)
+        return model.load_reference(path, self.world, self.spec.dtype, train.replicate, train.compile)
+
+    def form(self, thinking=None) -> puzzles.Form:
+        """How the configuration's puzzles are put; thinking or not as given."""
+        return form_of(self.config.puzzles, self.spec, thinking)
+
+    def stream(self, batch=None, levels=None) -> PuzzleStream:
+        """The training stream of this rank; `batch` puzzles a step (default rollout.prompts), at the levels that `levels`
+        gives for (step, slot, puzzle) (default puzzles.levels)."""
+        c = self.config
+        return PuzzleStream(
+            self.images.store,
+            self.images.train,
+            self.tokenizer,
+            mixture=c.puzzles.mixture,
+            levels=levels or (lambda step, slot, name: c.puzzles.levels[name]),
+            batch=batch or c.rollout.prompts,
+            seed=c.train.seed,
+            form=self.form(),
+            rank=self.world.rank,
+            world_size=self.world.size,
+        )
+
+
+def form_of(settings, spec, thinking=None) -> puzzles.Form:
+    """How puzzles of the configuration's section are put; thinking or not as given."""
+    thinking = settings.thinking if thinking is None else thinking
+    return puzzles.Form(spec=spec, thinking=thinking, wordings=settings.wordings, composed=settings.composed)
