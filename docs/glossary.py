@@ -27,27 +27,27 @@ GLOSSARY = {
         "reward": Metric(
             "0 to the rule's highest",
             "mean reward of all completions, of the first puzzle of every slot",
-            "metrics.StepTotals",
+            "runs.metrics.StepTotals",
             "rises. Flat at what a random well-formed answer earns (see puzzles.md): the format is learnt and nothing else. 0: "
             "look at `format`",
         ),
         "reward_std": Metric(
             "0 …",
             "mean over groups of the standard deviation of their rewards (G - 1)",
-            "metrics.StepTotals",
+            "runs.metrics.StepTotals",
             "0 means that no group has a gradient. Small is normal at the start and when a level is solved",
         ),
         "frac_reward_zero_std": Metric(
             "0 to 1",
             "share of the groups trained on whose rewards are all equal, which have no gradient",
-            "metrics.StepTotals",
+            "runs.metrics.StepTotals",
             "high wastes the step: the level is too hard or too easy for the group size; see `rollout.resample` and "
             "`puzzles.curriculum`",
         ),
         "format": Metric(
             "0 to 1",
             "share of completions that keep the format: one box, and with puzzles.thinking one thought before it",
-            "metrics.StepTotals",
+            "runs.metrics.StepTotals",
             "should reach nearly 1 early on; everything else earns 0",
         ),
         "loss": Metric(
@@ -87,7 +87,7 @@ GLOSSARY = {
             "1, or absent",
             "the step of an alarm. entropy: completions hardly differ any more, and the puzzles are not solved; format: few "
             "completions keep it, step after step; reward: completions earn what the format earns, and nothing for their answers",
-            "alarms.Alarms",
+            "runs.alarms.Alarms",
             "absent; raised once a run. See troubleshooting.md",
         ),
         "clip_ratio/low_mean": Metric(
@@ -110,24 +110,24 @@ GLOSSARY = {
     },
     "Puzzles": {
         "rewards/<puzzle>/mean": Metric(
-            "as `reward`", "mean reward of this puzzle's completions, all levels", "metrics.StepTotals"
+            "as `reward`", "mean reward of this puzzle's completions, all levels", "runs.metrics.StepTotals"
         ),
         "accuracy/<puzzle>/level<k>": Metric(
             "0 to 1",
             "mean share of right places (exactness for single answers), sampled at rollout.temperature",
-            "metrics.StepTotals",
+            "runs.metrics.StepTotals",
             "compare with chance: 1 / choices, and 1 / K for the places of an ordering of K tiles",
         ),
         "exact/<puzzle>/level<k>": Metric(
             "0 to 1",
             "share of completions whose whole answer is right",
-            "metrics.StepTotals",
+            "runs.metrics.StepTotals",
             "compare with chance: 1 / choices, and 1 / K! for an ordering of K tiles",
         ),
         "chance/<puzzle>/level<k>": Metric(
             "0 to 1",
             "mean probability that a random valid answer to these puzzles is exact",
-            "metrics.StepTotals",
+            "runs.metrics.StepTotals",
         ),
         "curriculum/<puzzle>/level": Metric(
             "a level",
@@ -143,7 +143,7 @@ GLOSSARY = {
         "curriculum/<puzzle>/plateau": Metric(
             "1, or absent",
             f"the step of an alarm: for {PLATEAU_STEPS} steps the puzzle has earned what random answers earn",
-            "run.Run._teach",
+            "run.Run.record",
             "absent. See troubleshooting.md",
         ),
     },
@@ -151,13 +151,13 @@ GLOSSARY = {
         "completions/mean_length": Metric(
             "tokens",
             "mean length of completions, stop token included",
-            "metrics.StepTotals",
+            "runs.metrics.StepTotals",
             "drifting to rollout.max_tokens means that completions are about to be cut off",
         ),
         "completions/clipped_ratio": Metric(
             "0 to 1",
             "share of completions cut off at rollout.max_tokens",
-            "metrics.StepTotals",
+            "runs.metrics.StepTotals",
             "near 0. By default (rollout.truncated=zero) each of them earns 0",
         ),
         "sampling/logp_difference/mean": Metric(
@@ -225,17 +225,17 @@ GLOSSARY = {
         "eval/<puzzle>/exact": Metric(
             "0 to 1",
             "share of held-out puzzles solved, greedy, at the level that puzzles.levels names, whatever the curriculum does",
-            "evaluate.Evaluator",
+            "evaluate.held_out.Evaluator",
             "the number to trust: compare with `eval/<puzzle>/chance`. Its standard error is sqrt(p (1 - p) / n)",
         ),
         "eval/<puzzle>/accuracy": Metric(
-            "0 to 1", "share of right places (`exact` for single answers)", "evaluate.Evaluator"
+            "0 to 1", "share of right places (`exact` for single answers)", "evaluate.held_out.Evaluator"
         ),
-        "eval/<puzzle>/format": Metric("0 to 1", "share whose format is right", "evaluate.Evaluator"),
+        "eval/<puzzle>/format": Metric("0 to 1", "share whose format is right", "evaluate.held_out.Evaluator"),
         "eval/<puzzle>/chance": Metric(
-            "0 to 1", "mean probability that a random valid answer is right", "evaluate.Evaluator"
+            "0 to 1", "mean probability that a random valid answer is right", "evaluate.held_out.Evaluator"
         ),
-        "eval/<puzzle>/n": Metric("puzzles", "how many were asked; eval.count", "evaluate.Evaluator"),
+        "eval/<puzzle>/n": Metric("puzzles", "how many were asked; eval.count", "evaluate.held_out.Evaluator"),
     },
 }
 

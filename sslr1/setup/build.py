@@ -19,9 +19,8 @@ from sslr1.setup.session import Images, Session, form_of
 BUILTIN_MODEL, BUILTIN_IMAGES = "builtin:tiny", "builtin:scenes"
 
 
-def builtin(config: Config, data=True) -> tuple[Path, Path]:
-    """Paths of the model and the images; what is built in is made below log.dir if it isn't there yet (without `data`, the
-    model alone)."""
+def builtin(config: Config, data=True) -> tuple[Path, Path | None]:
+    """Paths of the model and, with `data`, the images; what is built in is made below log.dir if it isn't there yet."""
     model_path, data_path = config.model.path, config.data.path
     home = Path(config.log.dir)
     if model_path == BUILTIN_MODEL:
@@ -35,7 +34,7 @@ def builtin(config: Config, data=True) -> tuple[Path, Path]:
 
         data_path = home / "builtin" / f"scenes-{config.data.scenes}"
         write_scenes(data_path, config.data.scenes)
-    return Path(model_path), Path(data_path)
+    return Path(model_path), Path(data_path) if data else None
 
 
 def build(config: Config, world: distributed.World, folder: Path | None = None, data=True, forms=()) -> Session:
