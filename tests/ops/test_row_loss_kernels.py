@@ -230,7 +230,8 @@ def extension_where(nvcc, monkeypatch, folder):
         build_ext=object,
     )
     monkeypatch.setitem(sys.modules, "pybind11.setup_helpers", helpers)
-    monkeypatch.setitem(sys.modules, "setuptools", SimpleNamespace(setup=lambda **options: None))
+    setuptools = SimpleNamespace(setup=lambda **options: None, find_packages=lambda **options: [])
+    monkeypatch.setitem(sys.modules, "setuptools", setuptools)
     monkeypatch.setenv("PATH", str(folder), prepend=os.pathsep)
     runpy.run_path(str(ROOT / "setup.py"))
     return asked
