@@ -99,8 +99,8 @@ class Chunks:
         self.logits.scatter_(1, places, sharp)
 
     def fill(self, column, index):
-        """column[index] and zeros up to the chunk's height; None stays None."""
-        return None if column is None else torch.cat([column[index], column.new_zeros(self.height - len(index))])
+        """column[index] and zeros up to the chunk's height."""
+        return torch.cat([column[index], column.new_zeros(self.height - len(index))])
 
     def note(self, index, found):
         self.logprobs[index], self.entropy[index] = (x[: len(index)] for x in found)

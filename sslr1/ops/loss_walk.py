@@ -4,7 +4,7 @@ torch.ops.sslr1.grpo_loss gives (loss, log-probs [N], entropies [N], statistics,
 gradients are formed with the loss, and the backward pass only scales them. torch.ops.sslr1.token_logprobs is the walk alone.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -56,22 +56,21 @@ class Objective:
     ref: torch.Tensor | None
     scale: torch.Tensor
 
-    def coefficients(self, completions) -> dict:
-        """The row kernel's coefficients, by name: columns [N] or None."""
+    def coefficients(self, completions) -> rows.Coefficients:
+        """The row kernel's, of all rows."""
         # gspo: the one ratio of a completion moves with each of its tokens, for all of them
         weights = completions.mean(self.weights) if self.loss_type == "gspo" else self.weights
-        return {
-            "advantage": self.advantage,
-            "policy": self.scale * weights,
-            "kl": self.scale * self.kl_coef,
-            "bonus": self.scale * self.entropy_coef,
-            "old": self.old,
-            "ref": self.ref if self.kl_coef else None,
-        }
-
-    @property
-    def clip(self) -> dict:
-        return {"clip_low": self.clip_low, "clip_high": self.clip_high, "cispo": self.loss_type == "cispo"}
+        return rows.Coefficients(
+            advantage=self.advantage,
+            policy=self.scale * weights,
+            kl=self.scale * self.kl_coef,
+            bonus=self.scale * self.entropy_coef,
+            old=self.old,
+            ref=self.ref if self.kl_coef else None,
+            clip_low=self.clip_low,
+            clip_high=self.clip_high,
+            cispo=self.loss_type == "cispo",
+        )
 
 
 def _scale(loss_type, completions, token_count, sequence_count, max_tokens):
@@ -103,16 +102,16 @@ class Gradients:
             chunked.add_product(self.head, slopes.T, chunks.states)
 
 
-def _walk(chunks, active, columns, clip, gradients):
+def _walk(chunks, active, c, gradients):
     """Log-probs, entropies and gradients of the rows `active`, one look at each chunk's logits."""
     for index, picked, logits in chunks.over(active):
-        filled = rows.Coefficients(**{name: chunks.fill(x, index) for name, x in columns.items()}, **clip)
+        filled = c.each(lambda x: chunks.fill(x, index))
         found = rows.row_loss(logits, picked, filled, chunks.temperature, chunks.backend, chunks.slopes)
         chunks.note(index, found)
         gradients.add(index, logits)
 
 
-def _walk_completions(chunks, active, columns, clip, gradients, completions) -> int:
+def _walk_completions(chunks, active, c, gradients, completions) -> int:
     """The same where a row's ratio needs all log-probs of its completion before any of its gradients (gspo, off-policy): chunks are
     cut between completions. Returns how many rows took a pass for their log-probs first, their completion being longer than a chunk."""
     longer = 0
@@ -125,20 +124,19 @@ def _walk_completions(chunks, active, columns, clip, gradients, completions) -> 
             if fits:
                 chunks.note(index, rows.row_logprobs(logits, picked, chunks.temperature, chunks.backend))
             # in float64, or differences would round ratios by 1e-5; of other completions it may be anything yet
-            shift = completions.mean(chunks.logprobs.double() - columns["old"])
-            own = {name: None if x is None else x[index] for name, x in columns.items()}
-            now = chunks.logprobs[index].double()
-            own["old"] = now - shift[index]
+            shift = completions.mean(chunks.logprobs.double() - c.old)
+            own, now = c.each(lambda x: x[index]), chunks.logprobs[index].double()
+            own.old = now - shift[index]
             g = torch.zeros(chunks.height, dtype=chunks.wide, device=index.device)
-            g[: len(index)] = rows.slope(now, rows.Coefficients(**own, **clip))
+            g[: len(index)] = rows.slope(now, own)
             known = [chunks.fill(x, index) for x in (chunks.logprobs, chunks.entropy)]
-            bonus = chunks.fill(columns["bonus"], index)
+            bonus = chunks.fill(c.bonus, index)
             rows.row_gradient(logits, picked, *known, g, bonus, chunks.temperature, chunks.backend, chunks.slopes)
             gradients.add(index, logits)
     return longer
 
 
-def _totals(o, logprobs, entropy, completions, token_count, longer):
+def _totals(o, c, logprobs, entropy, completions, token_count, longer):
     """(loss, STATS as one vector) from all rows' log-probs and entropies. Of N numbers each, so float64 costs nothing and
     cancellation does no harm."""
     logprobs, entropy, A, scale, weights = (x.double() for x in (logprobs, entropy, o.advantage, o.scale, o.weights))
@@ -148,8 +146,7 @@ def _totals(o, logprobs, entropy, completions, token_count, longer):
     if o.loss_type == "cispo":  # clamps every ratio above its bound; the others only where the gradient would grow it
         low, high = torch.zeros_like(low), ratio > 1 + o.clip_high
     nothing = torch.zeros_like(logprobs)
-    weighted = rows.Coefficients(advantage=A, policy=weights, kl=nothing, bonus=nothing, **o.clip)
-    _, terms = rows.policy_slope_and_term(logprobs, ratio, weighted)
+    _, terms = rows.policy_slope_and_term(logprobs, ratio, replace(c, advantage=A, policy=weights))
     kl = nothing if o.ref is None else torch.expm1(o.ref - logprobs) - (o.ref - logprobs)
     policy_loss = (terms * scale).sum()
     loss = policy_loss + o.kl_coef * (kl * scale).sum() - o.entropy_coef * (entropy * scale).sum()
@@ -197,18 +194,18 @@ def _grpo_loss(
         ref=ref,
         scale=_scale(loss_type, completions, token_count, sequence_count, max_tokens),
     )
-    columns = objective.coefficients(completions)
+    c = objective.coefficients(completions)
     gradients = Gradients(chunks, hidden, lm_head, wants_hidden, wants_head)
     numbers, longer = torch.arange(len(tokens), device=device), 0
     moves = torch.full((len(tokens),), wants_hidden or wants_head, device=device)
     if not (kl_coef or entropy_coef):
-        moves &= objective.advantage * columns["policy"] != 0
+        moves &= c.advantage * c.policy != 0
     if loss_type == "gspo" and old is not None:
-        longer = _walk_completions(chunks, numbers[moves], columns, objective.clip, gradients, completions)
+        longer = _walk_completions(chunks, numbers[moves], c, gradients, completions)
     else:
-        _walk(chunks, numbers[moves], columns, objective.clip, gradients)
+        _walk(chunks, numbers[moves], c, gradients)
     chunks.statistics(numbers[~moves])
-    loss, stats = _totals(objective, chunks.logprobs, chunks.entropy, completions, token_count, longer)
+    loss, stats = _totals(objective, c, chunks.logprobs, chunks.entropy, completions, token_count, longer)
     grad_head = gradients.head.to(lm_head.dtype)
     return loss.to(chunks.wide), chunks.logprobs, chunks.entropy, stats.to(chunks.wide), gradients.hidden, grad_head
 

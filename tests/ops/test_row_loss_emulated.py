@@ -10,7 +10,7 @@ import torch
 
 from sslr1.ops import backends
 from tests.emulation import Launch, read
-from tests.ops.test_row_loss_kernels import assert_near, check, double, draw_coefficients, functions
+from tests.ops.test_row_loss_kernels import assert_near, check, draw_coefficients, functions
 
 SOURCE = Path(__file__).parent.parent.parent / "csrc" / "cuda" / "row_loss.cu"
 ENTRY = "sslr1::row_loss_cuda"
@@ -113,7 +113,7 @@ def test_launch(seed, emulator, kernels, V):
     logits, tokens = 4 * torch.randn(2, V), torch.randint(0, V, (2,))
     exact = logits.double()
     c = draw_coefficients(functions("reference").row_logprobs(exact, tokens, 1.0)[0], True, True, False, True)
-    statistics = functions("reference").row_loss(exact, tokens, double(c), 1.0)
+    statistics = functions("reference").row_loss(exact, tokens, c.each(torch.Tensor.double), 1.0)
     found = kernels(emulator).row_loss(logits, tokens, c, 1.0)
     for given, expected in zip((*found, logits), (*statistics, exact)):
         assert_near(given, expected, V)
