@@ -133,11 +133,9 @@ std::vector<Source> read_sources(const std::vector<Picture>& images, Table ints,
   std::vector<Source> sources;
   for (Index q = 0; q < ints.second; ++q) {
     const Index* row = reinterpret_cast<const Index*>(ints.first) + 2 * q;
-    const Index image = row[0], level = row[1], count = static_cast<Index>(images.size()) - 1;
+    const Index image = row[0], level = row[1];
     const float sigma = reinterpret_cast<const float*>(floats.first)[q];
-    require(-1 <= image && image < count, "a source names image %lld; there are %lld", image, count);
     const Index h = images[image + 1].height, w = images[image + 1].width;
-    require(0 <= level && level < 25 && h >> level && w >> level, "mip level %lld of an image is empty", level);
     require(sigma >= 0 && sigma < 1e6f, "a source is blurred by a sigma below 0 or over a million");
     sources.push_back({image, level, sigma, {}, {nullptr, h >> level, w >> level, {}}, 0});
   }
@@ -145,11 +143,9 @@ std::vector<Source> read_sources(const std::vector<Picture>& images, Table ints,
 }
 
 // Also notes which part of its source each tile needs.
-std::vector<Tile> read_tiles(const Index* sizes, Index canvases, std::vector<Source>& sources, Table ints,
-                             Table floats) {
+std::vector<Tile> read_tiles(std::vector<Source>& sources, Table ints, Table floats) {
   require(ints.second == floats.second, "tiles_int has %lld rows, tiles_float %lld", ints.second, floats.second);
   std::vector<Tile> tiles;
-  const Index count = static_cast<Index>(sources.size());
   for (Index k = 0; k < ints.second; ++k) {
     const Index* row = reinterpret_cast<const Index*>(ints.first) + 7 * k;
     const float* numbers = reinterpret_cast<const float*>(floats.first) + 22 * k;
@@ -157,11 +153,6 @@ std::vector<Tile> read_tiles(const Index* sizes, Index canvases, std::vector<Sou
     std::copy_n(numbers, 9, t.map);
     std::copy_n(numbers + 9, 12, t.colour);
     t.alpha = numbers[21];
-    require(0 <= t.canvas && t.canvas < canvases, "a tile names canvas %lld; the plan has %lld", t.canvas, canvases);
-    require(0 <= t.source && t.source < count, "a tile names source %lld; the plan has %lld", t.source, count);
-    require(std::min({t.top, t.left, t.height, t.width}) >= 0 && t.height <= sizes[2 * t.canvas] - t.top &&
-                t.width <= sizes[2 * t.canvas + 1] - t.left,
-            "a tile does not lie inside its canvas");
     t.opaque = t.flat = t.alpha == 1 && !(t.mode & kStencil);
     t.plain = t.opaque && std::equal(t.colour, t.colour + 12, kIdentity);
     for (int i = 0; i < 12; ++i) t.flat &= i % 4 == 3 || t.colour[i] == 0;
@@ -265,7 +256,7 @@ void render(const std::vector<Image>& images, Table sources_int, Table sources_f
   Memory memory;
   const std::vector<Picture> pictures = read_images(images);
   std::vector<Source> sources = read_sources(pictures, sources_int, sources_float);
-  std::vector<Tile> tiles = read_tiles(sizes, canvases.second, sources, tiles_int, tiles_float);
+  std::vector<Tile> tiles = read_tiles(sources, tiles_int, tiles_float);
   make_sources(sources, pictures, memory, threads);
   std::vector<std::vector<const Tile*>> tiles_of(starts.size());
   for (Tile& t : tiles) {

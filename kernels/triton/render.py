@@ -9,7 +9,6 @@ columns, for each byte of the picture; the other taps hit in cache. Paint reads 
 value once: 3 bytes a pixel or 3 * temporal * element size. What a canvas holds between tiles stays in registers.
 """
 
-import math
 from functools import lru_cache
 
 import torch
@@ -235,23 +234,21 @@ def paint(
         tl.store(out + to * 3 + 2, blue.to(tl.uint8), mask=mask)
 
 
-def render(images, atlas, tables, out, layout, fill):
+def render(images, atlas, gaussian, tables, out, layout, fill):
     """Fill `out` with the canvases of a plan.
 
-    images: list of uint8 [H, W, 3] on out's device; atlas: uint8 [h, w, 3] on the CPU, image number -1; tables: the plan's
-    five, on the CPU; out: uint8 [pixels, 3], canvases one behind the other (layout None), or [rows, 3 * temporal * patch^2]
-    with layout (values [3, 256] of out's dtype on the CPU, patch, merge, temporal); fill: the byte where nothing is.
-    Raises ValueError for tables that name what isn't there and for an `out` of another size.
+    images: list of uint8 [H, W, 3] on out's device; atlas: uint8 [h, w, 3] on the CPU, image number -1; gaussian(sigma):
+    taps float32 [2 * radius + 1]; tables: the plan's five, on the CPU, which name nothing that isn't there; out: uint8
+    [pixels, 3], canvases one after the other (layout None), or [rows, 3 * temporal * patch^2] with layout (values [3, 256]
+    of out's dtype on the CPU, patch, merge, temporal); fill: the byte where nothing is. Raises ValueError for an `out` of
+    another size.
     """
     sources_int, sources_float, canvases, tiles_int, tiles_float = tables
     values, patch, merge, temporal = layout or (torch.empty(0, dtype=torch.uint8), 0, 1, 1)
     pixels = canvases.prod(1)
     if out.numel() != int(pixels.sum()) * 3 * temporal or (patch and (canvases % (patch * merge)).any()):
         raise ValueError(f"an output of {list(out.shape)} doesn't hold the canvases")
-    kept, sources, halves, blurs, taps = _pictures(images, atlas, sources_int.tolist(), sources_float.tolist(), out)
-    for source in tiles_int[:, 5].unique().tolist():
-        if not 0 <= source < len(sources):
-            raise ValueError(f"a tile names source {source}; the plan has {len(sources)}")
+    kept, sources, halves, blurs, taps = _pictures(images, atlas, gaussian, sources_int, sources_float, out.device)
     order = tiles_int[:, 0].argsort(stable=True)
     tiles_int, tiles_float = tiles_int[order], tiles_float[order]
     stencil = tiles_int[:, 6] & 2 != 0
@@ -277,24 +274,19 @@ def render(images, atlas, tables, out, layout, fill):
             paint[(blocks,)](out, values, places, tiles_int, tiles_float, sources, len(places), **options)
 
 
-def _pictures(images, atlas, numbers, sigmas, out):
+def _pictures(images, atlas, gaussian, sources_int, sources_float, device):
     """Where every source lies and what makes those that are no image as it is; each picture is made once.
 
     Returns (tensors that must live until the launches, sources int64 [Q, 3]: address, height, width; jobs of `halve` for
     each level and of `blur`, both without their first column; taps float32).
     """
     used, made, wanted, total = {}, {}, [], 0  # made: (image, level, sigma) -> (made from, height, width, offset)
-    for (image, level), sigma in zip(numbers, sigmas):
-        if not -1 <= image < len(images):
-            raise ValueError(f"a source names image {image}; there are {len(images)}")
+    for (image, level), sigma in zip(sources_int.tolist(), sources_float.tolist()):
         if image not in used:
-            used[image] = _on(atlas, out.device) if image == -1 else images[image].contiguous()
+            used[image] = _on(atlas, device) if image == -1 else images[image].contiguous()
         h, w = used[image].shape[:2]
-        level = max(level, 0)
         if max(h, w) >= 1 << 24:
             raise ValueError(f"an image of {h}x{w} px has a side past 2^24, where float32 can't name its pixels")
-        if level and not (h >> level and w >> level):
-            raise ValueError(f"mip level {level} of an image is empty")
         steps = [((image, halved, 0.0), h >> halved, w >> halved) for halved in range(1, level + 1)]
         if sigma != 0:
             steps.append(((image, level, sigma), h >> level, w >> level))
@@ -307,13 +299,13 @@ def _pictures(images, atlas, numbers, sigmas, out):
             key = step
         wanted.append(key)
 
-    buffer = torch.empty(total, dtype=torch.uint8, device=out.device)
+    buffer = torch.empty(total, dtype=torch.uint8, device=device)
     where = {(image, 0, 0.0): (picture.data_ptr(), *picture.shape[:2]) for image, picture in used.items()}
     halves, blurs, taps, first = {}, [], [torch.empty(0)], 0
     for key, (parent, h, w, offset) in made.items():  # makers first, and levels from 1 up
         (source, _, width), address = where[parent], buffer.data_ptr() + offset
         if key[2]:
-            taps.append(_taps(key[2]))
+            taps.append(gaussian(key[2]))
             between, address = address, address + 12 * h * w
             blurs.append((source, between, address, h, w, first, len(taps[-1]) // 2))
             first += len(taps[-1])
@@ -346,11 +338,3 @@ def _upload(tables, device):
 @lru_cache
 def _on(picture, device):
     return picture.to(device)
-
-
-@lru_cache
-def _taps(sigma):
-    """Weights of a Gaussian out to three sigma, float32 [2 * radius + 1], as the reference has them."""
-    radius = max(1, math.ceil(3 * sigma))
-    taps = torch.exp(-0.5 * (torch.arange(-radius, radius + 1, dtype=torch.float64) / sigma) ** 2)
-    return (taps / taps.sum()).float()

@@ -19,7 +19,7 @@ LOSS_TYPES = ("dapo", "grpo", "dr_grpo", "cispo", "gspo")
 ADVANTAGES = ("group", "mean", "batch")
 
 
-@dataclass
+@dataclass(kw_only=True)
 class GrpoLoss:
     """loss: 0-d, differentiable in hidden and lm_head. logprobs, entropy: [N], detached. stats: dict of 0-d tensors,
     each divided by the step's global counts, so that sums over micro-batches and ranks give the step's value
@@ -52,8 +52,7 @@ def advantages(rewards, kind="group", reward_std=None):
         if reward_std is None:
             reward_std = exact.std() if exact.numel() > 1 else exact.new_zeros(())
         centred = centred / (reward_std + 1e-4)
-    flat = rewards.amax(1, keepdim=True) == rewards.amin(1, keepdim=True)
-    return centred.masked_fill(flat, 0).to(rewards.dtype)
+    return centred.masked_fill(_flat(rewards), 0).to(rewards.dtype)
 
 
 @torch.no_grad()
@@ -110,43 +109,30 @@ def grpo_loss(
     """
     rows_of = dict(old_logprobs=old_logprobs, ref_logprobs=ref_logprobs, token_weights=token_weights)
     _check(hidden, lm_head, tokens, sequence, rewards, rows_of, advantages, temperature, loss_type, max_tokens, kl_coef)
-    N = tokens.shape[0]
-    S = rewards.numel()
     wide = wide_dtype(hidden.dtype)
     with torch.no_grad():
-        A = advantages if advantages is not None else _advantages(rewards, advantage, reward_std)
-        flat = (rewards.amax(1) == rewards.amin(1)) if S else rewards.new_zeros(0)
+        A = _advantages(rewards, advantage, reward_std) if advantages is None else advantages
+        columns = [None if x is None else x.detach().to(wide) for x in (A.reshape(-1), *rows_of.values())]
         counts = [
             _at_least_one(own if given is None else given, wide, hidden.device)
-            for given, own in ((token_count, N), (sequence_count, S))
+            for given, own in ((token_count, len(tokens)), (sequence_count, rewards.numel()))
         ]
-    grads = torch.is_grad_enabled()
-    loss, logprobs, entropy, numbers, _, _ = torch.ops.sslr1.grpo_loss(
-        hidden,
-        lm_head,
-        tokens,
-        sequence.to(torch.int64),
-        A.detach().reshape(-1).to(wide),
-        *(None if x is None else x.detach().to(wide) for x in (old_logprobs, ref_logprobs, token_weights)),
-        *counts,
-        temperature,
-        loss_type,
-        clip_low,
-        clip_high,
-        kl_coef,
-        entropy_coef,
-        max_tokens or 0,
-        backend,
-        chunk or 0,
-        grads and hidden.requires_grad,
-        grads and lm_head.requires_grad,
-    )
-    stats = dict(zip(STATS, numbers.detach().unbind()))
-    stats["zero_variance"] = flat.to(wide).sum() * (rewards.shape[1] / counts[1])
-    return GrpoLoss(loss, logprobs.detach(), entropy.detach(), stats)
+    numbers = temperature, loss_type, clip_low, clip_high, kl_coef, entropy_coef, max_tokens or 0, backend, chunk or 0
+    wants = [torch.is_grad_enabled() and x.requires_grad for x in (hidden, lm_head)]
+    given = (*columns, *counts, *numbers, *wants)
+    loss, *found, _, _ = torch.ops.sslr1.grpo_loss(hidden, lm_head, tokens, sequence.to(torch.int64), *given)
+    logprobs, entropy, stats = (x.detach() for x in found)
+    stats = dict(zip(STATS, stats.unbind()))
+    stats["zero_variance"] = _flat(rewards).to(wide).sum() * (rewards.shape[1] / counts[1])
+    return GrpoLoss(loss=loss, logprobs=logprobs, entropy=entropy, stats=stats)
 
 
 _advantages = advantages  # grpo_loss has an argument of that name
+
+
+def _flat(rewards):
+    """Which groups' rewards are all equal, [P, 1]."""
+    return rewards.amax(1, keepdim=True) == rewards.amin(1, keepdim=True) if rewards.numel() else rewards.new_zeros(0)
 
 
 def _at_least_one(count, dtype, device):

@@ -312,6 +312,7 @@ def test_tables_that_name_what_is_not_there_are_errors(backend):
     for change, words in (
         (lambda p: p.source(3), "a source names image 3; there are 1"),
         (lambda p: p.source(0, 6), "mip level 6 of an image is empty"),
+        (lambda p: p.source(0, -1), "mip level -1 of an image is empty"),
     ):
         plan = Plan()
         plan.canvas(28, 28)
