@@ -30,10 +30,8 @@ import triton.language as tl
 
 PROCESSORS = 132  # programs that a wave holds: an H100's multiprocessors
 WIDE = os.environ.get("TRITON_INTERPRET") == "1"  # the interpreter multiplies bfloat16 wrongly; float32 it can
-OPTIONS = {"num_warps": 4}
-PIECE = (
-    256  # keys of a prompt that a program takes where the cut must not depend on the batch: whole blocks of any layout
-)
+# Keys of a prompt that a program takes where the cut must not depend on the batch: whole blocks of any layout
+PIECE = 256
 
 
 def layout(dtype, rows):
@@ -260,13 +258,17 @@ def join(
 
 @functools.cache
 def pieces(length, block, programs, processors):
-    """How to cut `length` keys, blocks whole, where `programs` programs would take them whole: (keys a piece, pieces). The cut whose waves of
-    `processors` programs take the least time, a piece counted as its blocks and two more for what it leaves and finds."""
+    """How to cut `length` keys, blocks whole, where `programs` programs would take them whole: (keys a piece, pieces).
+
+    The cut whose waves of `processors` programs take the least time, a piece counted as its blocks and two more for what it
+    leaves and finds.
+    """
     blocks = triton.cdiv(length, block)
-    found = (triton.cdiv(blocks, count) for count in range(1, blocks + 1))
-    best = min(
-        found, key=lambda size: triton.cdiv(programs * triton.cdiv(blocks, size), processors) * (size + 2), default=1
-    )
+
+    def time(size):
+        return triton.cdiv(programs * triton.cdiv(blocks, size), processors) * (size + 2)
+
+    best = min((triton.cdiv(blocks, count) for count in range(1, blocks + 1)), key=time, default=1)
     return best * block, triton.cdiv(blocks, best)
 
 
@@ -296,36 +298,20 @@ def decode_attention(q, prompt_k, prompt_v, prompt_lengths, own_k, own_v, own_le
     parts = torch.empty(P, G, H, part_count, d, dtype=torch.float32, device=q.device)
     lses = torch.empty(P, G, H, part_count, dtype=torch.float32, device=q.device)
     scale *= math.log2(math.e)
+    shared = dict(TIMES=times, D=d, WIDE=WIDE)
     if prompt_parts:
-        prompt_part[(P * heads_kv * tiles, prompt_parts)](
-            *(q, prompt_k, prompt_v, prompt_lengths, parts, lses),
-            *(G, heads_kv, tiles, prompt_piece, part_count, scale),
-            *(*q.stride()[:3], *prompt_k.stride()[:3], *prompt_v.stride()[:3]),
-            TIMES=times,
-            ROWS=rows,
-            D=d,
-            BLOCK=block,
-            WIDE=WIDE,
-            **options,
-        )
-    own_part[(P * G, heads_kv, max(1, own_parts))](
-        *(q, own_k, own_v, own_lengths, prompt_lengths, parts, lses, result),
-        *(G, heads_kv, prompt_piece, prompt_parts, piece, part_count, scale),
-        *(*q.stride()[:3], *own_k.stride()[:4], *own_v.stride()[:4], *own_lengths.stride()),
-        TIMES=times,
-        ROWS=max(16, triton.next_power_of_2(times)),
-        D=d,
-        BLOCK=own_block,
-        WIDE=WIDE,
-        JOIN=whole,
-        **own_options,
-    )
+        tensors = q, prompt_k, prompt_v, prompt_lengths, parts, lses
+        numbers = G, heads_kv, tiles, prompt_piece, part_count, scale
+        strides = *q.stride()[:3], *prompt_k.stride()[:3], *prompt_v.stride()[:3]
+        grid = P * heads_kv * tiles, prompt_parts
+        prompt_part[grid](*tensors, *numbers, *strides, ROWS=rows, BLOCK=block, **shared, **options)
+    tensors = q, own_k, own_v, own_lengths, prompt_lengths, parts, lses, result
+    numbers = G, heads_kv, prompt_piece, prompt_parts, piece, part_count, scale
+    strides = *q.stride()[:3], *own_k.stride()[:4], *own_v.stride()[:4], *own_lengths.stride()
+    constants = dict(ROWS=max(16, triton.next_power_of_2(times)), BLOCK=own_block, JOIN=whole)
+    own_part[(P * G, heads_kv, max(1, own_parts))](*tensors, *numbers, *strides, **constants, **shared, **own_options)
     if not whole:
-        join[(P * G, triton.cdiv(H, 16))](
-            *(prompt_lengths, own_lengths, parts, lses, result),
-            *(G, H, prompt_piece, prompt_parts, piece, part_count, *own_lengths.stride()),
-            ROWS=16,
-            D=d,
-            **OPTIONS,
-        )
+        tensors = prompt_lengths, own_lengths, parts, lses, result
+        numbers = G, H, prompt_piece, prompt_parts, piece, part_count
+        join[(P * G, triton.cdiv(H, 16))](*tensors, *numbers, *own_lengths.stride(), ROWS=16, D=d)
     return result

@@ -171,20 +171,9 @@ def sample(logits, allowed, suppressed, uniforms, temperature):
     inverse_temperature = 1.0 / (temperature or 1.0)
     masked = suppressed is not None
     mask = suppressed if masked else tokens  # a pointer that isn't read
-    strides = logits.stride(0), allowed.stride(0)
-    statistics[(B, n)](
-        *(logits, allowed, mask, blocks, V, *strides, inverse_temperature),
-        SUPPRESSED=masked,
-        RESTRICTED=restricted,
-        BLOCK=block,
-        **OPTIONS,
-    )
-    pick[(B,)](
-        *(logits, allowed, mask, blocks, uniforms, tokens, logprobs, V, *strides, inverse_temperature, n),
-        SUPPRESSED=masked,
-        GREEDY=temperature == 0,
-        BLOCKS=triton.next_power_of_2(n),
-        BLOCK=block,
-        **OPTIONS,
-    )
+    numbers = V, logits.stride(0), allowed.stride(0), inverse_temperature
+    options = dict(SUPPRESSED=masked, BLOCK=block, **OPTIONS)
+    statistics[(B, n)](logits, allowed, mask, blocks, *numbers, RESTRICTED=restricted, **options)
+    options |= dict(GREEDY=temperature == 0, BLOCKS=triton.next_power_of_2(n))
+    pick[(B,)](logits, allowed, mask, blocks, uniforms, tokens, logprobs, *numbers, n, **options)
     return tokens, logprobs

@@ -224,8 +224,16 @@ def decode_attention(
         if lengths.dtype not in (torch.int32, torch.int64):
             raise ValueError(f"{name} must be int32 or int64, got {lengths.dtype}")
     return torch.ops.sslr1.decode_attention(
-        *(q, prompt_k, prompt_v, prompt_lengths, own_k, own_v, own_lengths),
-        **dict(scale=scale, backend=backend, batch_invariant=batch_invariant),
+        q,
+        prompt_k,
+        prompt_v,
+        prompt_lengths,
+        own_k,
+        own_v,
+        own_lengths,
+        scale=scale,
+        backend=backend,
+        batch_invariant=batch_invariant,
     )
 
 

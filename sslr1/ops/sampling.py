@@ -67,10 +67,9 @@ def _op_sample(logits, key, *, temperature, top_p, top_k, suppress, backend):
     unfit = "samples in float32, the logits are float64: use 'reference'" if logits.dtype == torch.float64 else None
     backend = backends.choose("sample", backend, logits.device, ("triton",), unfit)
     B, V = logits.shape
-    if temperature == 0 or top_k >= V:
-        top_k = 0
     if temperature == 0:
-        top_p = 1.0
+        top_k, top_p = 0, 1.0
+    top_k = top_k if top_k < V else 0
     if suppress is not None:
         suppress = suppress.to(logits.device)
     restricted = top_k > 0 or top_p < 1

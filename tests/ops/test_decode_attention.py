@@ -220,7 +220,7 @@ def kernels(dtype):
     _, block, options = module.layout(dtype, 1)
     for times, whole in itertools.product((1, 8), (True, False)):
         yield "own_part", dict(TIMES=times, ROWS=16, BLOCK=block, JOIN=whole), options
-    yield "join", dict(ROWS=16), module.OPTIONS
+    yield "join", dict(ROWS=16), {}
 
 
 @pytest.mark.parametrize("d", attention.KERNEL_HEAD_SIZES)
