@@ -1,9 +1,9 @@
 """One row of logits in, its log-prob, its entropy and its gradient out; the formulas are in `sslr1.ops.row_loss`.
 
-Cost: 4 bytes read an element for statistics, two exponentials an element; the gradient reads again (what L2 still holds of the
-row, from its end backwards), one more exponential, and writes 4, or 2. One program a row, and so large that a multiprocessor takes
-one at a time: L2 then holds much of the rows in flight. Each lane keeps a running maximum m of its logits, s = sum e^d and
-w = sum d e^d with d = (x - m) / temperature; merged,
+Cost: 4 bytes read an element for statistics, two exponentials an element; the gradient reads again (what L2 still holds
+of the row, from its end backwards), one more exponential, and writes 4, or 2. One program a row, and so large that a
+multiprocessor takes one at a time: L2 then holds much of the rows in flight. Each lane keeps a running maximum m of its
+logits, s = sum e^d and w = sum d e^d with d = (x - m) / temperature; merged,
 
     lse = m / temperature + log s,  entropy = log s - w / s.
 
@@ -128,7 +128,7 @@ def kernel(
             if ref is not None:
                 slope += tl.load(kl + row) * (1 - tl.exp((tl.load(ref + row) - exact).to(tl.float32)))
         else:
-            # From the logit whose log-prob is 0, near which all are that matter: differences to a far one would be rounded
+            # From the logit whose log-prob is 0, near all that matter: differences to a far one would be rounded
             logprob = tl.load(logprobs + row)
             zero = picked.to(tl.float64) - logprob / exact_inverse
             base = zero.to(tl.float32)
@@ -155,9 +155,9 @@ def kernel(
 def launch(logits, out, tokens, logprobs, entropy, columns, clip, temperature, measure, write):
     """Run the kernel on every row of logits, float32 [n, V] with contiguous rows.
 
-    out [n, V]: float32 or bfloat16, the logits themselves or apart from them; tokens int64 [n]; columns: advantage, policy, kl,
-    bonus, old, ref and g, each float32 [n] or None; clip: clip_low, clip_high, cispo. measure: write logprobs and entropy,
-    float32 [n], instead of reading them and g; write: write d loss / d logits to `out`.
+    out [n, V]: float32 or bfloat16, the logits themselves or apart from them; tokens int64 [n]; columns: advantage,
+    policy, kl, bonus, old, ref and g, each float32 [n] or None; clip: clip_low, clip_high, cispo. measure: write
+    logprobs and entropy, float32 [n], instead of reading them and g; write: write d loss / d logits to `out`.
     """
     n, V = logits.shape
     if n == 0:

@@ -1,9 +1,9 @@
 """The GRPO loss from hidden states, without logits of all tokens: they exist for a chunk of rows at a time.
 
-A chunk's logits are one matrix product; a row kernel (`sslr1.ops.row_loss`) finds log-probs and entropies and makes of the logits
-their gradient; two more products turn that into the gradients of `hidden` and `lm_head`, which the backward pass only scales.
-That is 6 N D V floating-point operations and memory of chunk * V. Rows that can't have a gradient (an advantage of 0, no KL,
-no bonus) take the first product only.
+A chunk's logits are one matrix product; a row kernel (`sslr1.ops.row_loss`) finds log-probs and entropies and makes of
+the logits their gradient; two more products turn that into the gradients of `hidden` and `lm_head`, which the backward
+pass only scales. That is 6 N D V floating-point operations and memory of chunk * V. Rows that can't have a gradient (an
+advantage of 0, no KL, no bonus) take the first product only.
 
 Formulas: GRPO (arXiv 2402.03300), Dr. GRPO (2503.20783), DAPO (2503.14476), CISPO (2506.13585), GSPO (2507.18071).
 """
@@ -59,7 +59,7 @@ def advantages(rewards, kind="group", reward_std=None):
 def token_logprobs(hidden, lm_head, tokens, temperature=1.0, backend="auto", chunk=None):
     """Log-prob of each token and entropy (nats) of its distribution, temperature-scaled, no gradient.
 
-    hidden [N, D], lm_head [V, D], tokens [N] int64 -> (logprobs [N], entropy [N]), float32 (float64 for float64 inputs).
+    hidden [N, D], lm_head [V, D], tokens [N] int64 -> (logprobs [N], entropy [N]), float32 (float64 for float64).
     backend, chunk: as in `grpo_loss`.
     """
     _check_rows(hidden, lm_head, tokens)
@@ -95,15 +95,16 @@ def grpo_loss(
 
     hidden [N, D]: the states that predict `tokens`; lm_head [V, D]; tokens [N] int64; sequence [N] integers in [0, S),
     non-decreasing, completion s = puzzle s // G, sample s % G of rewards [P, G] float32 (a completion without tokens is
-    legal). old_logprobs [N]: of the policy that drew the tokens, None for on-policy (ratio exactly 1). ref_logprobs [N]:
-    needed by kl_coef > 0. token_weights [N]: factor on each policy term, no gradient. advantages [P, G] overrides
+    legal). old_logprobs [N]: of the policy that drew the tokens, None for on-policy (ratio exactly 1). ref_logprobs
+    [N]: needed by kl_coef > 0. token_weights [N]: factor on each policy term, no gradient. advantages [P, G] overrides
     `advantage`. token_count, sequence_count: loss tokens and completions of the whole optimiser step over all ranks
     (default: this call's). max_tokens: needed by loss_type "dr_grpo". backend: of the row kernel, "reference", "cpp",
-    "triton", "cuda", or "auto": the fastest that can run. chunk: rows whose logits exist at a time (default: 256 on a CPU, 4096
-    on a GPU, 8192 from D = 3072; the power of two that holds N where that is less); the last chunk is filled up.
+    "triton", "cuda", or "auto": the fastest that can run. chunk: rows whose logits exist at a time (default: 256 on a
+    CPU, 4096 on a GPU, 8192 from D = 3072; or the power of two that holds N); the last chunk is filled up.
 
-    Gradients lie within 1e-5 of their norm of float64's from float32 inputs. From bfloat16 each of their numbers is rounded once, by
-    2^-8 at most, and on a GPU each logit's gradient before them: 1.7e-3 and 2.3e-3 of the norm in the root mean square.
+    Gradients lie within 1e-5 of their norm of float64's from float32 inputs. From bfloat16 each of their numbers is
+    rounded once, by 2^-8 at most, and on a GPU each logit's gradient before them: 1.7e-3 and 2.3e-3 of the norm in the
+    root mean square.
 
     Returns GrpoLoss. Non-finite input gives a non-finite loss. Raises ValueError naming the argument that is wrong.
     """
@@ -136,7 +137,7 @@ def _flat(rewards):
 
 
 def _at_least_one(count, dtype, device):
-    """A count as a 0-d tensor; a number is written there by the device, which a copy from the host would have to wait for."""
+    """A count as a 0-d tensor; a number is written there by the device, which would have to wait for a copy."""
     if isinstance(count, torch.Tensor):
         return count.to(device, dtype).clamp(min=1)
     return torch.full((), max(1, count), dtype=dtype, device=device)

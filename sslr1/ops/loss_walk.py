@@ -1,7 +1,8 @@
 """The operation behind `grpo_loss`: what a loss type makes of each row, the walk over chunks of rows, the statistics.
 
-torch.ops.sslr1.grpo_loss gives (loss, log-probs [N], entropies [N], statistics, gradient of hidden, gradient of lm_head): the
-gradients are formed with the loss, and the backward pass only scales them. torch.ops.sslr1.token_logprobs is the walk alone.
+torch.ops.sslr1.grpo_loss gives (loss, log-probs [N], entropies [N], statistics, gradient of hidden, gradient of
+lm_head): the gradients are formed with the loss, and the backward pass only scales them. torch.ops.sslr1.token_logprobs
+is the walk alone.
 """
 
 from dataclasses import dataclass, replace
@@ -30,7 +31,7 @@ class Completions:
         return (sums / self.lengths)[self.sequence]
 
     def runs(self, chosen, height) -> list:
-        """The rows `chosen`, in order, cut between completions: as many as `height` rows hold, or a single longer one."""
+        """The rows `chosen`, in order, cut between completions: as many as fit `height`, or a single longer one."""
         cuts, start, end = [], 0, 0
         for n in self.sequence[chosen].unique_consecutive(return_counts=True)[1].tolist():
             if end > start and end + n - start > height:
@@ -42,8 +43,8 @@ class Completions:
 
 @dataclass(kw_only=True)
 class Objective:
-    """What is minimised: numbers by `grpo_loss`'s names, and of each row, [N], its advantage, its policy term's weight, the log-probs
-    `old` and `ref` (or None), and `scale`, what the loss type multiplies a row by."""
+    """What is minimised: numbers by `grpo_loss`'s names, and of each row, [N], its advantage, its policy term's weight,
+    the log-probs `old` and `ref` (or None), and `scale`, what the loss type multiplies a row by."""
 
     loss_type: str
     clip_low: float
@@ -112,8 +113,9 @@ def _walk(chunks, active, c, gradients):
 
 
 def _walk_completions(chunks, active, c, gradients, completions) -> int:
-    """The same where a row's ratio needs all log-probs of its completion before any of its gradients (gspo, off-policy): chunks are
-    cut between completions. Returns how many rows took a pass for their log-probs first, their completion being longer than a chunk."""
+    """The same where a row's ratio needs all log-probs of its completion before any of its gradients (gspo,
+    off-policy): chunks are cut between completions. Returns how many rows took a pass for their log-probs first, their
+    completion being longer than a chunk."""
     longer = 0
     for part in completions.runs(active, chunks.height):
         fits = len(part) <= chunks.height
@@ -137,8 +139,8 @@ def _walk_completions(chunks, active, c, gradients, completions) -> int:
 
 
 def _totals(o, c, logprobs, entropy, completions, token_count, longer):
-    """(loss, STATS as one vector) from all rows' log-probs and entropies. Of N numbers each, so float64 costs nothing and
-    cancellation does no harm."""
+    """(loss, STATS as one vector) from all rows' log-probs and entropies. Of N numbers each, so float64 costs nothing
+    and cancellation does no harm."""
     logprobs, entropy, A, scale, weights = (x.double() for x in (logprobs, entropy, o.advantage, o.scale, o.weights))
     log_ratio = logprobs - (logprobs if o.old is None else o.old)
     ratio = (completions.mean(log_ratio) if o.loss_type == "gspo" else log_ratio).exp()
@@ -271,9 +273,9 @@ backends.register(
     _fake_token_logprobs,
 )
 backends.register(
-    f"grpo_loss({_ROWS}, Tensor sequence, Tensor advantage, Tensor? old, Tensor? ref, Tensor? weights, Tensor token_count, "
-    "Tensor sequence_count, float temperature, str loss_type, float clip_low, float clip_high, float kl_coef, "
-    "float entropy_coef, int max_tokens, str backend, int chunk, bool wants_hidden, bool wants_head) "
+    f"grpo_loss({_ROWS}, Tensor sequence, Tensor advantage, Tensor? old, Tensor? ref, Tensor? weights, "
+    "Tensor token_count, Tensor sequence_count, float temperature, str loss_type, float clip_low, float clip_high, "
+    "float kl_coef, float entropy_coef, int max_tokens, str backend, int chunk, bool wants_hidden, bool wants_head) "
     "-> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
     _grpo_loss,
     _fake_grpo_loss,

@@ -37,8 +37,9 @@ class PatchSpec:
 
     @classmethod
     def from_pretrained(cls, folder, **changes) -> "PatchSpec":
-        """Read a Hugging Face model folder's image processor as transformers does: the `image_processor` of `processor_config.json` if
-        that has one, else `preprocessor_config.json`. `changes` override fields. Raises UserError."""
+        """Read a Hugging Face model folder's image processor as transformers does: the `image_processor` of
+        `processor_config.json` if that has one, else `preprocessor_config.json`. `changes` override fields. Raises
+        UserError."""
         path, c = _processor(Path(folder))
         size = c.get("size") or {}
         if not isinstance(size, dict):
@@ -64,7 +65,7 @@ class PatchSpec:
         highest = math.floor(math.sqrt(self.max_pixels) / self.unit) * self.unit
         if lowest > highest:
             raise ValueError(
-                f"no square canvas of multiples of {self.unit} px lies between {self.min_pixels} and {self.max_pixels} pixels"
+                f"no square canvas of multiples of {self.unit} px has {self.min_pixels} to {self.max_pixels} pixels"
             )
         return min(max(int(side // self.unit) * self.unit, lowest), highest)
 

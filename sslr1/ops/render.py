@@ -2,23 +2,24 @@
 
 A plan (`sslr1.puzzles.plan.Plan`, or any object with its five tables) is tensors only:
 
-    sources_int   int64 [Q, 2]    image (ATLAS for the atlas of glyphs), mip level (2x2 box halvings, each rounded to uint8, an odd last row dropped)
-    sources_float float32 [Q]     Gaussian blur of that level, sigma in its pixels, 0 for none
-    canvases      int64 [M, 2]    height, width in pixels
-    tiles_int     int64 [K, 7]    canvas, top, left, height, width, source, mode (NEAREST or BILINEAR, plus STENCIL or not)
-    tiles_float   float32 [K, 22] inverse map 3x3 (9), colour map 3x4 (12), alpha (1)
+    sources_int   int64 [Q, 2]    image (ATLAS: the atlas of glyphs), mip level (2x2 box halvings, rounded to uint8, odd
+    rows dropped) sources_float float32 [Q]     Gaussian blur of that level, sigma in its pixels, 0 for none canvases
+    int64 [M, 2]    height, width in pixels tiles_int     int64 [K, 7]    canvas, top, left, height, width, source, mode
+    (NEAREST or BILINEAR, or with STENCIL) tiles_float   float32 [K, 22] inverse map 3x3 (9), colour map 3x4 (12), alpha
+    (1)
 
 The inverse map takes the homogeneous centre (x + 0.5, y + 0.5, 1) of a pixel of the tile, counted from the tile's own
-corner, to a point of the source in its pixels, where pixel (i, j) covers [j, j+1) x [i, i+1). Nearest takes the pixel that
-holds the point; bilinear interpolates between pixel centres. Points outside the source give FILL. The colour map acts
-on RGB in 0..255 as `C[:, :3] @ rgb + C[:, 3]`; values are clamped to 0..255 and rounded half up; alpha mixes the tile
-over what the canvas holds already. Canvases start as FILL.
+corner, to a point of the source in its pixels, where pixel (i, j) covers [j, j+1) x [i, i+1). Nearest takes the pixel
+that holds the point; bilinear interpolates between pixel centres. Points outside the source give FILL. The colour map
+acts on RGB in 0..255 as `C[:, :3] @ rgb + C[:, 3]`; values are clamped to 0..255 and rounded half up; alpha mixes the
+tile over what the canvas holds already. Canvases start as FILL.
 
-A STENCIL tile takes the first channel of what it samples as coverage (times alpha / 255; none outside the source) and the
-second as the grey value that the colour map turns into ink: see `sslr1.ops.atlas`.
+A STENCIL tile takes the first channel of what it samples as coverage (times alpha / 255; none outside the source) and
+the second as the grey value that the colour map turns into ink: see `sslr1.ops.atlas`.
 
-`render` and `render_patches` are also torch.ops.sslr1.render and .render_patches, which take the tables themselves. Three
-backends fill one flat buffer: this file's reference, csrc/render.cpp, kernels/triton/render.py. `unpatchify` reads patches back.
+`render` and `render_patches` are also torch.ops.sslr1.render and .render_patches, which take the tables themselves.
+Three backends fill one flat buffer: this file's reference, csrc/render.cpp, kernels/triton/render.py. `unpatchify`
+reads patches back.
 """
 
 import math
@@ -42,8 +43,9 @@ IDENTITY_COLOUR = (1.0, 0, 0, 0, 0, 1.0, 0, 0, 0, 0, 1.0, 0)
 def render(images, plan, backend="auto"):
     """Paint every canvas of `plan` from `images` (list of uint8 [H, W, 3] tensors, one device): list of M such tensors.
 
-    backend: "reference" (plain PyTorch), "cpp" (CPU tensors, the compiled extension), "triton" (CUDA tensors, or CPU ones in
-    Triton's interpreter), or "auto": the fastest that can run. Raises ValueError for images or tables that don't fit.
+    backend: "reference" (plain PyTorch), "cpp" (CPU tensors, the compiled extension), "triton" (CUDA tensors, or CPU
+    ones in Triton's interpreter), or "auto": the fastest that can run. Raises ValueError for images or tables that
+    don't fit.
     """
     tables, pixels = _tables(plan)
     flat = torch.ops.sslr1.render(_checked(images), *tables, pixels, backend)
@@ -55,15 +57,15 @@ def render(images, plan, backend="auto"):
 def render_patches(images, plan, spec: PatchSpec, backend="auto"):
     """Paint `plan` straight into the model's input.
 
-    Returns (pixel_values [sum n, 3 * temporal * patch * patch] of spec.dtype on the images' device, image_grid_thw [M, 3] int64
-    on the CPU): what Hugging Face's Qwen2-VL image processor gives for the same canvases.
+    Returns (pixel_values [sum n, 3 * temporal * patch * patch] of spec.dtype on the images' device, image_grid_thw [M,
+    3] int64 on the CPU): what Hugging Face's Qwen2-VL image processor gives for the same canvases.
     """
     tables, pixels = _tables(plan)
     sizes = tables[2].numpy()
     if (sizes % spec.unit).any():
         h, w = sizes[(sizes % spec.unit).any(1)][0]
         raise ValueError(
-            f"a canvas of {h}x{w} px is no multiple of patch*merge = {spec.unit}: was the plan made for another PatchSpec?"
+            f"a canvas of {h}x{w} px is no multiple of patch*merge = {spec.unit}: was its plan for another PatchSpec?"
         )
     values = spec.table().to(spec.dtype)
     return torch.ops.sslr1.render_patches(
@@ -121,7 +123,7 @@ def _check_tables(images, tables):
 
 
 def choose_backend(backend, device) -> str:
-    """What `backend` means for images on `device`: "auto" is the fastest that can run. Raises ValueError where one can't."""
+    """What `backend` means for images on `device`: "auto" is the fastest that can run. ValueError where one can't."""
     return backends.choose("render", backend, device, ("triton", "cpp"))
 
 
@@ -217,7 +219,7 @@ backends.register(
 
 
 def _patchify(canvas, values, patch, merge, temporal):
-    """uint8 [H, W, 3] -> [n, 3 * temporal * patch * patch]. Rows run over merge x merge blocks, columns over c, t, y, x."""
+    """uint8 [H, W, 3] -> [n, 3 * temporal * patch * patch]. Rows: merge x merge blocks; columns: c, t, y, x."""
     p, m = patch, merge
     h, w = canvas.shape[0] // (p * m), canvas.shape[1] // (p * m)
     index = canvas.long() + torch.arange(0, 768, 256, device=canvas.device)
@@ -254,8 +256,8 @@ def gaussian(sigma):
 
 
 def _exact(x):
-    """float32 as it is on a CPU, and in float64 on a GPU: there convolutions are cut to TF32 unless that is forbidden, and
-    products where it is allowed."""
+    """float32 as it is on a CPU, and in float64 on a GPU: there convolutions are cut to TF32 unless that is forbidden,
+    and products where it is allowed."""
     return x.double() if x.is_cuda else x
 
 

@@ -1,4 +1,4 @@
-"""One row of logits in, its log-prob, its entropy and its gradient out: the kernel under `grpo_loss` and `token_logprobs`.
+"""One row of logits in, its log-prob, entropy and gradient out: the kernel under `grpo_loss` and `token_logprobs`.
 
 With x = logits / temperature, lse = log sum e^x, p = e^(x - lse), for the row's token k:
 
@@ -8,14 +8,15 @@ With x = logits / temperature, lse = log sum e^x, p = e^(x - lse), for the row's
 where g = d loss / d logp comes from the row's coefficients (all float32 [n] unless the logits are float64):
 
     ratio = e^(logp - old), or 1 where `old` is None
-    clip:   g = -policy * advantage * ratio where ratio * advantage <= clamp(ratio, 1 - clip_low, 1 + clip_high) * advantage, else 0
+    clip:   g = -policy * advantage * ratio, or 0 where clamp(ratio, 1 - clip_low, 1 + clip_high) * advantage is less
+            than ratio * advantage
     cispo:  g = -policy * advantage * min(ratio, 1 + clip_high)
     with `ref`: g += kl * (1 - e^(ref - logp)).
 
 A row that holds NaN or +inf gets NaN everywhere. A logit of -inf has p = 0 and gradient 0.
 
-Backends: "reference" (plain PyTorch, float64 too), "cpp" (csrc/row_loss.cpp), "triton" (kernels/triton/row_loss.py), "cuda"
-(csrc/cuda/row_loss.cu).
+Backends: "reference" (plain PyTorch, float64 too), "cpp" (csrc/row_loss.cpp), "triton" (kernels/triton/row_loss.py),
+"cuda" (csrc/cuda/row_loss.cu).
 """
 
 from dataclasses import KW_ONLY, dataclass, replace
@@ -27,7 +28,8 @@ from sslr1.ops import backends
 
 @dataclass
 class Coefficients:
-    """What turns a row's log-prob into its gradient; tensors [n]. `old`, `ref`: log-probs, None for on-policy and no KL."""
+    """What turns a row's log-prob into its gradient; tensors [n]. `old`, `ref`: log-probs, or None: on-policy, no
+    KL."""
 
     advantage: torch.Tensor
     policy: torch.Tensor
@@ -47,14 +49,15 @@ class Coefficients:
 
 
 def row_logprobs(logits, tokens, temperature, backend):
-    """logits [n, V] float32 or float64 with contiguous rows, tokens int64 [n] -> (logprobs, entropy) [n]. Logits stay."""
+    """logits [n, V] float32 or float64, rows contiguous, tokens int64 [n] -> (logprobs, entropy) [n]. Logits stay."""
     if backend == "reference":
         return tuple(x.to(logits.dtype) for x in _statistics(logits, tokens, temperature)[:2])
     return _launch(backend, logits, logits, tokens, temperature)
 
 
 def row_loss(logits, tokens, coefficients, temperature, backend, out=None):
-    """The same, and d loss / d logits is written to `out` [n, V] (bfloat16, or the logits' dtype; None: over the logits)."""
+    """The same, and writes d loss / d logits to `out` [n, V] (bfloat16, or the logits' dtype; None: over the
+    logits)."""
     out = logits if out is None else out
     if backend == "reference":
         logprobs, entropy, all_logprobs = _statistics(logits, tokens, temperature)
@@ -65,8 +68,8 @@ def row_loss(logits, tokens, coefficients, temperature, backend, out=None):
 
 
 def row_gradient(logits, tokens, logprobs, entropy, g, bonus, temperature, backend, out=None):
-    """Write d loss / d logits, where log-probs, entropy and g = d loss / d logp [n] are known already. A token whose logit is
-    -inf makes the row NaN."""
+    """Write d loss / d logits, where log-probs, entropy and g = d loss / d logp [n] are known already. A token whose
+    logit is -inf makes the row NaN."""
     out = logits if out is None else out
     if backend == "reference":
         all_logprobs = (logits.double() / temperature).log_softmax(-1)
@@ -85,7 +88,8 @@ def slope(logprobs, c):
 
 
 def policy_slope_and_term(logprobs, ratio, c):
-    """The policy term of each row, weighted by c.policy, behind its slope by the row's log-prob: (slope, term), [n] each."""
+    """(slope, term), [n] each: the policy term of each row, weighted by c.policy, and its slope by the row's
+    log-prob."""
     if c.cispo:
         g = -c.policy * c.advantage * ratio.clamp(max=1 + c.clip_high)
         return g, g * logprobs
@@ -113,13 +117,15 @@ def _gradient(out, tokens, all_logprobs, entropy, g, bonus, temperature):
 
 
 def choose_backend(backend, dtype, device) -> str:
-    """What `backend` means for logits of `dtype` on `device`: "auto" is the fastest that can run. ValueError where one can't."""
+    """What `backend` means for logits of `dtype` on `device`: "auto" is the fastest that can run. Or raises
+    ValueError."""
     unfit = None if dtype == torch.float32 else f"computes in float32, not in {dtype}"
     return backends.choose("the row loss", backend, device, ("cuda", "triton", "cpp"), unfit)
 
 
 def _launch(backend, logits, out, tokens, temperature, c=None, known=None, g=None, bonus=None):
-    """A kernel on every row: statistics, with coefficients `c` the gradient too, from `known` statistics the gradient alone."""
+    """A kernel on every row: statistics; with coefficients `c` the gradient too; from `known` ones the gradient
+    alone."""
     n, V = logits.shape
     logprobs, entropy = known or torch.empty(2, n, dtype=torch.float32, device=logits.device)
     columns, clip = (None, None, None, bonus, None, None, g), (0.0, 0.0, False)

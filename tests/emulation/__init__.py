@@ -25,7 +25,7 @@ ORDERS = ("random", "in turn", "last first")
 
 
 def read(source):
-    """The text of a .cu file, headers that lie beside it in their places: they may hold what only `translate` makes C++."""
+    """The text of a .cu file, headers beside it in their places: they may hold what only `translate` makes C++."""
     lines = []
     for number, line in enumerate(source.read_text().splitlines(), 1):
         if found := re.fullmatch(r'#include "(\w+\.h)"', line):

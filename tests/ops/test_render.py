@@ -1,4 +1,4 @@
-"""Rendering: every backend against the reference and against Hugging Face's own processor; puzzles against their source pixels."""
+"""Rendering: every backend against the reference and Hugging Face's own processor; puzzles against their source."""
 
 import math
 from dataclasses import replace
@@ -20,7 +20,7 @@ def random_images(draw, sizes):
 
 
 def random_plan(draw, images, tiles=25):
-    """Tiles of every kind: crops, turns, scalings, warps, mips, blur, colour, alpha, points outside the source, overlaps."""
+    """Tiles of every kind: crops, turns, scalings, warps, mips, blur, colour, alpha, points outside, overlaps."""
     plan = Plan()
     for columns in (1, 2, 3, 11):
         plan.canvas(28 * draw.integers(1, 4), 28 * columns)

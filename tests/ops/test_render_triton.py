@@ -1,4 +1,4 @@
-"""The renderer's Triton kernels: in the interpreter against the reference, compiled ahead of time for Hopper, and on a GPU."""
+"""The renderer's Triton kernels: interpreted against the reference, compiled for Hopper, and on a GPU."""
 
 import math
 
@@ -69,7 +69,7 @@ def random_matrix(draw, kind):
 
 
 def random_plan(draw, sizes, images, exact):
-    """Overlapping tiles of every kind. `exact`: only what the definition fixes to the bit, nearest samples as they are."""
+    """Overlapping tiles of every kind. `exact`: only what the definition fixes to the bit, nearest samples as is."""
     plan = Plan(sizes)
     for i in range(10):
         level, kind = int(draw.integers(0, 3)), int(draw.integers(0, 4))
@@ -190,7 +190,8 @@ def check_rest(draw, device):
 
 
 def check_launches(monkeypatch):
-    """A mixed batch takes one launch a mip level, two for all blurs and one for all canvases, and makes each picture once."""
+    """A mixed batch takes one launch a mip level, two for all blurs, one for all canvases, and makes each picture
+    once."""
     from sslr1.kernels import render as kernel
 
     launches = []

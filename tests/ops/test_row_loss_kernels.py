@@ -1,4 +1,4 @@
-"""The Triton and CUDA kernels of `row_loss` against float64: Triton in the interpreter, both compiled, both on a GPU."""
+"""The Triton and CUDA kernels of `row_loss` against float64: Triton interpreted, both compiled, both on a GPU."""
 
 import itertools
 import os
