@@ -242,14 +242,11 @@ def render(images, atlas, gaussian, tables, out, layout, fill):
     images: list of uint8 [H, W, 3] on out's device; atlas: uint8 [h, w, 3] on the CPU, image number -1;
     gaussian(sigma): taps float32 [2 * radius + 1]; tables: the plan's five, on the CPU, which name nothing that isn't
     there; out: uint8 [pixels, 3], canvases one after the other (layout None), or [rows, 3 * temporal * patch^2] with
-    layout (values [3, 256] of out's dtype on the CPU, patch, merge, temporal); fill: the byte where nothing is. Raises
-    ValueError for an `out` of another size.
+    layout (values [3, 256] of out's dtype on the CPU, patch, merge, temporal); fill: the byte where nothing is.
     """
     sources_int, sources_float, canvases, tiles_int, tiles_float = tables
     values, patch, merge, temporal = layout or (torch.empty(0, dtype=torch.uint8), 0, 1, 1)
     pixels = canvases.prod(1)
-    if out.numel() != int(pixels.sum()) * 3 * temporal or (patch and (canvases % (patch * merge)).any()):
-        raise ValueError(f"an output of {list(out.shape)} doesn't hold the canvases")
     kept, sources, halves, blurs, taps = _pictures(images, atlas, gaussian, sources_int, sources_float, out.device)
     order = tiles_int[:, 0].argsort(stable=True)
     tiles_int, tiles_float = tiles_int[order], tiles_float[order]

@@ -23,13 +23,11 @@ def _repeat_heads(x, times):
     return x if times == 1 else x.repeat_interleave(times, 1)
 
 
-def group_mask(prompt_length: int, completion_lengths, device=None) -> torch.Tensor:
+def group_mask(prompt_length: int, completion_lengths) -> torch.Tensor:
     """Who sees whom in `[prompt | c1 | … | cG]`: bool [T, T], row = query. Causal; completions don't see each other."""
-    owner = torch.repeat_interleave(
-        torch.arange(len(completion_lengths) + 1, device=device),
-        torch.tensor([prompt_length, *completion_lengths], device=device),
-    )
-    causal = torch.ones(len(owner), len(owner), dtype=torch.bool, device=device).tril()
+    owner = torch.arange(len(completion_lengths) + 1)
+    owner = owner.repeat_interleave(torch.tensor([prompt_length, *completion_lengths]))
+    causal = torch.ones(len(owner), len(owner), dtype=torch.bool).tril()
     return causal & ((owner[None, :] == 0) | (owner[None, :] == owner[:, None]))
 
 
@@ -224,18 +222,9 @@ def decode_attention(
     for name, lengths in (("prompt_lengths", prompt_lengths), ("own_lengths", own_lengths)):
         if lengths.dtype not in (torch.int32, torch.int64):
             raise ValueError(f"{name} must be int32 or int64, got {lengths.dtype}")
-    return torch.ops.sslr1.decode_attention(
-        q,
-        prompt_k,
-        prompt_v,
-        prompt_lengths,
-        own_k,
-        own_v,
-        own_lengths,
-        scale=scale,
-        backend=backend,
-        batch_invariant=batch_invariant,
-    )
+    tensors = q, prompt_k, prompt_v, prompt_lengths, own_k, own_v, own_lengths
+    options = dict(scale=scale, backend=backend, batch_invariant=batch_invariant)
+    return torch.ops.sslr1.decode_attention(*tensors, **options)
 
 
 def _choose_backend(backend, q) -> str:
@@ -249,13 +238,11 @@ def _choose_backend(backend, q) -> str:
 
 
 @torch.no_grad()
-def _op_decode_attention(
-    q, prompt_k, prompt_v, prompt_lengths, own_k, own_v, own_lengths, *, scale, backend, batch_invariant=False
-):
+def _op_decode_attention(*tensors, scale, backend, batch_invariant=False):
+    q, prompt_k, _, prompt_lengths, own_k, _, own_lengths = tensors
     backend = _choose_backend(backend, q)
     prompt_range = _extent("prompt_lengths", prompt_lengths, prompt_k.shape[2])
     own_range = _extent("own_lengths", own_lengths, own_k.shape[3])
-    tensors = q, prompt_k, prompt_v, prompt_lengths, own_k, own_v, own_lengths
     if backend == "triton":
         from sslr1.kernels import decode as kernel
 

@@ -9,7 +9,7 @@ LEADERS = 8  # how many of a row's largest it sums again otherwise
 
 
 def float_logits(hidden, lm_head):
-    """Logits [N, V] in float32 (float64 for float64) from states and head, not rounded to theirs. No gradient on a GPU."""
+    """Logits [N, V] in float32 (float64 for float64) from states and head, not by way of theirs. No gradient on GPUs."""
     return product(hidden, lm_head.T, wide_dtype(hidden.dtype))
 
 
@@ -81,10 +81,8 @@ class Chunks:
             return
         places = torch.cat([picked[:, None], self.logits.topk(min(LEADERS, self.logits.shape[1])).indices], 1)
         if self.exact is None:  # kept from chunk to chunk: what comes and goes leaves holes behind
-            self.exact = (
-                *self.states.new_empty(2, *self.states.shape, dtype=torch.float64),
-                torch.empty_like(self.states),
-            )
+            two = self.states.new_empty(2, *self.states.shape, dtype=torch.float64)
+            self.exact = (*two, torch.empty_like(self.states))
         states, weights, found = self.exact
         states.copy_(self.states)
         exact = []

@@ -61,12 +61,6 @@ def render_patches(images, plan, spec: PatchSpec, backend="auto"):
     3] int64 on the CPU): what Hugging Face's Qwen2-VL image processor gives for the same canvases.
     """
     tables, pixels = _tables(plan)
-    sizes = tables[2].numpy()
-    if (sizes % spec.unit).any():
-        h, w = sizes[(sizes % spec.unit).any(1)][0]
-        raise ValueError(
-            f"a canvas of {h}x{w} px is no multiple of patch*merge = {spec.unit}: was its plan for another PatchSpec?"
-        )
     values = spec.table().to(spec.dtype)
     return torch.ops.sslr1.render_patches(
         _checked(images), *tables, values, pixels, spec.patch, spec.merge, spec.temporal, backend
@@ -103,9 +97,19 @@ def _tables(plan):
     return tables, sum(h * w for h, w in plan.canvases.tolist())
 
 
-def _check_tables(images, tables):
+def _check_tables(images, tables, pixels, unit):
     """Raises ValueError for what names something that isn't there: no backend looks again."""
-    sources, _, canvases, tiles, _ = (table.numpy() for table in tables)
+    sources, sigmas, canvases, tiles, numbers = (table.numpy() for table in tables)
+    if len(sources) != len(sigmas) or len(tiles) != len(numbers):
+        raise ValueError(f"tables have {len(sources)} and {len(sigmas)} sources, {len(tiles)} and {len(numbers)} tiles")
+    if (canvases < 0).any() or canvases.prod(1).sum() != pixels:
+        raise ValueError(f"canvases of {canvases.tolist()} don't hold {pixels} pixels")
+    bad = (canvases % unit).any(1)
+    if bad.any():
+        h, w = canvases[bad][0]
+        raise ValueError(
+            f"a canvas of {h}x{w} px is no multiple of patch*merge = {unit}: was its plan for other patches?"
+        )
     bad = (sources[:, 0] < ATLAS) | (sources[:, 0] >= len(images))
     if bad.any():
         raise ValueError(f"a source names image {sources[bad][0, 0]}; there are {len(images)}")
@@ -130,7 +134,7 @@ def choose_backend(backend, device) -> str:
 def _op_render(images, *rest):
     *tables, pixels, backend = rest
     out = empty(pixels, 3, dtype=torch.uint8, device=_device(images))
-    _paint_all(images, tables, out, None, backend)
+    _paint_all(images, tables, pixels, out, None, backend)
     return out
 
 
@@ -138,7 +142,7 @@ def _op_render_patches(images, *rest):
     *tables, values, pixels, patch, merge, temporal, backend = rest
     shape = pixels // (patch * patch), 3 * temporal * patch * patch
     out = empty(*shape, dtype=values.dtype, device=_device(images))
-    _paint_all(images, tables, out, (values, patch, merge, temporal), backend)
+    _paint_all(images, tables, pixels, out, (values, patch, merge, temporal), backend)
     grid = torch.ones(len(tables[2]), 3, dtype=torch.int64)
     grid[:, 1:] = tables[2] // patch
     return out, grid
@@ -148,14 +152,17 @@ def _device(images):
     return images[0].device if images else torch.device("cpu")
 
 
-def _paint_all(images, tables, out, layout, backend):
+def _paint_all(images, tables, pixels, out, layout, backend):
     """Fill `out`: canvases one behind the other (layout None) or their patches (layout: values [3, 256], patch, merge,
     temporal)."""
     backend = choose_backend(backend, out.device)
-    _check_tables(images, tables)
+    values, patch, merge, temporal = layout or (out, 1, 1, 1)
+    if min(patch, merge, temporal) < 1:
+        raise ValueError(f"patch, merge and temporal must be at least 1, got {patch}, {merge} and {temporal}")
+    _check_tables(images, tables, pixels, patch * merge)
     if not out.numel():
         return
-    if backend == "cpp" and layout and layout[0].element_size() not in (2, 4):
+    if backend == "cpp" and layout and values.element_size() not in (2, 4):
         backend = "reference"  # float64 pixel values: only tests want them
     if backend == "triton":
         from sslr1.kernels import render as kernel
@@ -163,7 +170,6 @@ def _paint_all(images, tables, out, layout, backend):
         kernel.render(images, atlas(), gaussian, tables, out, layout, FILL)
     elif backend == "cpp":
         images = [image.contiguous() for image in images]
-        values, patch, merge, temporal = layout or (out, 0, 0, 0)
         backends._C.render(
             [(image.data_ptr(), image.shape[0], image.shape[1]) for image in (atlas(), *images)],
             *((table.data_ptr(), len(table)) for table in tables),

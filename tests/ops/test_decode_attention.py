@@ -137,12 +137,9 @@ def check_batch_invariance(backend, dtype=torch.float32, device="cpu", heads_kv=
             torch.testing.assert_close(whole.double(), separate(*case), rtol=tolerance, atol=tolerance)
             for p, length in enumerate(prompt_lengths.tolist()):
                 one, longest = slice(p, p + 1), int(own_lengths[p].max())
-                alone = ops.decode_attention(
-                    *(q[one], prompt_k[one, :, :length], prompt_v[one, :, :length], prompt_lengths[one]),
-                    *(own_k[one, ..., :longest, :], own_v[one, ..., :longest, :], own_lengths[one], SCALE),
-                    batch_invariant=True,
-                    backend=backend,
-                )
+                prompt = prompt_k[one, :, :length], prompt_v[one, :, :length], prompt_lengths[one]
+                own = own_k[one, ..., :longest, :], own_v[one, ..., :longest, :], own_lengths[one]
+                alone = ops.decode_attention(q[one], *prompt, *own, SCALE, batch_invariant=True, backend=backend)
                 assert torch.equal(whole[one], alone)
 
 

@@ -466,7 +466,11 @@ def test_which_tokens_are_clipped(seed, loss_type):
     shift = 0.8 * torch.randn(len(tokens), dtype=torch.float64)
     old = ops.token_logprobs(hidden, head, tokens)[0] - shift
     out = ops.grpo_loss(
-        *(hidden, head, tokens, sequence, rewards),
+        hidden,
+        head,
+        tokens,
+        sequence,
+        rewards,
         old_logprobs=old,
         loss_type=loss_type,
         max_tokens=20,

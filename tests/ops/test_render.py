@@ -326,6 +326,28 @@ def test_tables_that_name_what_is_not_there_are_errors(backend):
         ops.render([image], plan, backend)
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        (dict(pixels=785), "don't hold 785 pixels"),
+        (dict(sources_float=torch.zeros(2)), "1 and 2 sources"),
+        (dict(patch=16), r"patch\*merge = 32"),
+        (dict(merge=-2), "merge and temporal must be at least 1"),
+    ],
+)
+def test_operations_refuse_tables_that_do_not_fit(backend, change, words):
+    plan = Plan()
+    plan.canvas(28, 28)
+    plan.tile(0, 0, 0, 28, 28, plan.source(0), (1.0, 0, 0, 0, 1.0, 0, 0, 0, 1.0), bilinear=False)
+    names = ("sources_int", "sources_float", "canvases", "tiles_int", "tiles_float")
+    good = dict(images=[torch.zeros(40, 40, 3, dtype=torch.uint8)], **{name: getattr(plan, name) for name in names})
+    good |= dict(values=ops.PatchSpec().table(), pixels=784, patch=14, merge=2, temporal=2, backend=backend)
+    torch.ops.sslr1.render_patches(**good)
+    with pytest.raises(ValueError, match=words):
+        torch.ops.sslr1.render_patches(**{**good, **change})
+
+
 def test_tiles_outside_their_canvas_and_wrong_images_are_errors():
     image = torch.zeros(40, 40, 3, dtype=torch.uint8)
     plan = Plan()

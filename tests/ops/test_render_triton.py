@@ -185,8 +185,8 @@ def check_rest(draw, device):
                 ops.render([image], plan, backend)
             said.append(str(error.value))
         assert said[0] == said[1]
-    with pytest.raises(ValueError, match="doesn't hold"):
-        paint([image], Plan([(28, 28)]), (783, 3), torch.uint8)
+    with pytest.raises(ValueError, match="don't hold 783 pixels"):
+        torch.ops.sslr1.render([image], *Plan([(28, 28)]).tables, 783, "triton")
 
 
 def check_launches(monkeypatch):
