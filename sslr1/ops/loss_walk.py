@@ -43,35 +43,16 @@ class Completions:
 
 @dataclass(kw_only=True)
 class Objective:
-    """What is minimised: numbers by `grpo_loss`'s names, and of each row, [N], its advantage, its policy term's weight,
-    the log-probs `old` and `ref` (or None), and `scale`, what the loss type multiplies a row by."""
+    """What is minimised: the row kernel's coefficients of all rows, `grpo_loss`'s numbers, and of each row, [N], its policy
+    term's weight, the log-prob `ref` (or None), and `scale`, what the loss type multiplies it by."""
 
-    loss_type: str
-    clip_low: float
-    clip_high: float
+    c: rows.Coefficients
     kl_coef: float
     entropy_coef: float
-    advantage: torch.Tensor
     weights: torch.Tensor
-    old: torch.Tensor | None
     ref: torch.Tensor | None
     scale: torch.Tensor
-
-    def coefficients(self, completions) -> rows.Coefficients:
-        """The row kernel's, of all rows."""
-        # gspo: the one ratio of a completion moves with each of its tokens, for all of them
-        weights = completions.mean(self.weights) if self.loss_type == "gspo" else self.weights
-        return rows.Coefficients(
-            advantage=self.advantage,
-            policy=self.scale * weights,
-            kl=self.scale * self.kl_coef,
-            bonus=self.scale * self.entropy_coef,
-            old=self.old,
-            ref=self.ref if self.kl_coef else None,
-            clip_low=self.clip_low,
-            clip_high=self.clip_high,
-            cispo=self.loss_type == "cispo",
-        )
+    one_ratio: bool  # of a completion (gspo), not one of each row
 
 
 def _scale(loss_type, completions, token_count, sequence_count, max_tokens):
@@ -138,15 +119,16 @@ def _walk_completions(chunks, active, c, gradients, completions) -> int:
     return longer
 
 
-def _totals(o, c, logprobs, entropy, completions, token_count, longer):
+def _totals(o, logprobs, entropy, completions, token_count, longer):
     """(loss, STATS as one vector) from all rows' log-probs and entropies. Of N numbers each, so float64 costs nothing
     and cancellation does no harm."""
-    logprobs, entropy, A, scale, weights = (x.double() for x in (logprobs, entropy, o.advantage, o.scale, o.weights))
-    log_ratio = logprobs - (logprobs if o.old is None else o.old)
-    ratio = (completions.mean(log_ratio) if o.loss_type == "gspo" else log_ratio).exp()
-    low, high = (ratio < 1 - o.clip_low) & (A < 0), (ratio > 1 + o.clip_high) & (A > 0)
-    if o.loss_type == "cispo":  # clamps every ratio above its bound; the others only where the gradient would grow it
-        low, high = torch.zeros_like(low), ratio > 1 + o.clip_high
+    c = o.c
+    logprobs, entropy, A, scale, weights = (x.double() for x in (logprobs, entropy, c.advantage, o.scale, o.weights))
+    log_ratio = logprobs - (logprobs if c.old is None else c.old)
+    ratio = (completions.mean(log_ratio) if o.one_ratio else log_ratio).exp()
+    low, high = (ratio < 1 - c.clip_low) & (A < 0), (ratio > 1 + c.clip_high) & (A > 0)
+    if c.cispo:  # clamps every ratio above its bound; the others only where the gradient would grow it
+        low, high = torch.zeros_like(low), ratio > 1 + c.clip_high
     nothing = torch.zeros_like(logprobs)
     _, terms = rows.policy_slope_and_term(logprobs, ratio, replace(c, advantage=A, policy=weights))
     kl = nothing if o.ref is None else torch.expm1(o.ref - logprobs) - (o.ref - logprobs)
@@ -158,45 +140,35 @@ def _totals(o, c, logprobs, entropy, completions, token_count, longer):
 
 
 @torch.no_grad()
-def _grpo_loss(
-    hidden,
-    lm_head,
-    tokens,
-    sequence,
-    advantage,
-    old,
-    ref,
-    weights,
-    token_count,
-    sequence_count,
-    temperature,
-    loss_type,
-    clip_low,
-    clip_high,
-    kl_coef,
-    entropy_coef,
-    max_tokens,
-    backend,
-    chunk,
-    wants_hidden,
-    wants_head,
-):
+def _grpo_loss(hidden, lm_head, tokens, sequence, advantage, old, ref, weights, *numbers):
+    token_count, sequence_count, temperature, loss_type, clip_low, clip_high, kl_coef, entropy_coef, *rest = numbers
+    max_tokens, backend, chunk, wants_hidden, wants_head = rest
     _check_values(tokens, len(lm_head), sequence, len(advantage))
     chunks = Chunks(hidden, lm_head, tokens, temperature, backend, chunk)
     completions, device = Completions(sequence, len(advantage)), hidden.device
-    objective = Objective(
-        loss_type=loss_type,
+    scale = _scale(loss_type, completions, token_count, sequence_count, max_tokens)
+    weights = torch.ones(len(tokens), dtype=chunks.wide, device=device) if weights is None else weights
+    # gspo: the one ratio of a completion moves with each of its tokens, for all of them
+    c = rows.Coefficients(
+        advantage=advantage[sequence],
+        policy=scale * (completions.mean(weights) if loss_type == "gspo" else weights),
+        kl=scale * kl_coef,
+        bonus=scale * entropy_coef,
+        old=old,
+        ref=ref if kl_coef else None,
         clip_low=clip_low,
         clip_high=clip_high,
+        cispo=loss_type == "cispo",
+    )
+    objective = Objective(
+        c=c,
         kl_coef=kl_coef,
         entropy_coef=entropy_coef,
-        advantage=advantage[sequence],
-        weights=torch.ones(len(tokens), dtype=chunks.wide, device=device) if weights is None else weights,
-        old=old,
+        weights=weights,
         ref=ref,
-        scale=_scale(loss_type, completions, token_count, sequence_count, max_tokens),
+        scale=scale,
+        one_ratio=loss_type == "gspo",
     )
-    c = objective.coefficients(completions)
     gradients = Gradients(chunks, hidden, lm_head, wants_hidden, wants_head)
     numbers, longer = torch.arange(len(tokens), device=device), 0
     moves = torch.full((len(tokens),), wants_hidden or wants_head, device=device)
@@ -207,7 +179,7 @@ def _grpo_loss(
     else:
         _walk(chunks, numbers[moves], c, gradients)
     chunks.statistics(numbers[~moves])
-    loss, stats = _totals(objective, c, chunks.logprobs, chunks.entropy, completions, token_count, longer)
+    loss, stats = _totals(objective, chunks.logprobs, chunks.entropy, completions, token_count, longer)
     grad_head = gradients.head.to(lm_head.dtype)
     return loss.to(chunks.wide), chunks.logprobs, chunks.entropy, stats.to(chunks.wide), gradients.hidden, grad_head
 
