@@ -9,7 +9,7 @@ LEADERS = 8  # how many of a row's largest it sums again otherwise
 
 
 def float_logits(hidden, lm_head):
-    """Logits [N, V] in float32 (float64 for float64) from states and head, not by way of theirs. No gradient on GPUs."""
+    """Logits [N, V] in float32 (float64 for float64) from states and head, unrounded. No gradient on GPUs."""
     return product(hidden, lm_head.T, wide_dtype(hidden.dtype))
 
 

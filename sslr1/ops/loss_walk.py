@@ -43,8 +43,8 @@ class Completions:
 
 @dataclass(kw_only=True)
 class Objective:
-    """What is minimised: the row kernel's coefficients of all rows, `grpo_loss`'s numbers, and of each row, [N], its policy
-    term's weight, the log-prob `ref` (or None), and `scale`, what the loss type multiplies it by."""
+    """What is minimised: the row kernel's coefficients of all rows, `grpo_loss`'s numbers, and of each row, [N], its
+    policy term's weight, the log-prob `ref` (or None), and `scale`, what the loss type multiplies it by."""
 
     c: rows.Coefficients
     kl_coef: float
