@@ -12,13 +12,60 @@
 #include <vector>
 
 namespace sslr1 {
-
 namespace {
 
 std::vector<std::int64_t> grid(std::int64_t size, std::int64_t samples, std::int64_t stride) {
   std::vector<std::int64_t> found(static_cast<std::size_t>(samples));
   for (std::int64_t i = 0; i < samples; ++i) found[static_cast<std::size_t>(i)] = stride * ((2 * i + 1) * size / (2 * samples));
   return found;
+}
+
+VECTORISED void add(const std::uint8_t* from, std::int32_t* sums, std::int64_t n) {
+  for (std::int64_t i = 0; i < n; ++i) sums[i] += from[i];
+}
+
+// Luma of n pixels, `step` bytes apart, after a colour map has clipped them.
+VECTORISED void lumas_of(const std::uint8_t* from, std::int64_t step, std::int64_t n, const float* m, float* luma) {
+  for (std::int64_t i = 0; i < n; ++i) {
+    const float red = from[i * step], green = from[i * step + 1], blue = from[i * step + 2];
+    const auto clipped = [](float x) { return x < 0.f ? 0.f : x > 255.f ? 255.f : x; };
+    luma[i] = 0.299f * clipped(m[0] * red + m[1] * green + m[2] * blue + m[3]) +
+              0.587f * clipped(m[4] * red + m[5] * green + m[6] * blue + m[7]) +
+              0.114f * clipped(m[8] * red + m[9] * green + m[10] * blue + m[11]);
+  }
+}
+
+// Of each of n places: the sum of 5, or the maximum of 7, neighbours that lie `step` apart.
+VECTORISED void sums_of_five(const float* in, std::int64_t step, float* out, std::int64_t n) {
+  for (std::int64_t i = 0; i < n; ++i) {
+    out[i] = in[i - 2 * step] + in[i - step] + in[i] + in[i + step] + in[i + 2 * step];
+  }
+}
+
+VECTORISED void maxima_of_seven(const float* in, std::int64_t step, float* out, std::int64_t n) {
+  for (std::int64_t i = 0; i < n; ++i) {
+    float most = in[i - 3 * step];
+    for (int k = -2; k <= 3; ++k) most = in[i + k * step] > most ? in[i + k * step] : most;
+    out[i] = most;
+  }
+}
+
+VECTORISED void tensors(const float* left, const float* right, const float* above, const float* below, std::int64_t n,
+                        float* xx, float* yy, float* xy) {
+  for (std::int64_t x = 0; x < n; ++x) {
+    const float dx = (right[x] - left[x]) / 2, dy = (below[x] - above[x]) / 2;
+    xx[x] = dx * dx, yy[x] = dy * dy, xy[x] = dx * dy;
+  }
+}
+
+VECTORISED float smaller_eigenvalues(const float* xx, const float* yy, const float* xy, float* out, std::int64_t n) {
+  float largest = 0;
+  for (std::int64_t i = 0; i < n; ++i) {
+    const float difference = xx[i] - yy[i];
+    out[i] = (xx[i] + yy[i]) / 2 - std::sqrt(difference * difference / 4 + xy[i] * xy[i]);
+    largest = out[i] > largest ? out[i] : largest;
+  }
+  return largest;
 }
 
 }  // namespace
@@ -36,14 +83,6 @@ void sample(std::uintptr_t pixels, std::int64_t height, std::int64_t width, std:
     }
   }
 }
-
-namespace {
-
-VECTORISED void add(const std::uint8_t* from, std::int32_t* sums, std::int64_t n) {
-  for (std::int64_t i = 0; i < n; ++i) sums[i] += from[i];
-}
-
-}  // namespace
 
 void cell_means(std::uintptr_t sample, std::int64_t samples, std::int64_t height, std::int64_t width, double top, double left,
                 double extent_y, double extent_x, std::int64_t rows, std::int64_t columns, std::uintptr_t means) {
@@ -79,21 +118,6 @@ void cell_means(std::uintptr_t sample, std::int64_t samples, std::int64_t height
   }
 }
 
-namespace {
-
-// Luma of n pixels, `step` bytes apart, after a colour map has clipped them.
-VECTORISED void lumas_of(const std::uint8_t* from, std::int64_t step, std::int64_t n, const float* m, float* luma) {
-  for (std::int64_t i = 0; i < n; ++i) {
-    const float red = from[i * step], green = from[i * step + 1], blue = from[i * step + 2];
-    const auto clipped = [](float x) { return x < 0.f ? 0.f : x > 255.f ? 255.f : x; };
-    luma[i] = 0.299f * clipped(m[0] * red + m[1] * green + m[2] * blue + m[3]) +
-              0.587f * clipped(m[4] * red + m[5] * green + m[6] * blue + m[7]) +
-              0.114f * clipped(m[8] * red + m[9] * green + m[10] * blue + m[11]);
-  }
-}
-
-}  // namespace
-
 double contrast(std::uintptr_t sample, std::int64_t samples, std::array<std::int64_t, 3> y, std::array<std::int64_t, 3> x,
                 const std::array<float, 12>& colour) {
   const auto* in = reinterpret_cast<const std::uint8_t*>(sample);
@@ -128,49 +152,6 @@ void reduced_grey(std::uintptr_t pixels, std::int64_t height, std::int64_t width
     }
   }
 }
-
-namespace {
-
-// Of each of n places: the sum (or the maximum) of 2 * kReach + 1 neighbours that lie `step` apart.
-template <bool kMaximum, int kReach>
-IN_EACH_CLONE void gather(const float* in, std::int64_t step, float* out, std::int64_t n) {
-  for (std::int64_t i = 0; i < n; ++i) {
-    float found = in[i - kReach * step];
-    for (int k = 1 - kReach; k <= kReach; ++k) {
-      const float next = in[i + k * step];
-      found = kMaximum ? (next > found ? next : found) : found + next;
-    }
-    out[i] = found;
-  }
-}
-
-VECTORISED void sums_of_five(const float* in, std::int64_t step, float* out, std::int64_t n) {
-  gather<false, 2>(in, step, out, n);
-}
-
-VECTORISED void maxima_of_seven(const float* in, std::int64_t step, float* out, std::int64_t n) {
-  gather<true, 3>(in, step, out, n);
-}
-
-VECTORISED void tensors(const float* left, const float* right, const float* above, const float* below, std::int64_t n,
-                        float* xx, float* yy, float* xy) {
-  for (std::int64_t x = 0; x < n; ++x) {
-    const float dx = (right[x] - left[x]) / 2, dy = (below[x] - above[x]) / 2;
-    xx[x] = dx * dx, yy[x] = dy * dy, xy[x] = dx * dy;
-  }
-}
-
-VECTORISED float smaller_eigenvalues(const float* xx, const float* yy, const float* xy, float* out, std::int64_t n) {
-  float largest = 0;
-  for (std::int64_t i = 0; i < n; ++i) {
-    const float difference = xx[i] - yy[i];
-    out[i] = (xx[i] + yy[i]) / 2 - std::sqrt(difference * difference / 4 + xy[i] * xy[i]);
-    largest = out[i] > largest ? out[i] : largest;
-  }
-  return largest;
-}
-
-}  // namespace
 
 std::int64_t corners(std::uintptr_t grey, std::int64_t height, std::int64_t width, float grain, float share,
                      std::int64_t most, std::uintptr_t out) {

@@ -7,11 +7,11 @@
 #include "patches.h"
 
 #include <atomic>
-#include <cstdio>
 #include <future>
 #include <map>
 #include <memory>
 #include <stdexcept>
+#include <string>
 
 namespace sslr1 {
 namespace {
@@ -33,14 +33,6 @@ struct Source {
 struct Strip {  // rows of a canvas, or of a picture in the making
   Index owner, top, bottom;
 };
-
-template <class... Numbers>
-void require(bool met, const char* otherwise, Numbers... numbers) {
-  char text[200];
-  if (met) return;
-  std::snprintf(text, sizeof text, otherwise, static_cast<long long>(numbers)...);
-  throw std::invalid_argument(text);
-}
 
 Box join(const Box& a, const Box& b) {
   if (!a.height()) return b;
@@ -122,34 +114,30 @@ Box reach(const Tile& t, Index height, Index width) {
 std::vector<Picture> read_images(const std::vector<Image>& images) {
   std::vector<Picture> pictures;
   for (const auto& [address, h, w] : images) {  // floats and int32 count pixels
-    require(std::max(h, w) < 1 << 24 && h * w < 1ll << 31, "an image of %lldx%lld px is too large", h, w);
+    if (std::max(h, w) >= 1 << 24 || h * w >= 1ll << 31) {
+      throw std::invalid_argument("an image of " + std::to_string(h) + "x" + std::to_string(w) + " px is too large");
+    }
     pictures.push_back({reinterpret_cast<Byte*>(address), h, w, {0, 0, h, w}});
   }
   return pictures;
 }
 
 std::vector<Source> read_sources(const std::vector<Picture>& images, Table ints, Table floats) {
-  require(ints.second == floats.second, "sources_int has %lld rows, sources_float %lld", ints.second, floats.second);
   std::vector<Source> sources;
   for (Index q = 0; q < ints.second; ++q) {
     const Index* row = reinterpret_cast<const Index*>(ints.first) + 2 * q;
-    const Index image = row[0], level = row[1], count = static_cast<Index>(images.size()) - 1;
+    const Index image = row[0], level = row[1];
     const float sigma = reinterpret_cast<const float*>(floats.first)[q];
-    require(-1 <= image && image < count, "a source names image %lld; there are %lld", image, count);
     const Index h = images[image + 1].height, w = images[image + 1].width;
-    require(0 <= level && level < 25 && h >> level && w >> level, "mip level %lld of an image is empty", level);
-    require(sigma >= 0 && sigma < 1e6f, "a source is blurred by a sigma below 0 or over a million");
+    if (!(sigma >= 0 && sigma < 1e6f)) throw std::invalid_argument("a source's blur is below 0 or over a million");
     sources.push_back({image, level, sigma, {}, {nullptr, h >> level, w >> level, {}}, 0});
   }
   return sources;
 }
 
 // Also notes which part of its source each tile needs.
-std::vector<Tile> read_tiles(const Index* sizes, Index canvases, std::vector<Source>& sources, Table ints,
-                             Table floats) {
-  require(ints.second == floats.second, "tiles_int has %lld rows, tiles_float %lld", ints.second, floats.second);
+std::vector<Tile> read_tiles(std::vector<Source>& sources, Table ints, Table floats) {
   std::vector<Tile> tiles;
-  const Index count = static_cast<Index>(sources.size());
   for (Index k = 0; k < ints.second; ++k) {
     const Index* row = reinterpret_cast<const Index*>(ints.first) + 7 * k;
     const float* numbers = reinterpret_cast<const float*>(floats.first) + 22 * k;
@@ -157,11 +145,6 @@ std::vector<Tile> read_tiles(const Index* sizes, Index canvases, std::vector<Sou
     std::copy_n(numbers, 9, t.map);
     std::copy_n(numbers + 9, 12, t.colour);
     t.alpha = numbers[21];
-    require(0 <= t.canvas && t.canvas < canvases, "a tile names canvas %lld; the plan has %lld", t.canvas, canvases);
-    require(0 <= t.source && t.source < count, "a tile names source %lld; the plan has %lld", t.source, count);
-    require(std::min({t.top, t.left, t.height, t.width}) >= 0 && t.height <= sizes[2 * t.canvas] - t.top &&
-                t.width <= sizes[2 * t.canvas + 1] - t.left,
-            "a tile does not lie inside its canvas");
     t.opaque = t.flat = t.alpha == 1 && !(t.mode & kStencil);
     t.plain = t.opaque && std::equal(t.colour, t.colour + 12, kIdentity);
     for (int i = 0; i < 12; ++i) t.flat &= i % 4 == 3 || t.colour[i] == 0;
@@ -247,17 +230,12 @@ void render(const std::vector<Image>& images, Table sources_int, Table sources_f
             Table tiles_float, std::uintptr_t out, std::uintptr_t values, int element_size, std::int64_t patch,
             std::int64_t merge, std::int64_t temporal, int fill, int threads) {
   const Index element = element_size, unit = element ? patch * merge : kBand;
-  require(element == 0 || element == 2 || element == 4, "element_size %lld is none of 0, 2 and 4", element);
-  require(!element || std::min({patch, merge, temporal}) > 0, "patch, merge and temporal must be at least 1");
   const Index* sizes = reinterpret_cast<const Index*>(canvases.first);
   std::vector<Strip> strips;
   std::vector<Index> starts;
   Index pixels = 0, work = 0;
   for (Index i = 0; i < canvases.second; ++i) {
     const Index h = sizes[2 * i], w = sizes[2 * i + 1];
-    require(h >= 0 && w >= 0, "a canvas is %lldx%lld px", h, w);
-    require(!element || (h % unit == 0 && w % unit == 0),
-            "a canvas of %lldx%lld px is no multiple of patch*merge = %lld", h, w, unit);
     starts.push_back(pixels);
     pixels += h * w;
     cut(strips, i, 0, h, unit);
@@ -265,7 +243,7 @@ void render(const std::vector<Image>& images, Table sources_int, Table sources_f
   Memory memory;
   const std::vector<Picture> pictures = read_images(images);
   std::vector<Source> sources = read_sources(pictures, sources_int, sources_float);
-  std::vector<Tile> tiles = read_tiles(sizes, canvases.second, sources, tiles_int, tiles_float);
+  std::vector<Tile> tiles = read_tiles(sources, tiles_int, tiles_float);
   make_sources(sources, pictures, memory, threads);
   std::vector<std::vector<const Tile*>> tiles_of(starts.size());
   for (Tile& t : tiles) {

@@ -1,22 +1,23 @@
-"""One decode step's attention where G samples share their prompt's keys and values; `sslr1.ops.attention` says what it is.
+"""One decode step's attention, G samples sharing their prompt's keys and values; `sslr1.ops.attention` says what it is.
 
-Up to three launches. `prompt_part`: a program takes all G * H / H_kv queries of a group and a kv head as one matrix tile against
-a piece of the prompt, and leaves the piece's output and log-sum-exp. `own_part`: a program takes one sample's H / H_kv queries of
-a kv head against that sample's own keys, or a piece of them, and where these are not cut joins the prompt's pieces and writes the
-result; where they are, `join` does.
+Up to three launches. `prompt_part`: a program takes all G * H / H_kv queries of a group and a kv head as one matrix
+tile against a piece of the prompt, and leaves the piece's output and log-sum-exp. `own_part`: a program takes one
+sample's H / H_kv queries of a kv head against that sample's own keys, or a piece of them, and where these are not cut
+joins the prompt's pieces and writes the result; where they are, `join` does.
 
-Cost: a prompt's keys and values read once a step (once for each tile, where a group has more than 128 queries of a kv head, or
-64 in float32), a sample's own read once, q read once for each part and the output written: with B bytes an element
+Cost: a prompt's keys and values read once a step (once for each tile, where a group has more than 128 queries of a kv
+head, or 64 in float32), a sample's own read once, q read once for each part and the output written: with B bytes an
+element
 
     B d (2 H_kv (sum of prompt lengths + sum of own lengths) + 3 P G H) bytes,
 
-and 4 (d + 1) bytes written and read for each query and piece, which stay in L2. 512 samples, G=16, H=16, H_kv=2, d=128, bf16,
-prompts of 1,000 tokens, own 200: 33 + 105 + 6 = 144 MB, and 8 MB written and read again for two pieces a prompt.
+and 4 (d + 1) bytes written and read for each query and piece, which stay in L2. 512 samples, G=16, H=16, H_kv=2, d=128,
+bf16, prompts of 1,000 tokens, own 200: 33 + 105 + 6 = 144 MB, and 8 MB written and read again for two pieces a prompt.
 
-How prompts are cut follows from shapes alone, so that a captured graph serves every step and a row's arithmetic depends on its own
-keys and on these shapes, never on other rows' lengths or values; `batch_invariant` takes pieces of one size instead, so that it
-depends on the group's own shape only. Nothing behind a length is read. Exponentials are in base 2; scores,
-sums, maxima and what pieces leave are float32, and products of float32 are float32's own, not TF32's.
+How prompts are cut follows from shapes alone, so that a captured graph serves every step and a row's arithmetic depends
+on its own keys and on these shapes, never on other rows' lengths or values; `batch_invariant` takes pieces of one size
+instead, so that it depends on the group's own shape only. Nothing behind a length is read. Exponentials are in base 2;
+scores, sums, maxima and what pieces leave are float32, and products of float32 are float32's own, not TF32's.
 """
 
 import functools
@@ -30,15 +31,13 @@ import triton.language as tl
 
 PROCESSORS = 132  # programs that a wave holds: an H100's multiprocessors
 WIDE = os.environ.get("TRITON_INTERPRET") == "1"  # the interpreter multiplies bfloat16 wrongly; float32 it can
-OPTIONS = {"num_warps": 4}
-PIECE = (
-    256  # keys of a prompt that a program takes where the cut must not depend on the batch: whole blocks of any layout
-)
+# Keys of a prompt that a program takes where the cut must not depend on the batch: whole blocks of any layout
+PIECE = 256
 
 
 def layout(dtype, rows):
-    """For `rows` queries: rows of a tile, keys of a block, options. No tensor core multiplies float32 exactly; without them its
-    tiles must be smaller to stay in registers."""
+    """For `rows` queries: rows of a tile, keys of a block, options. No tensor core multiplies float32 exactly; without
+    them its tiles must be smaller to stay in registers."""
     rows = max(16, triton.next_power_of_2(rows))
     if dtype == torch.float32:
         return min(rows, 64), 16, {"num_warps": 8 if rows > 16 else 4, "num_stages": 3}
@@ -81,7 +80,7 @@ def attend(q, keys, values, start, end, key_stride, value_stride, scale, WIDE: t
 
 @triton.jit
 def add_parts(m, s, out, parts, lses, count, column, real):
-    """The running m, s and out [ROWS, D] of rows joined with `count` parts each; parts, lses: pointers [ROWS] to rows' first."""
+    """Running m, s and out [ROWS, D] of rows joined with `count` parts each; parts, lses: pointers [ROWS]."""
     D: tl.constexpr = out.shape[1]
     for part in tl.range(0, count):
         lse = tl.load(lses + part, mask=real, other=0.0)
@@ -260,19 +259,23 @@ def join(
 
 @functools.cache
 def pieces(length, block, programs, processors):
-    """How to cut `length` keys, blocks whole, where `programs` programs would take them whole: (keys a piece, pieces). The cut whose waves of
-    `processors` programs take the least time, a piece counted as its blocks and two more for what it leaves and finds."""
+    """How to cut `length` keys, blocks whole, where `programs` programs would take them whole: (keys a piece, pieces).
+
+    The cut whose waves of `processors` programs take the least time, a piece counted as its blocks and two more for
+    what it leaves and finds.
+    """
     blocks = triton.cdiv(length, block)
-    found = (triton.cdiv(blocks, count) for count in range(1, blocks + 1))
-    best = min(
-        found, key=lambda size: triton.cdiv(programs * triton.cdiv(blocks, size), processors) * (size + 2), default=1
-    )
+
+    def time(size):
+        return triton.cdiv(programs * triton.cdiv(blocks, size), processors) * (size + 2)
+
+    best = min((triton.cdiv(blocks, count) for count in range(1, blocks + 1)), key=time, default=1)
     return best * block, triton.cdiv(blocks, best)
 
 
 def decode_attention(q, prompt_k, prompt_v, prompt_lengths, own_k, own_v, own_lengths, scale, batch_invariant=False):
-    """q [P, G, H, d]; prompt_k, prompt_v [P, H_kv, L, d]; prompt_lengths int32 or int64 [P]; own_k, own_v [P, G, H_kv, C, d];
-    own_lengths int32 or int64 that expands to [P, G]. All of one dtype, float32 or bfloat16, d a power of two.
+    """q [P, G, H, d]; prompt_k, prompt_v [P, H_kv, L, d]; prompt_lengths int32 or int64 [P]; own_k, own_v [P, G, H_kv,
+    C, d]; own_lengths int32 or int64 that expands to [P, G]. All of one dtype, float32 or bfloat16, d a power of two.
     Returns [P, G, H, d]."""
     P, G, H, d = q.shape
     heads_kv, L = prompt_k.shape[1:3]
@@ -296,36 +299,20 @@ def decode_attention(q, prompt_k, prompt_v, prompt_lengths, own_k, own_v, own_le
     parts = torch.empty(P, G, H, part_count, d, dtype=torch.float32, device=q.device)
     lses = torch.empty(P, G, H, part_count, dtype=torch.float32, device=q.device)
     scale *= math.log2(math.e)
+    shared = dict(TIMES=times, D=d, WIDE=WIDE)
     if prompt_parts:
-        prompt_part[(P * heads_kv * tiles, prompt_parts)](
-            *(q, prompt_k, prompt_v, prompt_lengths, parts, lses),
-            *(G, heads_kv, tiles, prompt_piece, part_count, scale),
-            *(*q.stride()[:3], *prompt_k.stride()[:3], *prompt_v.stride()[:3]),
-            TIMES=times,
-            ROWS=rows,
-            D=d,
-            BLOCK=block,
-            WIDE=WIDE,
-            **options,
-        )
-    own_part[(P * G, heads_kv, max(1, own_parts))](
-        *(q, own_k, own_v, own_lengths, prompt_lengths, parts, lses, result),
-        *(G, heads_kv, prompt_piece, prompt_parts, piece, part_count, scale),
-        *(*q.stride()[:3], *own_k.stride()[:4], *own_v.stride()[:4], *own_lengths.stride()),
-        TIMES=times,
-        ROWS=max(16, triton.next_power_of_2(times)),
-        D=d,
-        BLOCK=own_block,
-        WIDE=WIDE,
-        JOIN=whole,
-        **own_options,
-    )
+        tensors = q, prompt_k, prompt_v, prompt_lengths, parts, lses
+        numbers = G, heads_kv, tiles, prompt_piece, part_count, scale
+        strides = *q.stride()[:3], *prompt_k.stride()[:3], *prompt_v.stride()[:3]
+        grid = P * heads_kv * tiles, prompt_parts
+        prompt_part[grid](*tensors, *numbers, *strides, ROWS=rows, BLOCK=block, **shared, **options)
+    tensors = q, own_k, own_v, own_lengths, prompt_lengths, parts, lses, result
+    numbers = G, heads_kv, prompt_piece, prompt_parts, piece, part_count, scale
+    strides = *q.stride()[:3], *own_k.stride()[:4], *own_v.stride()[:4], *own_lengths.stride()
+    constants = dict(ROWS=max(16, triton.next_power_of_2(times)), BLOCK=own_block, JOIN=whole)
+    own_part[(P * G, heads_kv, max(1, own_parts))](*tensors, *numbers, *strides, **constants, **shared, **own_options)
     if not whole:
-        join[(P * G, triton.cdiv(H, 16))](
-            *(prompt_lengths, own_lengths, parts, lses, result),
-            *(G, H, prompt_piece, prompt_parts, piece, part_count, *own_lengths.stride()),
-            ROWS=16,
-            D=d,
-            **OPTIONS,
-        )
+        tensors = prompt_lengths, own_lengths, parts, lses, result
+        numbers = G, H, prompt_piece, prompt_parts, piece, part_count
+        join[(P * G, triton.cdiv(H, 16))](*tensors, *numbers, *own_lengths.stride(), ROWS=16, D=d)
     return result

@@ -1,15 +1,16 @@
 """Paints a batch's plan on the GPU, straight into the model's patches; `sslr1.ops.render` says what the tables mean.
 
-Launches, however many images there are and however mixed the puzzles: one a mip level in use, two if anything is blurred
-(along rows, along columns), one that paints and writes all canvases; before them one copy of all tables to the device.
+Launches, however many images there are and however mixed the puzzles: one a mip level in use, two if anything is
+blurred (along rows, along columns), one that paints and writes all canvases; before them one copy of all tables to the
+device.
 
 Bytes moved: halve reads four bytes for each it writes. Blur reads 1 and writes 4 along rows, reads 4 and writes 1 along
-columns, for each byte of the picture; the other taps hit in cache. Paint reads 3 bytes a pixel under each tile (nearest) or 12
-(bilinear, mostly from cache), 160 for each tile that a block meets and 32 for each that it doesn't, and writes every output
-value once: 3 bytes a pixel or 3 * temporal * element size. What a canvas holds between tiles stays in registers.
+columns, for each byte of the picture; the other taps hit in cache. Paint reads 3 bytes a pixel under each tile
+(nearest) or 12 (bilinear, mostly from cache), 160 for each tile that a block meets and 32 for each that it doesn't, and
+writes every output value once: 3 bytes a pixel or 3 * temporal * element size. What a canvas holds between tiles stays
+in registers.
 """
 
-import math
 from functools import lru_cache
 
 import torch
@@ -18,7 +19,7 @@ import triton
 import triton.language as tl
 
 BLOCK = 512  # pixels (paint) or bytes (halve, blur) a program
-# Two pixels a thread take 62 registers, four over 100. Fused, maps would round unlike the reference's and hit other pixels.
+# Two pixels a thread take 62 registers, four over 100. Fused, maps would round unlike the reference's: other pixels.
 PAINT_OPTIONS = {"num_warps": 8, "enable_fp_fusion": False}
 WORDS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 
@@ -74,7 +75,7 @@ def to_bytes(x):
 
 @triton.jit(do_not_specialize=["count"])
 def blur(jobs, taps, count, COLUMNS: tl.constexpr, BLOCK: tl.constexpr):
-    """One direction of a separable blur with repeated borders: bytes to floats along rows, floats to bytes along columns.
+    """One direction of a separable blur, borders repeated: bytes to floats along rows, floats to bytes along columns.
 
     jobs int64 [count, 8]: first block, addresses of the picture, the floats between the passes and the blurred picture,
     height, width, first of its 2 * radius + 1 taps, radius. taps float32.
@@ -121,7 +122,7 @@ def blend(a, b, c, d, x, y):
 
 @triton.jit
 def mix(colour, red, green, blue, weight, below, within):
-    """One channel after a tile: its row of the colour map, `weight` over what is below, rounded to a byte as each tile is."""
+    """One channel after a tile: its row of the colour map, `weight` over what is below, rounded to a byte."""
     value = tl.load(colour) * red + tl.load(colour + 1) * green + tl.load(colour + 2) * blue + tl.load(colour + 3)
     value = tl.minimum(tl.maximum(value, 0.0), 255.0)
     return tl.where(within, to_bytes(weight * value + (1 - weight) * below), below)
@@ -145,11 +146,11 @@ def paint(
     """A block of pixels of one canvas: all its tiles in order, then the block's bytes or the values they stand for.
 
     canvases int64 [count, 6]: first block, height, width, pixels of the canvases before it, first and last + 1 tile.
-    tiles_int int64 [K, 7] and tiles_float float32 [K, 22] as in the plan, by canvas, except that the alpha of a stencil is
-    that of one unit of coverage. sources int64 [Q, 3]: address, height, width.
+    tiles_int int64 [K, 7] and tiles_float float32 [K, 22] as in the plan, by canvas, except that the alpha of a stencil
+    is that of one unit of coverage. sources int64 [Q, 3]: address, height, width.
 
-    Blocks follow the order in which pixels are written (PATCH 0: row by row; otherwise patch by patch), so that stores are
-    as contiguous as the layout lets them be and no lane idles, whatever the patch size.
+    Blocks follow the order in which pixels are written (PATCH 0: row by row; otherwise patch by patch), so that stores
+    are as contiguous as the layout lets them be and no lane idles, whatever the patch size.
     """
     block = tl.program_id(0).to(tl.int64)
     job = locate(canvases, 6, count, block)
@@ -235,23 +236,18 @@ def paint(
         tl.store(out + to * 3 + 2, blue.to(tl.uint8), mask=mask)
 
 
-def render(images, atlas, tables, out, layout, fill):
+def render(images, atlas, gaussian, tables, out, layout, fill):
     """Fill `out` with the canvases of a plan.
 
-    images: list of uint8 [H, W, 3] on out's device; atlas: uint8 [h, w, 3] on the CPU, image number -1; tables: the plan's
-    five, on the CPU; out: uint8 [pixels, 3], canvases one behind the other (layout None), or [rows, 3 * temporal * patch^2]
-    with layout (values [3, 256] of out's dtype on the CPU, patch, merge, temporal); fill: the byte where nothing is.
-    Raises ValueError for tables that name what isn't there and for an `out` of another size.
+    images: list of uint8 [H, W, 3] on out's device; atlas: uint8 [h, w, 3] on the CPU, image number -1;
+    gaussian(sigma): taps float32 [2 * radius + 1]; tables: the plan's five, on the CPU, which name nothing that isn't
+    there; out: uint8 [pixels, 3], canvases one after the other (layout None), or [rows, 3 * temporal * patch^2] with
+    layout (values [3, 256] of out's dtype on the CPU, patch, merge, temporal); fill: the byte where nothing is.
     """
     sources_int, sources_float, canvases, tiles_int, tiles_float = tables
     values, patch, merge, temporal = layout or (torch.empty(0, dtype=torch.uint8), 0, 1, 1)
     pixels = canvases.prod(1)
-    if out.numel() != int(pixels.sum()) * 3 * temporal or (patch and (canvases % (patch * merge)).any()):
-        raise ValueError(f"an output of {list(out.shape)} doesn't hold the canvases")
-    kept, sources, halves, blurs, taps = _pictures(images, atlas, sources_int.tolist(), sources_float.tolist(), out)
-    for source in tiles_int[:, 5].unique().tolist():
-        if not 0 <= source < len(sources):
-            raise ValueError(f"a tile names source {source}; the plan has {len(sources)}")
+    kept, sources, halves, blurs, taps = _pictures(images, atlas, gaussian, sources_int, sources_float, out.device)
     order = tiles_int[:, 0].argsort(stable=True)
     tiles_int, tiles_float = tiles_int[order], tiles_float[order]
     stencil = tiles_int[:, 6] & 2 != 0
@@ -277,24 +273,19 @@ def render(images, atlas, tables, out, layout, fill):
             paint[(blocks,)](out, values, places, tiles_int, tiles_float, sources, len(places), **options)
 
 
-def _pictures(images, atlas, numbers, sigmas, out):
+def _pictures(images, atlas, gaussian, sources_int, sources_float, device):
     """Where every source lies and what makes those that are no image as it is; each picture is made once.
 
-    Returns (tensors that must live until the launches, sources int64 [Q, 3]: address, height, width; jobs of `halve` for
-    each level and of `blur`, both without their first column; taps float32).
+    Returns (tensors that must live until the launches, sources int64 [Q, 3]: address, height, width; jobs of `halve`
+    for each level and of `blur`, both without their first column; taps float32).
     """
     used, made, wanted, total = {}, {}, [], 0  # made: (image, level, sigma) -> (made from, height, width, offset)
-    for (image, level), sigma in zip(numbers, sigmas):
-        if not -1 <= image < len(images):
-            raise ValueError(f"a source names image {image}; there are {len(images)}")
+    for (image, level), sigma in zip(sources_int.tolist(), sources_float.tolist()):
         if image not in used:
-            used[image] = _on(atlas, out.device) if image == -1 else images[image].contiguous()
+            used[image] = _on(atlas, device) if image == -1 else images[image].contiguous()
         h, w = used[image].shape[:2]
-        level = max(level, 0)
         if max(h, w) >= 1 << 24:
             raise ValueError(f"an image of {h}x{w} px has a side past 2^24, where float32 can't name its pixels")
-        if level and not (h >> level and w >> level):
-            raise ValueError(f"mip level {level} of an image is empty")
         steps = [((image, halved, 0.0), h >> halved, w >> halved) for halved in range(1, level + 1)]
         if sigma != 0:
             steps.append(((image, level, sigma), h >> level, w >> level))
@@ -307,13 +298,13 @@ def _pictures(images, atlas, numbers, sigmas, out):
             key = step
         wanted.append(key)
 
-    buffer = torch.empty(total, dtype=torch.uint8, device=out.device)
+    buffer = torch.empty(total, dtype=torch.uint8, device=device)
     where = {(image, 0, 0.0): (picture.data_ptr(), *picture.shape[:2]) for image, picture in used.items()}
     halves, blurs, taps, first = {}, [], [torch.empty(0)], 0
     for key, (parent, h, w, offset) in made.items():  # makers first, and levels from 1 up
         (source, _, width), address = where[parent], buffer.data_ptr() + offset
         if key[2]:
-            taps.append(_taps(key[2]))
+            taps.append(gaussian(key[2]))
             between, address = address, address + 12 * h * w
             blurs.append((source, between, address, h, w, first, len(taps[-1]) // 2))
             first += len(taps[-1])
@@ -327,13 +318,13 @@ def _pictures(images, atlas, numbers, sigmas, out):
 
 
 def _jobs(rows, sizes):
-    """int64 [n, c], elements of each int64 [n] -> (int64 [n, 1 + c] with the first block of each in front, all blocks)."""
+    """int64 [n, c], elements of each int64 [n] -> (int64 [n, 1 + c], the first block of each in front; all blocks)."""
     blocks = (sizes + BLOCK - 1) // BLOCK
     return torch.cat([(blocks.cumsum(0) - blocks)[:, None], rows], 1), int(blocks.sum())
 
 
 def _upload(tables, device):
-    """The tables on `device`, by one copy; each starts at a multiple of 16 bytes, so that Triton compiles one variant."""
+    """The tables on `device`, by one copy; each starts at a multiple of 16 bytes: Triton compiles one variant."""
     raw = [table.contiguous().view(-1).view(torch.uint8) for table in tables]
     padded = [torch.nn.functional.pad(r, (0, -len(r) % 16)) for r in raw]
     flat = torch.cat(padded)
@@ -346,11 +337,3 @@ def _upload(tables, device):
 @lru_cache
 def _on(picture, device):
     return picture.to(device)
-
-
-@lru_cache
-def _taps(sigma):
-    """Weights of a Gaussian out to three sigma, float32 [2 * radius + 1], as the reference has them."""
-    radius = max(1, math.ceil(3 * sigma))
-    taps = torch.exp(-0.5 * (torch.arange(-radius, radius + 1, dtype=torch.float64) / sigma) ** 2)
-    return (taps / taps.sum()).float()

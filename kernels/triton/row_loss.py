@@ -1,9 +1,9 @@
 """One row of logits in, its log-prob, its entropy and its gradient out; the formulas are in `sslr1.ops.row_loss`.
 
-Cost: 4 bytes read an element for statistics, two exponentials an element; the gradient reads again (what L2 still holds of the
-row, from its end backwards), one more exponential, and writes 4, or 2. One program a row, and so large that a multiprocessor takes
-one at a time: L2 then holds much of the rows in flight. Each lane keeps a running maximum m of its logits, s = sum e^d and
-w = sum d e^d with d = (x - m) / temperature; merged,
+Cost: 4 bytes read an element for statistics, two exponentials an element; the gradient reads again (what L2 still holds
+of the row, from its end backwards), one more exponential, and writes 4, or 2. One program a row, and so large that a
+multiprocessor takes one at a time: L2 then holds much of the rows in flight. Each lane keeps a running maximum m of its
+logits, s = sum e^d and w = sum d e^d with d = (x - m) / temperature; merged,
 
     lse = m / temperature + log s,  entropy = log s - w / s.
 
@@ -11,7 +11,6 @@ The token's own logit joins last: 1 - p and log p of a token that is nearly cert
 """
 
 import numpy as np
-import torch
 
 import triton
 import triton.language as tl
@@ -129,7 +128,7 @@ def kernel(
             if ref is not None:
                 slope += tl.load(kl + row) * (1 - tl.exp((tl.load(ref + row) - exact).to(tl.float32)))
         else:
-            # From the logit whose log-prob is 0, near which all are that matter: differences to a far one would be rounded
+            # From the logit whose log-prob is 0, near all that matter: differences to a far one would be rounded
             logprob = tl.load(logprobs + row)
             zero = picked.to(tl.float64) - logprob / exact_inverse
             base = zero.to(tl.float32)
@@ -153,74 +152,19 @@ def kernel(
             tl.store(to, gradient.to(out.dtype.element_ty), mask=at < vocabulary, eviction_policy="evict_first")
 
 
-def row_logprobs(logits: torch.Tensor, tokens: torch.Tensor, temperature: float):
-    """logits float32 [n, V] with contiguous rows, tokens int64 [n] -> (logprobs, entropy), float32 [n]."""
-    logprobs, entropy = torch.empty(2, len(logits), dtype=torch.float32, device=logits.device)
-    launch(logits, logits, tokens, logprobs, entropy, temperature, measure=True)
-    return logprobs, entropy
+def launch(logits, out, tokens, logprobs, entropy, columns, clip, temperature, measure, write):
+    """Run the kernel on every row of logits, float32 [n, V] with contiguous rows.
 
-
-def row_loss(logits: torch.Tensor, tokens: torch.Tensor, coefficients, temperature: float, out: torch.Tensor):
-    """The same, and d loss / d logits in `out` [n, V], float32 or bfloat16: the logits themselves, or apart from them.
-    coefficients: `sslr1.ops.row_loss.Coefficients`."""
-    logprobs, entropy = torch.empty(2, len(logits), dtype=torch.float32, device=logits.device)
-    c = coefficients
-    launch(logits, out, tokens, logprobs, entropy, temperature, c.bonus, coefficients=c, measure=True, write=True)
-    return logprobs, entropy
-
-
-def row_gradient(logits, tokens, logprobs, entropy, g, bonus, temperature: float, out: torch.Tensor):
-    """d loss / d logits in `out`, where log-probs, entropy and g = d loss / d logp [n] are known already. A token whose logit
-    is -inf makes the row NaN."""
-    launch(logits, out, tokens, logprobs, entropy, temperature, bonus, g=g, write=True)
-
-
-def launch(
-    logits,
-    out,
-    tokens,
-    logprobs,
-    entropy,
-    temperature,
-    bonus=None,
-    coefficients=None,
-    g=None,
-    measure=False,
-    write=False,
-):
-    """Run the kernel on every row."""
-    if logits.dtype != torch.float32 or logits.stride(-1) != 1 or out.stride(-1) != 1:
-        raise ValueError(
-            f"logits must be float32 and rows contiguous, got {logits.dtype}, strides {logits.stride()} and {out.stride()}"
-        )
+    out [n, V]: float32 or bfloat16, the logits themselves or apart from them; tokens int64 [n]; columns: advantage,
+    policy, kl, bonus, old, ref and g, each float32 [n] or None; clip: clip_low, clip_high, cispo. measure: write
+    logprobs and entropy, float32 [n], instead of reading them and g; write: write d loss / d logits to `out`.
+    """
     n, V = logits.shape
     if n == 0:
         return
-    c, inverse = coefficients, float(np.float32(1.0 / temperature))
+    inverse = float(np.float32(1.0 / temperature))
+    clip_low, clip_high, cispo = clip
     block = min(BLOCK, triton.next_power_of_2(V))
-    kernel[(n,)](
-        logits,
-        out,
-        tokens,
-        logprobs,
-        entropy,
-        c and c.advantage,
-        c and c.policy,
-        c and c.kl,
-        bonus,
-        c and c.old,
-        c and c.ref,
-        g,
-        V,
-        logits.stride(0),
-        out.stride(0),
-        inverse,
-        1.0 / temperature - inverse,
-        c.clip_low if c else 0.0,
-        c.clip_high if c else 0.0,
-        MEASURE=measure,
-        WRITE=write,
-        CISPO=bool(c and c.cispo),
-        BLOCK=block,
-        num_warps=max(1, min(32, block // 256)),
-    )
+    numbers = V, logits.stride(0), out.stride(0), inverse, 1.0 / temperature - inverse, clip_low, clip_high
+    options = dict(MEASURE=measure, WRITE=write, CISPO=cispo, BLOCK=block, num_warps=max(1, min(32, block // 256)))
+    kernel[(n,)](logits, out, tokens, logprobs, entropy, *columns, *numbers, **options)

@@ -1,12 +1,12 @@
-"""One token and its log-prob for each row of logits, by a two-level inverse CDF; `sslr1.ops.sampling` says what is drawn.
+"""One token and its log-prob a row of logits, by a two-level inverse CDF; `sslr1.ops.sampling` says what is drawn.
 
-Two launches. `statistics`, one program for each block of a row, leaves each block's maximum and sum of exponentials, once
-for the vocabulary and once for what may be drawn. `pick`, one program a row, chooses a block by the blocks' cumulative sums
-and reads that block again to choose the token in it.
+Two launches. `statistics`, one program for each block of a row, leaves each block's maximum and sum of exponentials,
+once for the vocabulary and once for what may be drawn. `pick`, one program a row, chooses a block by the blocks'
+cumulative sums and reads that block again to choose the token in it.
 
-Cost: every logit read once and one exponential each; besides 1 byte a logit of `suppressed`, which stays in cache, 16 bytes
-written and read a block, and one block a row read again. For 1,024 rows of 151,936 logits: 0.62 GB in float32, 0.31 GB in
-bfloat16. With top-k or top-p (`allowed` is a tensor of its own) twice the reads and the exponentials.
+Cost: every logit read once and one exponential each; besides 1 byte a logit of `suppressed`, which stays in cache, 16
+bytes written and read a block, and one block a row read again. For 1,024 rows of 151,936 logits: 0.62 GB in float32,
+0.31 GB in bfloat16. With top-k or top-p (`allowed` is a tensor of its own) twice the reads and the exponentials.
 
 Sums in a block are float32, in the order that the block's layout fixes; what is cumulated is float64.
 """
@@ -80,7 +80,7 @@ def statistics(
 
 @triton.jit
 def first(cdf, weights, target, lane, N: tl.constexpr):
-    """First lane whose cdf exceeds target, never one of weight 0; the last of positive weight where rounding left none."""
+    """First lane whose cdf exceeds target, never one of weight 0; the last of positive weight if rounding left none."""
     found = tl.min(tl.where((cdf > target) & (weights > 0), lane, N), 0)
     last = tl.max(tl.where(weights > 0, lane, 0), 0)
     return tl.where(found < N, found, last)
@@ -143,8 +143,8 @@ def pick(
 
 
 def aligned(logits):
-    """The logits, or a copy, with rows that start at multiples of 16 elements and bytes: on alignment depends how wide the
-    compiler's loads are, and on that the order of sums, which must not depend on where a row lies."""
+    """The logits, or a copy, with rows that start at multiples of 16 elements and bytes: on alignment depends how wide
+    the compiler's loads are, and on that the order of sums, which must not depend on where a row lies."""
     if logits.stride(1) == 1 and logits.stride(0) % 16 == 0 and logits.data_ptr() % 16 == 0:
         return logits
     B, V = logits.shape
@@ -152,8 +152,8 @@ def aligned(logits):
 
 
 def sample(logits, allowed, suppressed, uniforms, temperature):
-    """logits [B, V] floating but not float64; allowed: the same tensor, or one like it with -inf where nothing may be drawn;
-    suppressed: uint8 [V], 1 for ids never drawn, or None; uniforms float64 [B]; temperature 0 is greedy.
+    """logits [B, V] floating but not float64; allowed: the same tensor, or one like it with -inf where nothing may be
+    drawn; suppressed: uint8 [V], 1 for ids never drawn, or None; uniforms float64 [B]; temperature 0 is greedy.
 
     Returns tokens int64 [B], logprobs float32 [B].
     """
@@ -171,20 +171,9 @@ def sample(logits, allowed, suppressed, uniforms, temperature):
     inverse_temperature = 1.0 / (temperature or 1.0)
     masked = suppressed is not None
     mask = suppressed if masked else tokens  # a pointer that isn't read
-    strides = logits.stride(0), allowed.stride(0)
-    statistics[(B, n)](
-        *(logits, allowed, mask, blocks, V, *strides, inverse_temperature),
-        SUPPRESSED=masked,
-        RESTRICTED=restricted,
-        BLOCK=block,
-        **OPTIONS,
-    )
-    pick[(B,)](
-        *(logits, allowed, mask, blocks, uniforms, tokens, logprobs, V, *strides, inverse_temperature, n),
-        SUPPRESSED=masked,
-        GREEDY=temperature == 0,
-        BLOCKS=triton.next_power_of_2(n),
-        BLOCK=block,
-        **OPTIONS,
-    )
+    numbers = V, logits.stride(0), allowed.stride(0), inverse_temperature
+    options = dict(SUPPRESSED=masked, BLOCK=block, **OPTIONS)
+    statistics[(B, n)](logits, allowed, mask, blocks, *numbers, RESTRICTED=restricted, **options)
+    options |= dict(GREEDY=temperature == 0, BLOCKS=triton.next_power_of_2(n))
+    pick[(B,)](logits, allowed, mask, blocks, uniforms, tokens, logprobs, *numbers, n, **options)
     return tokens, logprobs

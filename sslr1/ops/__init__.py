@@ -4,7 +4,8 @@ from sslr1.ops.attention import Layout, decode_attention, shared_prefix_attentio
 from sslr1.ops.chunks import float_logits
 from sslr1.ops.grpo_loss import GrpoLoss, advantages, grpo_loss, token_logprobs
 from sslr1.ops.keys import fold, fold_tensor, generator, uniform
-from sslr1.ops.render import PatchSpec, choose_backend, render, render_patches, unpatchify
+from sslr1.ops.patch_spec import PatchSpec
+from sslr1.ops.render import choose_backend, render, render_patches, unpatchify
 from sslr1.ops.sampling import sample
 
 __all__ = [

@@ -1,7 +1,8 @@
 """The atlas: the glyphs and rings that plans may stamp, one picture drawn from strokes, the same on every machine.
 
-Cells of CELL x CELL px in one row, in the order of CELLS. Of each pixel the first channel is the coverage, the second the
-ink: 255 for the body, 0 for the dark outline around it, so that a mark is legible on anything. The third repeats the second.
+Cells of CELL x CELL px in one row, in the order of CELLS. Of each pixel the first channel is the coverage, the second
+the ink: 255 for the body, 0 for the dark outline around it, so that a mark is legible on anything. The third repeats
+the second.
 """
 
 from functools import lru_cache

@@ -1,8 +1,8 @@
-"""Attention over packed tokens, as tensor operations: shared-prefix (learner), variable-length (vision), decode (rollout).
+"""Attention over packed tokens: shared-prefix (learner), variable-length (vision), decode (rollout).
 
-All take and return tensors in transformers' layout, heads before tokens, and are differentiable except `decode_attention`.
-The forms here are plain PyTorch and run anywhere; they are the reference for faster ones. The decode step has one:
-kernels/triton/decode.py; it is also torch.ops.sslr1.decode_attention.
+All take and return tensors in transformers' layout, heads before tokens, and are differentiable except
+`decode_attention`. The forms here are plain PyTorch and run anywhere; they are the reference for faster ones. The
+decode step has one: kernels/triton/decode.py; it is also torch.ops.sslr1.decode_attention.
 """
 
 from copy import copy
@@ -23,13 +23,11 @@ def _repeat_heads(x, times):
     return x if times == 1 else x.repeat_interleave(times, 1)
 
 
-def group_mask(prompt_length: int, completion_lengths, device=None) -> torch.Tensor:
-    """Who sees whom in `[prompt | c1 | … | cG]`: bool [T, T], row = query. Causal, and completions don't see each other."""
-    owner = torch.repeat_interleave(
-        torch.arange(len(completion_lengths) + 1, device=device),
-        torch.tensor([prompt_length, *completion_lengths], device=device),
-    )
-    causal = torch.ones(len(owner), len(owner), dtype=torch.bool, device=device).tril()
+def group_mask(prompt_length: int, completion_lengths) -> torch.Tensor:
+    """Who sees whom in `[prompt | c1 | … | cG]`: bool [T, T], row = query. Causal; completions don't see each other."""
+    owner = torch.arange(len(completion_lengths) + 1)
+    owner = owner.repeat_interleave(torch.tensor([prompt_length, *completion_lengths]))
+    causal = torch.ones(len(owner), len(owner), dtype=torch.bool).tril()
     return causal & ((owner[None, :] == 0) | (owner[None, :] == owner[:, None]))
 
 
@@ -95,7 +93,7 @@ def _longest(lengths):
 
 
 def shared_prefix_attention(q, k, v, layout, scale, *, backend="auto"):
-    """Attention of packed groups, each `[prompt | c1 … cG]`: prompts causal, completions see their prompt and themselves.
+    """Attention of packed groups `[prompt | c1 … cG]`: prompts causal, completions see their prompt and themselves.
 
     q [1, H, T, d], k and v [1, H_kv, T, d] with positions already applied; layout: a `Layout` of T tokens on q's
     device, or what makes one. Returns [1, T, H, d], differentiable in q, k and v.
@@ -189,22 +187,23 @@ def decode_attention(
 ) -> torch.Tensor:
     """One decode step of G samples a prompt that share the prompt's keys and values; softmax over both parts together.
 
-    q [P, G, H, d]; prompt_k, prompt_v [P, H_kv, L, d], read once for all G samples; prompt_lengths int32 or int64 [P], 0 to L;
-    own_k, own_v [P, G, H_kv, C, d], buffers with room for C keys of the samples' own; own_lengths int32 or int64, [1] or
-    whatever else expands to [P, G]: how many of them are there, this step's included, 0 to C. The rest are of one floating dtype.
-    What lies behind a length has no influence, but the plain form, which multiplies it by 0, needs it finite.
+    q [P, G, H, d]; prompt_k, prompt_v [P, H_kv, L, d], read once for all G samples; prompt_lengths int32 or int64 [P],
+    0 to L; own_k, own_v [P, G, H_kv, C, d], buffers with room for C keys of the samples' own; own_lengths int32 or
+    int64, [1] or whatever else expands to [P, G]: how many of them are there, this step's included, 0 to C. The rest
+    are of one floating dtype. What lies behind a length has no influence, but the plain form, which multiplies it by 0,
+    needs it finite.
 
-    batch_invariant: a group's result follows, bit for bit, from its own G, lengths and values, whatever P, L and C are and
-    whatever the other groups hold. Otherwise these decide how work is cut up, and results agree to rounding only. Its cost: the
-    plain form runs prompt by prompt; the kernel cuts prompts into pieces of one size and samples' own keys not at all, so that few
-    long ones no longer fill a GPU.
+    batch_invariant: a group's result follows, bit for bit, from its own G, lengths and values, whatever P, L and C are
+    and whatever the other groups hold. Otherwise these decide how work is cut up, and results agree to rounding only.
+    Its cost: the plain form runs prompt by prompt; the kernel cuts prompts into pieces of one size and samples' own
+    keys not at all, so that few long ones no longer fill a GPU.
 
-    backend: "reference" (plain PyTorch), "triton" (CUDA tensors, or CPU ones in Triton's interpreter; bfloat16 and float32,
-    head sizes 64 and 128), or "auto": the fastest that can run. On CUDA neither waits for the device, and one captured graph
-    serves every length.
+    backend: "reference" (plain PyTorch), "triton" (CUDA tensors, or CPU ones in Triton's interpreter; bfloat16 and
+    float32, head sizes 64 and 128), or "auto": the fastest that can run. On CUDA neither waits for the device, and one
+    captured graph serves every length.
 
-    Returns [P, G, H, d], without gradient; rows without a single key are NaN. Raises ValueError for arguments that don't fit;
-    lengths are checked where they lie on the CPU.
+    Returns [P, G, H, d], without gradient; rows without a single key are NaN. Raises ValueError for arguments that
+    don't fit; lengths are checked where they lie on the CPU.
     """
     P, G, H, d = q.shape
     heads_kv, L, C = *prompt_k.shape[1:3], own_k.shape[3]
@@ -223,10 +222,9 @@ def decode_attention(
     for name, lengths in (("prompt_lengths", prompt_lengths), ("own_lengths", own_lengths)):
         if lengths.dtype not in (torch.int32, torch.int64):
             raise ValueError(f"{name} must be int32 or int64, got {lengths.dtype}")
-    return torch.ops.sslr1.decode_attention(
-        *(q, prompt_k, prompt_v, prompt_lengths, own_k, own_v, own_lengths),
-        **dict(scale=scale, backend=backend, batch_invariant=batch_invariant),
-    )
+    tensors = q, prompt_k, prompt_v, prompt_lengths, own_k, own_v, own_lengths
+    options = dict(scale=scale, backend=backend, batch_invariant=batch_invariant)
+    return torch.ops.sslr1.decode_attention(*tensors, **options)
 
 
 def _choose_backend(backend, q) -> str:
@@ -240,13 +238,11 @@ def _choose_backend(backend, q) -> str:
 
 
 @torch.no_grad()
-def _op_decode_attention(
-    q, prompt_k, prompt_v, prompt_lengths, own_k, own_v, own_lengths, *, scale, backend, batch_invariant=False
-):
+def _op_decode_attention(*tensors, scale, backend, batch_invariant=False):
+    q, prompt_k, _, prompt_lengths, own_k, _, own_lengths = tensors
     backend = _choose_backend(backend, q)
     prompt_range = _extent("prompt_lengths", prompt_lengths, prompt_k.shape[2])
     own_range = _extent("own_lengths", own_lengths, own_k.shape[3])
-    tensors = q, prompt_k, prompt_v, prompt_lengths, own_k, own_v, own_lengths
     if backend == "triton":
         from sslr1.kernels import decode as kernel
 
@@ -280,7 +276,7 @@ def _extent(name, lengths, room):
 
 
 def _reference(q, prompt_k, prompt_v, prompt_lengths, own_k, own_v, own_lengths, scale, prompt_range, own_range):
-    """The ranges bound what is there: nothing behind the longest is looked at, nothing before the shortest is masked."""
+    """The ranges bound what is there: nothing after the longest is read, nothing before the shortest is masked."""
     P, G, H, d = q.shape
     if not q.numel():
         return q.new_empty(q.shape)
@@ -308,7 +304,7 @@ def _reference(q, prompt_k, prompt_v, prompt_lengths, own_k, own_v, own_lengths,
 
 
 def _one_by_one(q, prompt_k, prompt_v, prompt_lengths, own_k, own_v, own_lengths, scale):
-    """The same with every matrix product of a group in shapes that follow from the group alone. Waits for the device."""
+    """The same, every matrix product of a group in shapes that follow from the group alone. Waits for the device."""
     P, G, H, d = q.shape
     out = q.new_empty(q.shape)
     own_lengths = own_lengths.expand(P, G)

@@ -1,7 +1,7 @@
-"""Which implementation computes an operation: one chooser, one way to register, and the only import of the compiled extension.
+"""Which implementation computes an operation: one chooser, one registration, the only import of the extension.
 
-Every operation has a plain PyTorch reference; "cpp" is the extension on CPU tensors, "cuda" its kernels on CUDA tensors, "triton"
-kernels/triton on CUDA tensors, or on CPU ones in Triton's interpreter (TRITON_INTERPRET=1).
+Every operation has a plain PyTorch reference; "cpp" is the extension on CPU tensors, "cuda" its kernels on CUDA
+tensors, "triton" kernels/triton on CUDA tensors, or on CPU ones in Triton's interpreter (TRITON_INTERPRET=1).
 """
 
 import os
@@ -22,9 +22,9 @@ _library = torch.library.Library("sslr1", "FRAGMENT")
 def choose(operation, asked, device, order, unfit=None) -> str:
     """The backend that `asked` means for tensors on `device`.
 
-    order: the operation's backends, the fastest first; unfit: why the kernels can't take these tensors whatever their device, None
-    where they can. "auto" is the first that can run, in the end the reference. Raises ValueError where the one asked for can't run
-    or doesn't exist.
+    order: the operation's backends, the fastest first; unfit: why the kernels can't take these tensors whatever their
+    device, None where they can. "auto" is the first that can run, in the end the reference. Raises ValueError where the
+    one asked for can't run or doesn't exist.
     """
     if asked == "auto":
         here = [name for name in order if device.type == DEVICE[name] and not unfit]
@@ -60,8 +60,8 @@ def _missing(backend):
 def _say_what_is_missing(operation):
     """Once, where there is a GPU."""
     warnings.warn(
-        f"sslr1._C {'is not installed' if _C is None else 'was built without its CUDA part'}: {operation} takes Triton's kernel. "
-        "Install the package where nvcc and libcudart_static.a are (pip install -e .)",
+        f"sslr1._C {'is not installed' if _C is None else 'was built without its CUDA part'}: {operation} takes "
+        "Triton's kernel. Install the package where nvcc and libcudart_static.a are (pip install -e .)",
         stacklevel=3,
     )
 

@@ -9,7 +9,7 @@ LEADERS = 8  # how many of a row's largest it sums again otherwise
 
 
 def float_logits(hidden, lm_head):
-    """Logits [N, V] in float32 (float64 for float64) from states and head, not rounded to it on the way. No gradient on a GPU."""
+    """Logits [N, V] in float32 (float64 for float64) from states and head, unrounded. No gradient on GPUs."""
     return product(hidden, lm_head.T, wide_dtype(hidden.dtype))
 
 
@@ -18,8 +18,8 @@ def wide_dtype(dtype):
 
 
 def product_dtype(hidden):
-    """What is multiplied: a GPU's states, head and logits' gradients as the model computes, while a CPU is no slower in float32.
-    Sums are wide in both."""
+    """What is multiplied: a GPU's states, head and logits' gradients as the model computes, while a CPU is no slower in
+    float32. Sums are wide in both."""
     return hidden.dtype if hidden.is_cuda else wide_dtype(hidden.dtype)
 
 
@@ -45,8 +45,8 @@ def default_height(N, D, device) -> int:
 
 
 class Chunks:
-    """Rows of states through the head, `height` at a time and always filled up to that: a matrix product of another height
-    rounds differently, and a row must not depend on how many others there are."""
+    """Rows of states through the head, `height` at a time and always filled up to that: a matrix product of another
+    height rounds differently, and a row must not depend on how many others there are."""
 
     def __init__(self, hidden, lm_head, tokens, temperature, backend, height):
         N, D = hidden.shape
@@ -62,7 +62,7 @@ class Chunks:
         self.logprobs, self.entropy = (hidden.new_empty(N, dtype=self.wide) for _ in range(2))
 
     def over(self, numbers):
-        """(row numbers, tokens, logits) of chunk after chunk, the latter two of full height, until the next; `states` holds theirs."""
+        """(row numbers, tokens, logits) of chunk after chunk, until the next; tokens, logits and `states` filled up."""
         for index in numbers.split(self.height) if len(numbers) else ():
             self.states[: len(index)] = self.hidden.index_select(0, index)
             self.states[len(index) :].zero_()
@@ -73,18 +73,16 @@ class Chunks:
             yield index, picked, self.logits
 
     def sharpen(self, picked):
-        """Form once more in float64, in rows with logits beyond SMALL, the few of them that a log-prob is made of, and shift the row
-        so that its largest is 0: of a sum as large as 90 float32 leaves 1e-5 or 2e-5, and off-policy e^(logp - old) is wrong by as
-        much."""
+        """Form once more in float64, in rows with logits beyond SMALL, the few of them that a log-prob is made of, and
+        shift the row so that its largest is 0: of a sum as large as 90 float32 leaves 1e-5 or 2e-5, and off-policy
+        e^(logp - old) is wrong by as much."""
         large = torch.maximum(self.logits.amax(1), -self.logits.amin(1)) > SMALL * self.temperature
         if not large.is_cuda and not large.any():  # a GPU would have to wait for the answer
             return
         places = torch.cat([picked[:, None], self.logits.topk(min(LEADERS, self.logits.shape[1])).indices], 1)
         if self.exact is None:  # kept from chunk to chunk: what comes and goes leaves holes behind
-            self.exact = (
-                *self.states.new_empty(2, *self.states.shape, dtype=torch.float64),
-                torch.empty_like(self.states),
-            )
+            two = self.states.new_empty(2, *self.states.shape, dtype=torch.float64)
+            self.exact = (*two, torch.empty_like(self.states))
         states, weights, found = self.exact
         states.copy_(self.states)
         exact = []
@@ -92,15 +90,15 @@ class Chunks:
             weights.copy_(torch.index_select(self.weight, 0, place, out=found))
             exact.append(weights.mul_(states).sum(1))
         exact = torch.stack(exact, 1)
-        # A softmax sees no shift: less the largest, those that count are small numbers, of which float32 keeps the digits
+        # A softmax sees no shift: less the largest, those that count are small, and float32 keeps their digits
         shift = torch.where(large, exact.amax(1), 0.0).to(self.wide)[:, None]
         self.logits.sub_(shift)
         sharp = torch.where(large[:, None], (exact - shift).to(self.wide), self.logits.gather(1, places))
         self.logits.scatter_(1, places, sharp)
 
     def fill(self, column, index):
-        """column[index] and zeros up to the chunk's height; None stays None."""
-        return None if column is None else torch.cat([column[index], column.new_zeros(self.height - len(index))])
+        """column[index] and zeros up to the chunk's height."""
+        return torch.cat([column[index], column.new_zeros(self.height - len(index))])
 
     def note(self, index, found):
         self.logprobs[index], self.entropy[index] = (x[: len(index)] for x in found)

@@ -91,12 +91,10 @@ def supports(q) -> bool:
 
 
 # flash-attn: what is handed over, all of it by name. 2.7.0 and 2.8.0 have these and more, which have defaults.
-_BOUNDS = ("cu_seqlens_q", "cu_seqlens_k", "max_seqlen_q", "max_seqlen_k", "dropout_p", "softmax_scale", "causal")
-FORWARD = ("q", "k", "v", *_BOUNDS)
-BACKWARD = (
-    *("dout", "q", "k", "v", "out", "softmax_lse", "dq", "dk", "dv", *_BOUNDS),
-    *("window_size_left", "window_size_right", "softcap", "alibi_slopes", "deterministic"),
-)
+_BOUNDS = "cu_seqlens_q cu_seqlens_k max_seqlen_q max_seqlen_k dropout_p softmax_scale causal"
+FORWARD = f"q k v {_BOUNDS}".split()
+_NEUTRAL = dict(window_size_left=-1, window_size_right=-1, softcap=0.0, alibi_slopes=None)
+BACKWARD = [*f"dout q k v out softmax_lse dq dk dv {_BOUNDS} deterministic".split(), *_NEUTRAL]
 
 
 def _takes(function, names):
@@ -126,57 +124,31 @@ def _flash_attn_backward(dout, q, k, v, out, lse, bounds):
     from flash_attn import flash_attn_interface as interface
 
     dq, dk, dv = (torch.empty_like(x) for x in (q, k, v))
-    interface._flash_attn_varlen_backward(
-        dout=dout,
-        q=q,
-        k=k,
-        v=v,
-        out=out,
-        softmax_lse=lse,
-        dq=dq,
-        dk=dk,
-        dv=dv,
-        **_named(bounds),
-        window_size_left=-1,
-        window_size_right=-1,
-        softcap=0.0,
-        alibi_slopes=None,
-        deterministic=torch.are_deterministic_algorithms_enabled(),
-    )
+    options = dict(**_named(bounds), **_NEUTRAL, deterministic=torch.are_deterministic_algorithms_enabled())
+    tensors = dict(dout=dout, q=q, k=k, v=v, out=out, softmax_lse=lse, dq=dq, dk=dk, dv=dv)
+    interface._flash_attn_varlen_backward(**tensors, **options)
     return dq, dk, dv
 
 
 # torch's own flash kernels, in the order in which `torch.nn.attention.varlen` hands over what they take. (That module
 # itself has changed its signature between versions, and its backward takes only its own forward's output.)
-TORCH_FORWARD = (
-    *("query", "key", "value", "cum_seq_q", "cum_seq_k", "max_q", "max_k", "dropout_p", "is_causal"),
-    "return_debug_mask",
-)
-TORCH_BACKWARD = (
-    *("grad_out", "query", "key", "value", "out", "logsumexp", "cum_seq_q", "cum_seq_k", "max_q", "max_k"),
-    *("dropout_p", "is_causal"),  # and two of dropout's, of several names
-)
+TORCH_FORWARD = "query key value cum_seq_q cum_seq_k max_q max_k dropout_p is_causal return_debug_mask".split()
+TORCH_BACKWARD = ["grad_out", *TORCH_FORWARD[:3], "out", "logsumexp", *TORCH_FORWARD[3:-1]]  # and two of dropout's
 
 
 def _orders(operation, names):
-    return tuple(a.name for a in operation.default._schema.arguments)[: len(names)] == names
+    return [a.name for a in operation.default._schema.arguments][: len(names)] == names
 
 
 def _torch_forward(q, k, v, bounds):
-    queries, keys, longest_queries, longest_keys, causal, scale = bounds
-    return aten._flash_attention_forward(
-        q, k, v, queries, keys, longest_queries, longest_keys, 0.0, causal, False, scale=scale
-    )[:2]
+    *tables, causal, scale = bounds
+    return aten._flash_attention_forward(q, k, v, *tables, 0.0, causal, False, scale=scale)[:2]
 
 
 def _torch_backward(dout, q, k, v, out, lse, bounds):
-    queries, keys, longest_queries, longest_keys, causal, scale = bounds
-    random_state, unused = torch.empty(2, dtype=torch.uint64, device=q.device), q.new_empty(0)  # dropout's
-    return aten._flash_attention_backward(
-        *(dout, q, k, v, out, lse, queries, keys, longest_queries, longest_keys, 0.0, causal),
-        *(random_state, unused),
-        scale=scale,
-    )
+    *tables, causal, scale = bounds
+    dropouts = torch.empty(2, dtype=torch.uint64, device=q.device), q.new_empty(0)
+    return aten._flash_attention_backward(dout, q, k, v, out, lse, *tables, 0.0, causal, *dropouts, scale=scale)
 
 
 # The CPU: torch's flash kernels for dense batches. Causal sequences of about one length share a call, filled up to a
@@ -201,7 +173,8 @@ def _batches(bounds):
         spans = torch.tensor(batch)
         place = torch.arange(width)
         inside = place < (spans[:, 1] - spans[:, 0])[:, None]
-        yield *(((spans[:, i, None] + place) * inside) for i in (0, 2)), inside
+        queries_at, keys_at = ((spans[:, i, None] + place) * inside for i in (0, 2))
+        yield queries_at, keys_at, inside
 
 
 def _gather(x, rows, times=1):
@@ -214,10 +187,8 @@ def _cpu_forward(q, k, v, bounds):
     times, wide = q.shape[1] // k.shape[1], torch.promote_types(q.dtype, torch.float32)
     out, lse = q.new_empty(q.shape), q.new_empty(q.shape[:2], dtype=wide)
     for query_rows, key_rows, inside in _batches(bounds):
-        found = aten._scaled_dot_product_flash_attention_for_cpu(
-            *(_gather(q, query_rows), _gather(k, key_rows, times), _gather(v, key_rows, times), 0.0, bounds.causal),
-            scale=bounds.scale,
-        )
+        qkv = _gather(q, query_rows), _gather(k, key_rows, times), _gather(v, key_rows, times)
+        found = aten._scaled_dot_product_flash_attention_for_cpu(*qkv, 0.0, bounds.causal, scale=bounds.scale)
         rows = query_rows[inside]
         for into, x in zip((out, lse), found):
             into.index_copy_(0, rows, x.transpose(1, 2)[inside])
@@ -230,13 +201,11 @@ def _cpu_backward(dout, q, k, v, out, lse, bounds):
     lse = lse.t()[..., None]
     for query_rows, key_rows, inside in _batches(bounds):
         behind = ~inside[:, None, :, None]
+        given = _gather(dout, query_rows).masked_fill(behind, 0.0)
+        qkv = _gather(q, query_rows), _gather(k, key_rows, times), _gather(v, key_rows, times)
+        lse_here = _gather(lse, query_rows).masked_fill(behind, float("inf"))[..., 0]  # P = 0
         grads = aten._scaled_dot_product_flash_attention_for_cpu_backward(
-            _gather(dout, query_rows).masked_fill(behind, 0.0),
-            *(_gather(q, query_rows), _gather(k, key_rows, times), _gather(v, key_rows, times)),
-            _gather(out, query_rows),
-            _gather(lse, query_rows).masked_fill(behind, float("inf"))[..., 0],  # P = 0
-            *(0.0, bounds.causal),
-            scale=bounds.scale,
+            given, *qkv, _gather(out, query_rows), lse_here, 0.0, bounds.causal, scale=bounds.scale
         )
         for into, x, rows, heads in zip((dq, dk, dv), grads, (query_rows, key_rows, key_rows), (1, times, times)):
             x = x.unflatten(1, (-1, heads)).sum(2) if heads > 1 else x

@@ -1,9 +1,9 @@
 """The GRPO loss from hidden states, without logits of all tokens: they exist for a chunk of rows at a time.
 
-A chunk's logits are one matrix product; a row kernel (`sslr1.ops.row_loss`) finds log-probs and entropies and makes of the logits
-their gradient; two more products turn that into the gradients of `hidden` and `lm_head`, which the backward pass only scales.
-That is 6 N D V floating-point operations and memory of chunk * V. Rows that can't have a gradient (an advantage of 0, no KL,
-no bonus) take the first product only.
+A chunk's logits are one matrix product; a row kernel (`sslr1.ops.row_loss`) finds log-probs and entropies and makes of
+the logits their gradient; two more products turn that into the gradients of `hidden` and `lm_head`, which the backward
+pass only scales. That is 6 N D V floating-point operations and memory of chunk * V. Rows that can't have a gradient (an
+advantage of 0, no KL, no bonus) take the first product only.
 
 Formulas: GRPO (arXiv 2402.03300), Dr. GRPO (2503.20783), DAPO (2503.14476), CISPO (2506.13585), GSPO (2507.18071).
 """
@@ -19,7 +19,7 @@ LOSS_TYPES = ("dapo", "grpo", "dr_grpo", "cispo", "gspo")
 ADVANTAGES = ("group", "mean", "batch")
 
 
-@dataclass
+@dataclass(kw_only=True)
 class GrpoLoss:
     """loss: 0-d, differentiable in hidden and lm_head. logprobs, entropy: [N], detached. stats: dict of 0-d tensors,
     each divided by the step's global counts, so that sums over micro-batches and ranks give the step's value
@@ -52,15 +52,14 @@ def advantages(rewards, kind="group", reward_std=None):
         if reward_std is None:
             reward_std = exact.std() if exact.numel() > 1 else exact.new_zeros(())
         centred = centred / (reward_std + 1e-4)
-    flat = rewards.amax(1, keepdim=True) == rewards.amin(1, keepdim=True)
-    return centred.masked_fill(flat, 0).to(rewards.dtype)
+    return centred.masked_fill(_flat(rewards), 0).to(rewards.dtype)
 
 
 @torch.no_grad()
 def token_logprobs(hidden, lm_head, tokens, temperature=1.0, backend="auto", chunk=None):
     """Log-prob of each token and entropy (nats) of its distribution, temperature-scaled, no gradient.
 
-    hidden [N, D], lm_head [V, D], tokens [N] int64 -> (logprobs [N], entropy [N]), float32 (float64 for float64 inputs).
+    hidden [N, D], lm_head [V, D], tokens [N] int64 -> (logprobs [N], entropy [N]), float32 (float64 for float64).
     backend, chunk: as in `grpo_loss`.
     """
     _check_rows(hidden, lm_head, tokens)
@@ -96,61 +95,49 @@ def grpo_loss(
 
     hidden [N, D]: the states that predict `tokens`; lm_head [V, D]; tokens [N] int64; sequence [N] integers in [0, S),
     non-decreasing, completion s = puzzle s // G, sample s % G of rewards [P, G] float32 (a completion without tokens is
-    legal). old_logprobs [N]: of the policy that drew the tokens, None for on-policy (ratio exactly 1). ref_logprobs [N]:
-    needed by kl_coef > 0. token_weights [N]: factor on each policy term, no gradient. advantages [P, G] overrides
+    legal). old_logprobs [N]: of the policy that drew the tokens, None for on-policy (ratio exactly 1). ref_logprobs
+    [N]: needed by kl_coef > 0. token_weights [N]: factor on each policy term, no gradient. advantages [P, G] overrides
     `advantage`. token_count, sequence_count: loss tokens and completions of the whole optimiser step over all ranks
     (default: this call's). max_tokens: needed by loss_type "dr_grpo". backend: of the row kernel, "reference", "cpp",
-    "triton", "cuda", or "auto": the fastest that can run. chunk: rows whose logits exist at a time (default: 256 on a CPU, 4096
-    on a GPU, 8192 from D = 3072; the power of two that holds N where that is less); the last chunk is filled up.
+    "triton", "cuda", or "auto": the fastest that can run. chunk: rows whose logits exist at a time (default: 256 on a
+    CPU, 4096 on a GPU, 8192 from D = 3072; or the power of two that holds N); the last chunk is filled up.
 
-    Gradients lie within 1e-5 of their norm of float64's from float32 inputs. From bfloat16 each of their numbers is rounded once, by
-    2^-8 at most, and on a GPU each logit's gradient before them: 1.7e-3 and 2.3e-3 of the norm in the root mean square.
+    Gradients lie within 1e-5 of their norm of float64's from float32 inputs. From bfloat16 each of their numbers is
+    rounded once, by 2^-8 at most, and on a GPU each logit's gradient before them: 1.7e-3 and 2.3e-3 of the norm in the
+    root mean square.
 
     Returns GrpoLoss. Non-finite input gives a non-finite loss. Raises ValueError naming the argument that is wrong.
     """
     rows_of = dict(old_logprobs=old_logprobs, ref_logprobs=ref_logprobs, token_weights=token_weights)
     _check(hidden, lm_head, tokens, sequence, rewards, rows_of, advantages, temperature, loss_type, max_tokens, kl_coef)
-    N = tokens.shape[0]
-    S = rewards.numel()
     wide = wide_dtype(hidden.dtype)
     with torch.no_grad():
-        A = advantages if advantages is not None else _advantages(rewards, advantage, reward_std)
-        flat = (rewards.amax(1) == rewards.amin(1)) if S else rewards.new_zeros(0)
+        A = _advantages(rewards, advantage, reward_std) if advantages is None else advantages
+        columns = [None if x is None else x.detach().to(wide) for x in (A.reshape(-1), *rows_of.values())]
         counts = [
             _at_least_one(own if given is None else given, wide, hidden.device)
-            for given, own in ((token_count, N), (sequence_count, S))
+            for given, own in ((token_count, len(tokens)), (sequence_count, rewards.numel()))
         ]
-    grads = torch.is_grad_enabled()
-    loss, logprobs, entropy, numbers, _, _ = torch.ops.sslr1.grpo_loss(
-        hidden,
-        lm_head,
-        tokens,
-        sequence.to(torch.int64),
-        A.detach().reshape(-1).to(wide),
-        *(None if x is None else x.detach().to(wide) for x in (old_logprobs, ref_logprobs, token_weights)),
-        *counts,
-        temperature,
-        loss_type,
-        clip_low,
-        clip_high,
-        kl_coef,
-        entropy_coef,
-        max_tokens or 0,
-        backend,
-        chunk or 0,
-        grads and hidden.requires_grad,
-        grads and lm_head.requires_grad,
-    )
-    stats = dict(zip(STATS, numbers.detach().unbind()))
-    stats["zero_variance"] = flat.to(wide).sum() * (rewards.shape[1] / counts[1])
-    return GrpoLoss(loss, logprobs.detach(), entropy.detach(), stats)
+    numbers = temperature, loss_type, clip_low, clip_high, kl_coef, entropy_coef, max_tokens or 0, backend, chunk or 0
+    wants = [torch.is_grad_enabled() and x.requires_grad for x in (hidden, lm_head)]
+    given = (*columns, *counts, *numbers, *wants)
+    loss, *found, _, _ = torch.ops.sslr1.grpo_loss(hidden, lm_head, tokens, sequence.to(torch.int64), *given)
+    logprobs, entropy, stats = (x.detach() for x in found)
+    stats = dict(zip(STATS, stats.unbind()))
+    stats["zero_variance"] = _flat(rewards).to(wide).sum() * (rewards.shape[1] / counts[1])
+    return GrpoLoss(loss=loss, logprobs=logprobs, entropy=entropy, stats=stats)
 
 
 _advantages = advantages  # grpo_loss has an argument of that name
 
 
+def _flat(rewards):
+    """Which groups' rewards are all equal, [P, 1]."""
+    return rewards.amax(1, keepdim=True) == rewards.amin(1, keepdim=True) if rewards.numel() else rewards.new_zeros(0)
+
+
 def _at_least_one(count, dtype, device):
-    """A count as a 0-d tensor; a number is written there by the device, which a copy from the host would have to wait for."""
+    """A count as a 0-d tensor; a number is written there by the device, which would have to wait for a copy."""
     if isinstance(count, torch.Tensor):
         return count.to(device, dtype).clamp(min=1)
     return torch.full((), max(1, count), dtype=dtype, device=device)

@@ -51,8 +51,8 @@ def _mix_tensor(x: torch.Tensor) -> torch.Tensor:
 
 
 def fold_tensor(key: int | torch.Tensor, *parts: torch.Tensor) -> torch.Tensor:
-    """Continue `fold`'s hash `key`, or each of a tensor of this function's hashes, with int64 tensors, broadcast against each
-    other: int64, equal to `fold` bit for bit.
+    """Continue `fold`'s hash `key`, or each of a tensor of this function's hashes, with int64 tensors, broadcast
+    against each other: int64, equal to `fold` bit for bit.
 
     `fold(a, b, c)` is `fold_tensor(fold(a), tensor(b), tensor(c))` (as a signed number).
     """
@@ -72,7 +72,7 @@ def uniform(key: torch.Tensor) -> torch.Tensor:
 
 
 class _Key(np.random.bit_generator.ISeedSequence):
-    """A seed that is the key itself. Philox(key=...) is the same, after it has asked the system for a seed it doesn't use."""
+    """A seed that is the key itself. Philox(key=...) is the same after asking the system for a seed in vain."""
 
     def __init__(self, key: int):
         self.key = key

@@ -1,10 +1,11 @@
 """The operation behind `grpo_loss`: what a loss type makes of each row, the walk over chunks of rows, the statistics.
 
-torch.ops.sslr1.grpo_loss gives (loss, log-probs [N], entropies [N], statistics, gradient of hidden, gradient of lm_head): the
-gradients are formed with the loss, and the backward pass only scales them. torch.ops.sslr1.token_logprobs is the walk alone.
+torch.ops.sslr1.grpo_loss gives (loss, log-probs [N], entropies [N], statistics, gradient of hidden, gradient of
+lm_head): the gradients are formed with the loss, and the backward pass only scales them. torch.ops.sslr1.token_logprobs
+is the walk alone.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -30,7 +31,7 @@ class Completions:
         return (sums / self.lengths)[self.sequence]
 
     def runs(self, chosen, height) -> list:
-        """The rows `chosen`, in order, cut between completions: as many as `height` rows hold, or a single longer one."""
+        """The rows `chosen`, in order, cut between completions: as many as fit `height`, or a single longer one."""
         cuts, start, end = [], 0, 0
         for n in self.sequence[chosen].unique_consecutive(return_counts=True)[1].tolist():
             if end > start and end + n - start > height:
@@ -42,36 +43,16 @@ class Completions:
 
 @dataclass(kw_only=True)
 class Objective:
-    """What is minimised: numbers by `grpo_loss`'s names, and of each row, [N], its advantage, its policy term's weight, the log-probs
-    `old` and `ref` (or None), and `scale`, what the loss type multiplies a row by."""
+    """What is minimised: the row kernel's coefficients of all rows, `grpo_loss`'s numbers, and of each row, [N], its
+    policy term's weight, the log-prob `ref` (or None), and `scale`, what the loss type multiplies it by."""
 
-    loss_type: str
-    clip_low: float
-    clip_high: float
+    c: rows.Coefficients
     kl_coef: float
     entropy_coef: float
-    advantage: torch.Tensor
     weights: torch.Tensor
-    old: torch.Tensor | None
     ref: torch.Tensor | None
     scale: torch.Tensor
-
-    def coefficients(self, completions) -> dict:
-        """The row kernel's coefficients, by name: columns [N] or None."""
-        # gspo: the one ratio of a completion moves with each of its tokens, for all of them
-        weights = completions.mean(self.weights) if self.loss_type == "gspo" else self.weights
-        return {
-            "advantage": self.advantage,
-            "policy": self.scale * weights,
-            "kl": self.scale * self.kl_coef,
-            "bonus": self.scale * self.entropy_coef,
-            "old": self.old,
-            "ref": self.ref if self.kl_coef else None,
-        }
-
-    @property
-    def clip(self) -> dict:
-        return {"clip_low": self.clip_low, "clip_high": self.clip_high, "cispo": self.loss_type == "cispo"}
+    one_ratio: bool  # of a completion (gspo), not one of each row
 
 
 def _scale(loss_type, completions, token_count, sequence_count, max_tokens):
@@ -103,18 +84,19 @@ class Gradients:
             chunked.add_product(self.head, slopes.T, chunks.states)
 
 
-def _walk(chunks, active, columns, clip, gradients):
+def _walk(chunks, active, c, gradients):
     """Log-probs, entropies and gradients of the rows `active`, one look at each chunk's logits."""
     for index, picked, logits in chunks.over(active):
-        filled = rows.Coefficients(**{name: chunks.fill(x, index) for name, x in columns.items()}, **clip)
+        filled = c.each(lambda x: chunks.fill(x, index))
         found = rows.row_loss(logits, picked, filled, chunks.temperature, chunks.backend, chunks.slopes)
         chunks.note(index, found)
         gradients.add(index, logits)
 
 
-def _walk_completions(chunks, active, columns, clip, gradients, completions) -> int:
-    """The same where a row's ratio needs all log-probs of its completion before any of its gradients (gspo, off-policy): chunks are
-    cut between completions. Returns how many rows took a pass for their log-probs first, their completion being longer than a chunk."""
+def _walk_completions(chunks, active, c, gradients, completions) -> int:
+    """The same where a row's ratio needs all log-probs of its completion before any of its gradients (gspo,
+    off-policy): chunks are cut between completions. Returns how many rows took a pass for their log-probs first, their
+    completion being longer than a chunk."""
     longer = 0
     for part in completions.runs(active, chunks.height):
         fits = len(part) <= chunks.height
@@ -125,31 +107,30 @@ def _walk_completions(chunks, active, columns, clip, gradients, completions) -> 
             if fits:
                 chunks.note(index, rows.row_logprobs(logits, picked, chunks.temperature, chunks.backend))
             # in float64, or differences would round ratios by 1e-5; of other completions it may be anything yet
-            shift = completions.mean(chunks.logprobs.double() - columns["old"])
-            own = {name: None if x is None else x[index] for name, x in columns.items()}
-            now = chunks.logprobs[index].double()
-            own["old"] = now - shift[index]
+            shift = completions.mean(chunks.logprobs.double() - c.old)
+            own, now = c.each(lambda x: x[index]), chunks.logprobs[index].double()
+            own.old = now - shift[index]
             g = torch.zeros(chunks.height, dtype=chunks.wide, device=index.device)
-            g[: len(index)] = rows.slope(now, rows.Coefficients(**own, **clip))
+            g[: len(index)] = rows.slope(now, own)
             known = [chunks.fill(x, index) for x in (chunks.logprobs, chunks.entropy)]
-            bonus = chunks.fill(columns["bonus"], index)
+            bonus = chunks.fill(c.bonus, index)
             rows.row_gradient(logits, picked, *known, g, bonus, chunks.temperature, chunks.backend, chunks.slopes)
             gradients.add(index, logits)
     return longer
 
 
 def _totals(o, logprobs, entropy, completions, token_count, longer):
-    """(loss, STATS as one vector) from all rows' log-probs and entropies. Of N numbers each, so float64 costs nothing and
-    cancellation does no harm."""
-    logprobs, entropy, A, scale, weights = (x.double() for x in (logprobs, entropy, o.advantage, o.scale, o.weights))
-    log_ratio = logprobs - (logprobs if o.old is None else o.old)
-    ratio = (completions.mean(log_ratio) if o.loss_type == "gspo" else log_ratio).exp()
-    low, high = (ratio < 1 - o.clip_low) & (A < 0), (ratio > 1 + o.clip_high) & (A > 0)
-    if o.loss_type == "cispo":  # clamps every ratio above its bound; the others only where the gradient would grow it
-        low, high = torch.zeros_like(low), ratio > 1 + o.clip_high
+    """(loss, STATS as one vector) from all rows' log-probs and entropies. Of N numbers each, so float64 costs nothing
+    and cancellation does no harm."""
+    c = o.c
+    logprobs, entropy, A, scale, weights = (x.double() for x in (logprobs, entropy, c.advantage, o.scale, o.weights))
+    log_ratio = logprobs - (logprobs if c.old is None else c.old)
+    ratio = (completions.mean(log_ratio) if o.one_ratio else log_ratio).exp()
+    low, high = (ratio < 1 - c.clip_low) & (A < 0), (ratio > 1 + c.clip_high) & (A > 0)
+    if c.cispo:  # clamps every ratio above its bound; the others only where the gradient would grow it
+        low, high = torch.zeros_like(low), ratio > 1 + c.clip_high
     nothing = torch.zeros_like(logprobs)
-    weighted = rows.Coefficients(advantage=A, policy=weights, kl=nothing, bonus=nothing, **o.clip)
-    _, terms = rows.policy_slope_and_term(logprobs, ratio, weighted)
+    _, terms = rows.policy_slope_and_term(logprobs, ratio, replace(c, advantage=A, policy=weights))
     kl = nothing if o.ref is None else torch.expm1(o.ref - logprobs) - (o.ref - logprobs)
     policy_loss = (terms * scale).sum()
     loss = policy_loss + o.kl_coef * (kl * scale).sum() - o.entropy_coef * (entropy * scale).sum()
@@ -159,54 +140,44 @@ def _totals(o, logprobs, entropy, completions, token_count, longer):
 
 
 @torch.no_grad()
-def _grpo_loss(
-    hidden,
-    lm_head,
-    tokens,
-    sequence,
-    advantage,
-    old,
-    ref,
-    weights,
-    token_count,
-    sequence_count,
-    temperature,
-    loss_type,
-    clip_low,
-    clip_high,
-    kl_coef,
-    entropy_coef,
-    max_tokens,
-    backend,
-    chunk,
-    wants_hidden,
-    wants_head,
-):
+def _grpo_loss(hidden, lm_head, tokens, sequence, advantage, old, ref, weights, *numbers):
+    token_count, sequence_count, temperature, loss_type, clip_low, clip_high, kl_coef, entropy_coef, *rest = numbers
+    max_tokens, backend, chunk, wants_hidden, wants_head = rest
     _check_values(tokens, len(lm_head), sequence, len(advantage))
     chunks = Chunks(hidden, lm_head, tokens, temperature, backend, chunk)
     completions, device = Completions(sequence, len(advantage)), hidden.device
-    objective = Objective(
-        loss_type=loss_type,
+    scale = _scale(loss_type, completions, token_count, sequence_count, max_tokens)
+    weights = torch.ones(len(tokens), dtype=chunks.wide, device=device) if weights is None else weights
+    # gspo: the one ratio of a completion moves with each of its tokens, for all of them
+    c = rows.Coefficients(
+        advantage=advantage[sequence],
+        policy=scale * (completions.mean(weights) if loss_type == "gspo" else weights),
+        kl=scale * kl_coef,
+        bonus=scale * entropy_coef,
+        old=old,
+        ref=ref if kl_coef else None,
         clip_low=clip_low,
         clip_high=clip_high,
+        cispo=loss_type == "cispo",
+    )
+    objective = Objective(
+        c=c,
         kl_coef=kl_coef,
         entropy_coef=entropy_coef,
-        advantage=advantage[sequence],
-        weights=torch.ones(len(tokens), dtype=chunks.wide, device=device) if weights is None else weights,
-        old=old,
+        weights=weights,
         ref=ref,
-        scale=_scale(loss_type, completions, token_count, sequence_count, max_tokens),
+        scale=scale,
+        one_ratio=loss_type == "gspo",
     )
-    columns = objective.coefficients(completions)
     gradients = Gradients(chunks, hidden, lm_head, wants_hidden, wants_head)
     numbers, longer = torch.arange(len(tokens), device=device), 0
     moves = torch.full((len(tokens),), wants_hidden or wants_head, device=device)
     if not (kl_coef or entropy_coef):
-        moves &= objective.advantage * columns["policy"] != 0
+        moves &= c.advantage * c.policy != 0
     if loss_type == "gspo" and old is not None:
-        longer = _walk_completions(chunks, numbers[moves], columns, objective.clip, gradients, completions)
+        longer = _walk_completions(chunks, numbers[moves], c, gradients, completions)
     else:
-        _walk(chunks, numbers[moves], columns, objective.clip, gradients)
+        _walk(chunks, numbers[moves], c, gradients)
     chunks.statistics(numbers[~moves])
     loss, stats = _totals(objective, chunks.logprobs, chunks.entropy, completions, token_count, longer)
     grad_head = gradients.head.to(lm_head.dtype)
@@ -274,9 +245,9 @@ backends.register(
     _fake_token_logprobs,
 )
 backends.register(
-    f"grpo_loss({_ROWS}, Tensor sequence, Tensor advantage, Tensor? old, Tensor? ref, Tensor? weights, Tensor token_count, "
-    "Tensor sequence_count, float temperature, str loss_type, float clip_low, float clip_high, float kl_coef, "
-    "float entropy_coef, int max_tokens, str backend, int chunk, bool wants_hidden, bool wants_head) "
+    f"grpo_loss({_ROWS}, Tensor sequence, Tensor advantage, Tensor? old, Tensor? ref, Tensor? weights, "
+    "Tensor token_count, Tensor sequence_count, float temperature, str loss_type, float clip_low, float clip_high, "
+    "float kl_coef, float entropy_coef, int max_tokens, str backend, int chunk, bool wants_hidden, bool wants_head) "
     "-> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
     _grpo_loss,
     _fake_grpo_loss,

@@ -2,149 +2,50 @@
 
 A plan (`sslr1.puzzles.plan.Plan`, or any object with its five tables) is tensors only:
 
-    sources_int   int64 [Q, 2]    image (ATLAS for the atlas of glyphs), mip level (2x2 box halvings, each rounded to uint8, an odd last row dropped)
-    sources_float float32 [Q]     Gaussian blur of that level, sigma in its pixels, 0 for none
-    canvases      int64 [M, 2]    height, width in pixels
-    tiles_int     int64 [K, 7]    canvas, top, left, height, width, source, mode (NEAREST or BILINEAR, plus STENCIL or not)
-    tiles_float   float32 [K, 22] inverse map 3x3 (9), colour map 3x4 (12), alpha (1)
+    sources_int   int64 [Q, 2]    image (ATLAS: the atlas of glyphs), mip level (2x2 box halvings, rounded to uint8, odd
+    rows dropped) sources_float float32 [Q]     Gaussian blur of that level, sigma in its pixels, 0 for none canvases
+    int64 [M, 2]    height, width in pixels tiles_int     int64 [K, 7]    canvas, top, left, height, width, source, mode
+    (NEAREST or BILINEAR, or with STENCIL) tiles_float   float32 [K, 22] inverse map 3x3 (9), colour map 3x4 (12), alpha
+    (1)
 
 The inverse map takes the homogeneous centre (x + 0.5, y + 0.5, 1) of a pixel of the tile, counted from the tile's own
-corner, to a point of the source in its pixels, where pixel (i, j) covers [j, j+1) x [i, i+1). Nearest takes the pixel that
-holds the point; bilinear interpolates between pixel centres. Points outside the source give FILL. The colour map acts
-on RGB in 0..255 as `C[:, :3] @ rgb + C[:, 3]`; values are clamped to 0..255 and rounded half up; alpha mixes the tile
-over what the canvas holds already. Canvases start as FILL.
+corner, to a point of the source in its pixels, where pixel (i, j) covers [j, j+1) x [i, i+1). Nearest takes the pixel
+that holds the point; bilinear interpolates between pixel centres. Points outside the source give FILL. The colour map
+acts on RGB in 0..255 as `C[:, :3] @ rgb + C[:, 3]`; values are clamped to 0..255 and rounded half up; alpha mixes the
+tile over what the canvas holds already. Canvases start as FILL.
 
-A STENCIL tile takes the first channel of what it samples as coverage (times alpha / 255; none outside the source) and the
-second as the grey value that the colour map turns into ink: see `sslr1.ops.atlas`.
+A STENCIL tile takes the first channel of what it samples as coverage (times alpha / 255; none outside the source) and
+the second as the grey value that the colour map turns into ink: see `sslr1.ops.atlas`.
 
-`render` and `render_patches` are also torch.ops.sslr1.render and .render_patches, which take the tables themselves. Three
-backends fill one flat buffer: this file's reference, csrc/render.cpp, kernels/triton/render.py. `unpatchify` reads patches back.
+`render` and `render_patches` are also torch.ops.sslr1.render and .render_patches, which take the tables themselves.
+Three backends fill one flat buffer: this file's reference, csrc/render.cpp, kernels/triton/render.py. `unpatchify`
+reads patches back.
 """
 
-import json
 import math
-from dataclasses import dataclass, replace
 from functools import lru_cache
-from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 
-from sslr1.errors import UserError
 from sslr1.ops import backends
 from sslr1.ops.atlas import atlas
 from sslr1.ops.memory import empty
+from sslr1.ops.patch_spec import PatchSpec
 
 FILL = 127
 ATLAS = -1
 NEAREST, BILINEAR, STENCIL = 0, 1, 2
-PROCESSOR_MAX_PIXELS = 28 * 28 * 1280  # of an image processor whose file gives no bound, as in transformers
 IDENTITY_COLOUR = (1.0, 0, 0, 0, 0, 1.0, 0, 0, 0, 0, 1.0, 0)
-
-
-@dataclass(frozen=True)
-class PatchSpec:
-    """How a vision tower of the Qwen-VL family wants its pixels. Defaults: Qwen2.5-VL's.
-
-    patch: side of a patch in px; merge: patches per side of one visual token; temporal: repeats of a still image;
-    min_pixels, max_pixels: bounds on a canvas's area in px; dtype: of the pixel values.
-    """
-
-    patch: int = 14
-    merge: int = 2
-    temporal: int = 2
-    mean: tuple[float, float, float] = (0.48145466, 0.4578275, 0.40821073)
-    std: tuple[float, float, float] = (0.26862954, 0.26130258, 0.27577711)
-    min_pixels: int = 56 * 56
-    max_pixels: int = 28 * 28 * 16384
-    dtype: torch.dtype = torch.float32
-
-    @property
-    def unit(self) -> int:
-        """Side in px of one visual token: canvas sides are multiples of it."""
-        return self.patch * self.merge
-
-    @classmethod
-    def from_pretrained(cls, folder, **changes) -> "PatchSpec":
-        """Read a Hugging Face model folder's image processor as transformers does: the `image_processor` of `processor_config.json` if
-        that has one, else `preprocessor_config.json`. `changes` override fields. Raises UserError."""
-        path, c = _processor(Path(folder))
-        size = c.get("size") or {}
-        if not isinstance(size, dict):
-            raise UserError(f"{path}: size can't be {size!r}: take the original model's file")
-        fields = {
-            "patch": c.get("patch_size") or cls.patch,
-            "merge": c.get("merge_size") or cls.merge,
-            "temporal": c.get("temporal_patch_size") or cls.temporal,
-            "mean": c.get("image_mean") or cls.mean,
-            "std": c.get("image_std") or cls.std,
-            "min_pixels": c.get("min_pixels") or size.get("shortest_edge") or cls.min_pixels,
-            "max_pixels": c.get("max_pixels") or size.get("longest_edge") or PROCESSOR_MAX_PIXELS,
-        }
-        for name, value in fields.items():
-            if not _fits(name, value):
-                raise UserError(f"{path}: {name} can't be {value!r}: take the original model's file")
-        fields |= {name: tuple(fields[name]) for name in ("mean", "std")}
-        return replace(cls(**fields), **changes)
-
-    def square(self, side: float) -> int:
-        """Side of the largest legal square canvas that is no larger than `side` px, or the smallest legal one."""
-        lowest = math.ceil(math.sqrt(self.min_pixels) / self.unit) * self.unit
-        highest = math.floor(math.sqrt(self.max_pixels) / self.unit) * self.unit
-        if lowest > highest:
-            raise ValueError(
-                f"no square canvas of multiples of {self.unit} px lies between {self.min_pixels} and {self.max_pixels} pixels"
-            )
-        return min(max(int(side // self.unit) * self.unit, lowest), highest)
-
-    def table(self) -> torch.Tensor:
-        """Pixel value of each byte, float32 [3, 256]: (byte / 255 - mean) / std in the rounding order of Hugging Face's
-        image processors (rescale in float64 rounded to float32, then normalise in float32)."""
-        return _table(self.mean, self.std, torch.float32).clone()
-
-
-def _fits(name, value) -> bool:
-    """Whether a field of PatchSpec can have that value."""
-    if name not in ("mean", "std"):
-        return type(value) is int and value > 0
-    numbers = isinstance(value, list | tuple) and len(value) == 3 and all(type(v) in (int, float) for v in value)
-    return numbers and (name == "mean" or min(value) > 0)
-
-
-def _processor(folder) -> tuple[Path, dict]:
-    """(file, settings) of a model folder's image processor."""
-    for name, inner in (("processor_config.json", "image_processor"), ("preprocessor_config.json", None)):
-        path = folder / name
-        if not path.is_file():
-            continue
-        try:
-            found = json.loads(path.read_text(encoding="utf-8"))
-            found = found.get(inner) if inner else found
-        except (OSError, ValueError, AttributeError, RecursionError):
-            found = ()
-        if found is not None and not isinstance(found, dict):
-            raise UserError(f"{path} is not a JSON file of an image processor's settings: take the original model's")
-        if found is not None:
-            return path, found
-    raise UserError(
-        f"{folder / 'preprocessor_config.json'} is missing: a vision-language model folder holds its image processor's settings there, "
-        "or in processor_config.json"
-    )
-
-
-@lru_cache
-def _table(mean, std, dtype):
-    scaled = (np.arange(256, dtype=np.float64) * (1 / 255)).astype(np.float32)
-    table = (scaled[None] - np.array(mean, np.float32)[:, None]) / np.array(std, np.float32)[:, None]
-    return torch.from_numpy(table.astype(np.float32)).to(dtype)
 
 
 def render(images, plan, backend="auto"):
     """Paint every canvas of `plan` from `images` (list of uint8 [H, W, 3] tensors, one device): list of M such tensors.
 
-    backend: "reference" (plain PyTorch), "cpp" (CPU tensors, the compiled extension), "triton" (CUDA tensors, or CPU ones in
-    Triton's interpreter), or "auto": the fastest that can run. Raises ValueError for images or tables that don't fit.
+    backend: "reference" (plain PyTorch), "cpp" (CPU tensors, the compiled extension), "triton" (CUDA tensors, or CPU
+    ones in Triton's interpreter), or "auto": the fastest that can run. Raises ValueError for images or tables that
+    don't fit.
     """
     tables, pixels = _tables(plan)
     flat = torch.ops.sslr1.render(_checked(images), *tables, pixels, backend)
@@ -153,20 +54,14 @@ def render(images, plan, backend="auto"):
     return [piece.view(h, w, 3) for piece, (h, w) in zip(pieces, sizes)]
 
 
-def render_patches(images, plan, spec, backend="auto"):
+def render_patches(images, plan, spec: PatchSpec, backend="auto"):
     """Paint `plan` straight into the model's input.
 
-    Returns (pixel_values [sum n, 3 * temporal * patch * patch] of spec.dtype on the images' device, image_grid_thw [M, 3] int64
-    on the CPU): what Hugging Face's Qwen2-VL image processor gives for the same canvases.
+    Returns (pixel_values [sum n, 3 * temporal * patch * patch] of spec.dtype on the images' device, image_grid_thw [M,
+    3] int64 on the CPU): what Hugging Face's Qwen2-VL image processor gives for the same canvases.
     """
     tables, pixels = _tables(plan)
-    sizes = tables[2].numpy()
-    if (sizes % spec.unit).any():
-        h, w = sizes[(sizes % spec.unit).any(1)][0]
-        raise ValueError(
-            f"a canvas of {h}x{w} px is no multiple of patch*merge = {spec.unit}: was the plan made for another PatchSpec?"
-        )
-    values = _table(spec.mean, spec.std, spec.dtype)
+    values = spec.table().to(spec.dtype)
     return torch.ops.sslr1.render_patches(
         _checked(images), *tables, values, pixels, spec.patch, spec.merge, spec.temporal, backend
     )
@@ -197,70 +92,84 @@ def _checked(images):
 
 
 def _tables(plan):
-    """The plan's five tables and the pixels of all its canvases. Raises ValueError for a tile outside its canvas."""
+    """The plan's five tables and the pixels of all its canvases."""
     tables = plan.sources_int, plan.sources_float, plan.canvases, plan.tiles_int, plan.tiles_float
-    sizes, tiles = tables[2].numpy(), tables[3].numpy()
-    if len(tiles):
-        canvas, corners = tiles[:, 0], tiles[:, 1:3]
-        if canvas.min() < 0 or canvas.max() >= len(sizes):
-            raise ValueError(f"a tile names a canvas that is not among the plan's {len(sizes)}")
-        if corners.min() < 0 or (corners + tiles[:, 3:5] > sizes[canvas]).any():
-            raise ValueError("a tile does not lie inside its canvas")
-    return tables, sum(h * w for h, w in sizes.tolist())
+    return tables, sum(h * w for h, w in plan.canvases.tolist())
+
+
+def _check_tables(images, tables, pixels, unit):
+    """Raises ValueError for what names something that isn't there: no backend looks again."""
+    sources, sigmas, canvases, tiles, numbers = (table.numpy() for table in tables)
+    if len(sources) != len(sigmas) or len(tiles) != len(numbers):
+        raise ValueError(f"tables have {len(sources)} and {len(sigmas)} sources, {len(tiles)} and {len(numbers)} tiles")
+    if (canvases < 0).any() or canvases.prod(1).sum() != pixels:
+        raise ValueError(f"canvases of {canvases.tolist()} don't hold {pixels} pixels")
+    bad = (canvases % unit).any(1)
+    if bad.any():
+        h, w = canvases[bad][0]
+        raise ValueError(
+            f"a canvas of {h}x{w} px is no multiple of patch*merge = {unit}: was its plan for other patches?"
+        )
+    bad = (sources[:, 0] < ATLAS) | (sources[:, 0] >= len(images))
+    if bad.any():
+        raise ValueError(f"a source names image {sources[bad][0, 0]}; there are {len(images)}")
+    sizes = np.array([image.shape[:2] for image in (*images, atlas())])  # the last is number ATLAS
+    bad = (sources[:, 1] < 0) | (sizes[sources[:, 0]] >> sources[:, 1:] < 1).any(1)
+    if bad.any():
+        raise ValueError(f"mip level {sources[bad][0, 1]} of an image is empty")
+    canvas, source = tiles[:, 0], tiles[:, 5]
+    for name, number, count in (("canvas", canvas, len(canvases)), ("source", source, len(sources))):
+        bad = (number < 0) | (number >= count)
+        if bad.any():
+            raise ValueError(f"a tile names {name} {number[bad][0]}; the plan has {count}")
+    if (tiles[:, 1:5] < 0).any() or (tiles[:, 3:5] > canvases[canvas] - tiles[:, 1:3]).any():
+        raise ValueError("a tile does not lie inside its canvas")
 
 
 def choose_backend(backend, device) -> str:
-    """What `backend` means for images on `device`: "auto" is the fastest that can run. Raises ValueError where one can't."""
+    """What `backend` means for images on `device`: "auto" is the fastest that can run. ValueError where one can't."""
     return backends.choose("render", backend, device, ("triton", "cpp"))
 
 
-def _op_render(images, sources_int, sources_float, canvases, tiles_int, tiles_float, pixels, backend):
-    device = images[0].device if images else torch.device("cpu")
-    out = empty(pixels, 3, dtype=torch.uint8, device=device)
-    _paint_all(images, (sources_int, sources_float, canvases, tiles_int, tiles_float), out, None, backend)
+def _op_render(images, *rest):
+    *tables, pixels, backend = rest
+    out = empty(pixels, 3, dtype=torch.uint8, device=_device(images))
+    _paint_all(images, tables, pixels, out, None, backend)
     return out
 
 
-def _op_render_patches(
-    images,
-    sources_int,
-    sources_float,
-    canvases,
-    tiles_int,
-    tiles_float,
-    values,
-    pixels,
-    patch,
-    merge,
-    temporal,
-    backend,
-):
-    device = images[0].device if images else torch.device("cpu")
-    columns = 3 * temporal * patch * patch
-    out = empty(pixels // (patch * patch), columns, dtype=values.dtype, device=device)
-    layout = (values, patch, merge, temporal)
-    _paint_all(images, (sources_int, sources_float, canvases, tiles_int, tiles_float), out, layout, backend)
-    grid = torch.ones(len(canvases), 3, dtype=torch.int64)
-    grid[:, 1:] = canvases // patch
+def _op_render_patches(images, *rest):
+    *tables, values, pixels, patch, merge, temporal, backend = rest
+    shape = pixels // (patch * patch), 3 * temporal * patch * patch
+    out = empty(*shape, dtype=values.dtype, device=_device(images))
+    _paint_all(images, tables, pixels, out, (values, patch, merge, temporal), backend)
+    grid = torch.ones(len(tables[2]), 3, dtype=torch.int64)
+    grid[:, 1:] = tables[2] // patch
     return out, grid
 
 
-def _paint_all(images, tables, out, layout, backend):
+def _device(images):
+    return images[0].device if images else torch.device("cpu")
+
+
+def _paint_all(images, tables, pixels, out, layout, backend):
     """Fill `out`: canvases one behind the other (layout None) or their patches (layout: values [3, 256], patch, merge,
     temporal)."""
-    sources_int, sources_float, canvases, tiles_int, tiles_float = tables
     backend = choose_backend(backend, out.device)
+    values, patch, merge, temporal = layout or (out, 1, 1, 1)
+    if min(patch, merge, temporal) < 1:
+        raise ValueError(f"patch, merge and temporal must be at least 1, got {patch}, {merge} and {temporal}")
+    _check_tables(images, tables, pixels, patch * merge)
     if not out.numel():
         return
-    if backend == "cpp" and layout and layout[0].element_size() not in (2, 4):
+    if backend == "cpp" and layout and values.element_size() not in (2, 4):
         backend = "reference"  # float64 pixel values: only tests want them
     if backend == "triton":
         from sslr1.kernels import render as kernel
 
-        kernel.render(images, atlas(), tables, out, layout, FILL)
+        kernel.render(images, atlas(), gaussian, tables, out, layout, FILL)
     elif backend == "cpp":
         images = [image.contiguous() for image in images]
-        values, patch, merge, temporal = layout or (out, 0, 0, 0)
         backends._C.render(
             [(image.data_ptr(), image.shape[0], image.shape[1]) for image in (atlas(), *images)],
             *((table.data_ptr(), len(table)) for table in tables),
@@ -281,8 +190,6 @@ def _reference(images, tables, out, layout):
     sources_int, sources_float, canvases, tiles_int, tiles_float = tables
     sources = []
     for (image, level), sigma in zip(sources_int.tolist(), sources_float.tolist()):
-        if not -1 <= image < len(images):
-            raise ValueError(f"a source names image {image}; there are {len(images)}")
         picture = atlas().to(out.device) if image == ATLAS else images[image]
         sources.append(_blur(_mip(picture, level), sigma).contiguous())
     sizes = canvases.tolist()
@@ -290,24 +197,21 @@ def _reference(images, tables, out, layout):
     flat.fill_(FILL)
     painted = [piece.view(h, w, 3) for piece, (h, w) in zip(flat.split([h * w for h, w in sizes]), sizes)]
     for (canvas, y, x, h, w, source, mode), numbers in zip(tiles_int.tolist(), tiles_float.tolist()):
-        if not 0 <= source < len(sources):
-            raise ValueError(f"a tile names source {source}; the plan has {len(sources)}")
         place = painted[canvas][y : y + h, x : x + w]
         _paint(place, sources[source], numbers[:9], numbers[9:21], numbers[21], mode)
     if layout is not None:
         torch.cat([_patchify(canvas, *layout) for canvas in painted], out=out)
 
 
-def _fake_render(images, sources_int, sources_float, canvases, tiles_int, tiles_float, pixels, backend):
-    return torch.empty(pixels, 3, dtype=torch.uint8, device=images[0].device if images else "cpu")
+def _fake_render(images, *rest):
+    return torch.empty(rest[-2], 3, dtype=torch.uint8, device=_device(images))
 
 
-def _fake_render_patches(
-    images, s_int, s_float, canvases, t_int, t_float, values, pixels, patch, merge, temporal, backend
-):
-    rows, columns = pixels // (patch * patch), 3 * temporal * patch * patch
-    out = torch.empty(rows, columns, dtype=values.dtype, device=images[0].device if images else "cpu")
-    return out, canvases.new_empty(len(canvases), 3)
+def _fake_render_patches(images, *rest):
+    *tables, values, pixels, patch, _, temporal, _ = rest
+    shape = pixels // (patch * patch), 3 * temporal * patch * patch
+    out = torch.empty(shape, dtype=values.dtype, device=_device(images))
+    return out, tables[2].new_empty(len(tables[2]), 3)
 
 
 _TABLES = "Tensor sources_int, Tensor sources_float, Tensor canvases, Tensor tiles_int, Tensor tiles_float"
@@ -321,7 +225,7 @@ backends.register(
 
 
 def _patchify(canvas, values, patch, merge, temporal):
-    """uint8 [H, W, 3] -> [n, 3 * temporal * patch * patch]. Rows run over merge x merge blocks, columns over c, t, y, x."""
+    """uint8 [H, W, 3] -> [n, 3 * temporal * patch * patch]. Rows: merge x merge blocks; columns: c, t, y, x."""
     p, m = patch, merge
     h, w = canvas.shape[0] // (p * m), canvas.shape[1] // (p * m)
     index = canvas.long() + torch.arange(0, 768, 256, device=canvas.device)
@@ -333,8 +237,6 @@ def _patchify(canvas, values, patch, merge, temporal):
 def _mip(image, level):
     for _ in range(level):
         h, w = image.shape[0] // 2, image.shape[1] // 2
-        if not (h and w):
-            raise ValueError(f"mip level {level} of an image is empty")
         box = image[: 2 * h, : 2 * w].view(h, 2, w, 2, 3).to(torch.int32).sum((1, 3))
         image = ((box + 2) // 4).to(torch.uint8)
     return image
@@ -343,18 +245,25 @@ def _mip(image, level):
 def _blur(image, sigma):
     if sigma == 0:
         return image
-    radius = max(1, math.ceil(3 * sigma))
-    taps = torch.exp(-0.5 * (torch.arange(-radius, radius + 1, dtype=torch.float64) / sigma) ** 2)
-    taps = _exact((taps / taps.sum()).float().to(image.device))
+    taps = _exact(gaussian(sigma).to(image.device))
+    radius = len(taps) // 2
     x = _exact(image.permute(2, 0, 1)[:, None].float())
     x = F.conv2d(F.pad(x, (radius, radius, 0, 0), "replicate"), taps.view(1, 1, 1, -1))
     x = F.conv2d(F.pad(x, (0, 0, radius, radius), "replicate"), taps.view(1, 1, -1, 1))
     return _to_bytes(x[:, 0].permute(1, 2, 0))
 
 
+@lru_cache
+def gaussian(sigma):
+    """Weights of a Gaussian out to three sigma, float32 [2 * radius + 1]."""
+    radius = max(1, math.ceil(3 * sigma))
+    taps = torch.exp(-0.5 * (torch.arange(-radius, radius + 1, dtype=torch.float64) / sigma) ** 2)
+    return (taps / taps.sum()).float()
+
+
 def _exact(x):
-    """float32 as it is on a CPU, and in float64 on a GPU: there convolutions are cut to TF32 unless that is forbidden, and
-    products where it is allowed."""
+    """float32 as it is on a CPU, and in float64 on a GPU: there convolutions are cut to TF32 unless that is forbidden,
+    and products where it is allowed."""
     return x.double() if x.is_cuda else x
 
 

@@ -1,15 +1,15 @@
 """Drawing tokens from logits by a two-level inverse CDF, one keyed uniform a row, with the log-prob of what was drawn.
 
-With x = logits / temperature and m the largest x that may be drawn, e^(x - m) is summed over blocks of tokens; the row's
-uniform times the total picks a block by the blocks' cumulative sums, and what remains picks a token inside that block.
-A token whose e^(x - m) is 0 is never drawn: where rounding pushes the target past the end, the last token of positive
-mass is.
+With x = logits / temperature and m the largest x that may be drawn, e^(x - m) is summed over blocks of tokens; the
+row's uniform times the total picks a block by the blocks' cumulative sums, and what remains picks a token inside that
+block. A token whose e^(x - m) is 0 is never drawn: where rounding pushes the target past the end, the last token of
+positive mass is.
 
 The log-prob is the learner's own quantity: log softmax(logits / temperature)[token] over the whole vocabulary.
 Suppression, top-k and top-p restrict the draw only.
 
-Everything about a row depends on that row and its key alone, bit for bit. Sums here are therefore elementwise additions in
-an order that the length fixes; torch's own sums and scans pick theirs by the number of rows too, on a GPU at least.
+Everything about a row depends on that row and its key alone, bit for bit. Sums here are therefore elementwise additions
+in an order that the length fixes; torch's own sums and scans pick theirs by the number of rows too, on a GPU at least.
 
 `sample` is also torch.ops.sslr1.sample. Backends: this file's reference and kernels/triton/sample.py.
 """
@@ -33,12 +33,13 @@ def sample(logits, key, *, temperature=1.0, top_p=1.0, top_k=0, suppress=None, b
     smallest set whose probability reaches p, computed after suppression and top-k. temperature 0 takes the largest
     logit that is allowed, and its log-prob is that at temperature 1.
 
-    backend: "reference" (plain PyTorch; float64 logits are computed in float64, others in float32), "triton" (CUDA tensors,
-    or CPU ones in Triton's interpreter; not for float64), or "auto": the fastest that can run.
+    backend: "reference" (plain PyTorch; float64 logits are computed in float64, others in float32), "triton" (CUDA
+    tensors, or CPU ones in Triton's interpreter; not for float64), or "auto": the fastest that can run.
 
     Returns (tokens [B] int64, logprobs [B] float32). A row depends on nothing but itself and its key. A row that holds
-    NaN or +inf, or no drawable token, gets log-prob NaN and some id below V: callers look at it when they next look at the
-    device at all. Raises ValueError for arguments that don't fit; ids in `suppress` are checked where they lie on the CPU.
+    NaN or +inf, or no drawable token, gets log-prob NaN and some id below V: callers look at it when they next look at
+    the device at all. Raises ValueError for arguments that don't fit; ids in `suppress` are checked where they lie on
+    the CPU.
     """
     if logits.ndim != 2 or not logits.shape[1]:
         raise ValueError(f"logits must be [B, V] with V >= 1, got shape {tuple(logits.shape)}")
@@ -67,10 +68,9 @@ def _op_sample(logits, key, *, temperature, top_p, top_k, suppress, backend):
     unfit = "samples in float32, the logits are float64: use 'reference'" if logits.dtype == torch.float64 else None
     backend = backends.choose("sample", backend, logits.device, ("triton",), unfit)
     B, V = logits.shape
-    if temperature == 0 or top_k >= V:
-        top_k = 0
     if temperature == 0:
-        top_p = 1.0
+        top_k, top_p = 0, 1.0
+    top_k = top_k if top_k < V else 0
     if suppress is not None:
         suppress = suppress.to(logits.device)
     restricted = top_k > 0 or top_p < 1
@@ -109,8 +109,8 @@ backends.register(
 
 
 def _reference(logits, allowed, aside, u, temperature):
-    """Tokens and log-probs [b] of logits [b, V] for uniforms [b, 1]. What may be drawn is `allowed` [b, V], the logits with
-    -inf elsewhere, or where that is None all ids but the sorted ones in `aside` (or None).
+    """Tokens and log-probs [b] of logits [b, V] for uniforms [b, 1]. What may be drawn is `allowed` [b, V], the logits
+    with -inf elsewhere, or where that is None all ids but the sorted ones in `aside` (or None).
 
     The vocabulary's sum is that of the draw plus that of what was left out, so one exponential a logit does for both.
     """
@@ -161,8 +161,8 @@ def _restrict(logits, temperature, top_p, top_k, suppress):
 
 
 def _invert(weights, fraction, reach=False):
-    """First column of each row of `weights` [b, n] whose cumulative sum exceeds (`reach`: reaches) `fraction` of the row's
-    total, and that total, float64: both [b, 1]. A column of weight 0 is never the answer, unless all are."""
+    """First column of each row of `weights` [b, n] whose cumulative sum exceeds (`reach`: reaches) `fraction` of the
+    row's total, and that total, float64: both [b, 1]. A column of weight 0 is never the answer, unless all are."""
     b, n = weights.shape
     block = min(BLOCK, 1 << (n - 1).bit_length())
     if n % block:

@@ -24,6 +24,18 @@ TYPES = dict(i="int", j="uint", l="int64", m="uint64", d="double", f="float", b=
 ORDERS = ("random", "in turn", "last first")
 
 
+def read(source):
+    """The text of a .cu file, headers beside it in their places: they may hold what only `translate` makes C++."""
+    lines = []
+    for number, line in enumerate(source.read_text().splitlines(), 1):
+        if found := re.fullmatch(r'#include "(\w+\.h)"', line):
+            header = source.parent / found[1]
+            text = header.read_text().replace("#pragma once", "")
+            line = f'#line 1 "{header}"\n{text}\n#line {number + 1} "{source}"'
+        lines.append(line)
+    return "\n".join(lines)
+
+
 def translate(source):
     """CUDA C++ -> C++, line by line: launches, shared variables, the built-in indices, and PTX."""
     source = re.sub(r"(\w+(?:<[^<>;]*>)?)<<<(.*?)>>>\(", r"::emulation::launch(\1, \2)(", source)
@@ -82,7 +94,7 @@ def build_machine(folder):
 def build(machine, folder, source, entry, text=None):
     """The library, made in `folder`, whose function `entry` an Emulator calls; `text` replaces what is in `source`."""
     folder.mkdir()
-    text = translate(source.read_text() if text is None else text)
+    text = translate(read(source) if text is None else text)
     translated, compiled, library = (folder / f"kernel.{suffix}" for suffix in ("cpp", "o", "so"))
     translated.write_text(f'#line 1 "{source}"\n{text}\nEMULATION_ENTRY({entry})\n')
     include = [f"-I{HERE / 'include'}", f"-I{source.parent}"]

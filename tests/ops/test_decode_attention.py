@@ -1,4 +1,5 @@
-"""The decode step's attention against separate SDPA in float64: the plain form, Triton in the interpreter, compiled, on a GPU."""
+"""The decode step's attention against separate SDPA in float64: the plain form, Triton interpreted, compiled, on a
+GPU."""
 
 import itertools
 from contextlib import contextmanager
@@ -22,8 +23,9 @@ TOLERANCES = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 2e-2}
 
 
 def draw_case(G, times, d, dtype, poison, own, heads_kv=2, lengths=(1, LONGEST, 64), device="cpu"):
-    """Arguments of `decode_attention`, laid out as the engine's: K/V of one layer of a buffer, q as heads before tokens.
-    own: room for own keys and how many there are, a number for all or None for one drawn a sample. Behind lengths: `poison`."""
+    """Arguments of `decode_attention`, laid out as the engine's: K/V of one layer of a buffer, q as heads before
+    tokens. own: room for own keys and how many there are, a number for all or None for one drawn a sample. Behind
+    lengths: `poison`."""
     P, L = len(lengths), max(lengths) + 3
     C, filled = own
     q = torch.randn(heads_kv * times, P * G, d, device=device).to(dtype).transpose(0, 1).view(P, G, heads_kv * times, d)
@@ -124,7 +126,8 @@ def check_neighbours(backend, poison, dtype=torch.float32, device="cpu"):
 
 
 def check_batch_invariance(backend, dtype=torch.float32, device="cpu", heads_kv=2):
-    """Asked for, a group is the same bits alone as among others, in buffers of other lengths, and near the right result."""
+    """Asked for, a group is the same bits alone as among others, in buffers of other lengths, and near what is
+    right."""
     for programs, (G, times) in itertools.product(WAVES, ((1, 4), (3, 4), (16, 2))):
         case = draw_case(G, times, 64, dtype, 0.0, (40, None), heads_kv, (LONGEST, 900, 10), device)
         q, prompt_k, prompt_v, prompt_lengths, own_k, own_v, own_lengths = case
@@ -134,18 +137,15 @@ def check_batch_invariance(backend, dtype=torch.float32, device="cpu", heads_kv=
             torch.testing.assert_close(whole.double(), separate(*case), rtol=tolerance, atol=tolerance)
             for p, length in enumerate(prompt_lengths.tolist()):
                 one, longest = slice(p, p + 1), int(own_lengths[p].max())
-                alone = ops.decode_attention(
-                    *(q[one], prompt_k[one, :, :length], prompt_v[one, :, :length], prompt_lengths[one]),
-                    *(own_k[one, ..., :longest, :], own_v[one, ..., :longest, :], own_lengths[one], SCALE),
-                    batch_invariant=True,
-                    backend=backend,
-                )
+                prompt = prompt_k[one, :, :length], prompt_v[one, :, :length], prompt_lengths[one]
+                own = own_k[one, ..., :longest, :], own_v[one, ..., :longest, :], own_lengths[one]
+                alone = ops.decode_attention(q[one], *prompt, *own, SCALE, batch_invariant=True, backend=backend)
                 assert torch.equal(whole[one], alone)
 
 
 def check_offsets(backend, device="cpu"):
-    """Prompts, samples and heads whose places times strides, each below 2^31, are beyond it. One buffer serves all: only the
-    pages of a few keys are ever touched."""
+    """Prompts, samples and heads whose places times strides, each below 2^31, are beyond it. One buffer serves all:
+    only the pages of a few keys are ever touched."""
     stride, d, L = 1_100_000_000, 64, 20
     near = L * d
     q, _, _, prompt_lengths, _, _, own_lengths = draw_case(
@@ -202,8 +202,8 @@ test.check_batch_invariance("triton", heads_kv=1)
 
 
 def test_triton_in_the_interpreter(seed):
-    """bfloat16 is multiplied as float32 there, which its products on tensor cores are only in the sums, and its results are
-    cut, not rounded; float32 is the tight test."""
+    """bfloat16 is multiplied as float32 there, which its products on tensor cores are only in the sums, and its results
+    are cut, not rounded; float32 is the tight test."""
     interpret(INTERPRETED, seed)
 
 
@@ -220,7 +220,7 @@ def kernels(dtype):
     _, block, options = module.layout(dtype, 1)
     for times, whole in itertools.product((1, 8), (True, False)):
         yield "own_part", dict(TIMES=times, ROWS=16, BLOCK=block, JOIN=whole), options
-    yield "join", dict(ROWS=16), module.OPTIONS
+    yield "join", dict(ROWS=16), {}
 
 
 @pytest.mark.parametrize("d", attention.KERNEL_HEAD_SIZES)

@@ -1,5 +1,5 @@
-"""The loss against formulas written out sequence by sequence in float64, for every backend that can run; what a row's result may
-depend on; memory."""
+"""The loss against formulas written out sequence by sequence in float64, for every backend that can run; what a row's
+result may depend on; memory."""
 
 import itertools
 import subprocess
@@ -156,12 +156,13 @@ def test_loss_and_gradients(seed, loss_type, advantage, off_policy):
 def check_against_float64(backend, device, shapes, dtype=torch.float32, cases=None):
     """Loss, gradients and log-probs of random cases within the bounds that we promise.
 
-    From float32, gradients lie within 1e-5 of their norm. From bfloat16 each number of a gradient is rounded once, by 2^-8 of itself
-    at most; where logits' gradients S are bfloat16 too (on a GPU), so is each term of the sums S @ head and S^T @ hidden. Together
-    that is 2.3e-3 of the norm in the root mean square, on a CPU 1.7e-3; the more rows, the less it varies.
+    From float32, gradients lie within 1e-5 of their norm. From bfloat16 each number of a gradient is rounded once, by
+    2^-8 of itself at most; where logits' gradients S are bfloat16 too (on a GPU), so is each term of the sums S @ head
+    and S^T @ hidden. Together that is 2.3e-3 of the norm in the root mean square, on a CPU 1.7e-3; the more rows, the
+    less it varies.
 
-    A loss is as wrong as its ratios, and so as its log-probs. Logits of bfloat16 inputs are not formed again in float64 where they
-    are large; a tensor core adds 16 products at a time and cuts the sum to 24 bits."""
+    A loss is as wrong as its ratios, and so as its log-probs. Logits of bfloat16 inputs are not formed again in float64
+    where they are large; a tensor core adds 16 products at a time and cuts the sum to 24 bits."""
     for number, (N, D, V) in enumerate(shapes):
         spread = (1.0, 5.0, 20.0)[number % 3]
         P, G = 3, 4
@@ -345,7 +346,8 @@ def test_within_bounds_of_float64_on_the_gpu(seed, backend, dtype):
 INTERPRETED = """
 from tests.ops.test_grpo_loss import check_against_float64, check_nearly_certain
 check_nearly_certain("triton")
-check_against_float64("triton", "cpu", [(5, 8, 37), (12, 16, 4100)], cases=[("dapo", True), ("cispo", False), ("gspo", True)])
+cases = [("dapo", True), ("cispo", False), ("gspo", True)]
+check_against_float64("triton", "cpu", [(5, 8, 37), (12, 16, 4100)], cases=cases)
 """
 
 
@@ -458,13 +460,17 @@ def test_gspo_with_a_completion_longer_than_a_chunk(seed):
 
 @pytest.mark.parametrize("loss_type", LOSS_TYPES)
 def test_which_tokens_are_clipped(seed, loss_type):
-    """Where the gradient would go on beyond a bound: below it for what is to be rarer, above it for what is to be likelier; cispo has
-    the upper bound alone, whatever the advantage; gspo's ratio is its completion's."""
+    """Where the gradient would go on beyond a bound: below it for what is to be rarer, above it for what is to be
+    likelier; cispo has the upper bound alone, whatever the advantage; gspo's ratio is its completion's."""
     hidden, head, tokens, sequence, rewards, lengths = make()
     shift = 0.8 * torch.randn(len(tokens), dtype=torch.float64)
     old = ops.token_logprobs(hidden, head, tokens)[0] - shift
     out = ops.grpo_loss(
-        *(hidden, head, tokens, sequence, rewards),
+        hidden,
+        head,
+        tokens,
+        sequence,
+        rewards,
         old_logprobs=old,
         loss_type=loss_type,
         max_tokens=20,

@@ -1,4 +1,4 @@
-"""Our loss and its gradients against TRL's own `GRPOTrainer._compute_loss` on the same tensors, for the types both have."""
+"""Our loss and its gradients against TRL's own `GRPOTrainer._compute_loss` on the same tensors, for types of both."""
 
 from collections import defaultdict
 from types import SimpleNamespace

@@ -1,4 +1,4 @@
-"""Rendering: every backend against the reference and against Hugging Face's own processor; puzzles against their source pixels."""
+"""Rendering: every backend against the reference and Hugging Face's own processor; puzzles against their source."""
 
 import math
 from dataclasses import replace
@@ -20,7 +20,7 @@ def random_images(draw, sizes):
 
 
 def random_plan(draw, images, tiles=25):
-    """Tiles of every kind: crops, turns, scalings, warps, mips, blur, colour, alpha, points outside the source, overlaps."""
+    """Tiles of every kind: crops, turns, scalings, warps, mips, blur, colour, alpha, points outside, overlaps."""
     plan = Plan()
     for columns in (1, 2, 3, 11):
         plan.canvas(28 * draw.integers(1, 4), 28 * columns)
@@ -312,6 +312,7 @@ def test_tables_that_name_what_is_not_there_are_errors(backend):
     for change, words in (
         (lambda p: p.source(3), "a source names image 3; there are 1"),
         (lambda p: p.source(0, 6), "mip level 6 of an image is empty"),
+        (lambda p: p.source(0, -1), "mip level -1 of an image is empty"),
     ):
         plan = Plan()
         plan.canvas(28, 28)
@@ -323,6 +324,28 @@ def test_tables_that_name_what_is_not_there_are_errors(backend):
     plan.tile(0, 0, 0, 28, 28, 7, (1.0, 0, 0, 0, 1.0, 0, 0, 0, 1.0), bilinear=True)
     with pytest.raises(ValueError, match="a tile names source 7; the plan has 0"):
         ops.render([image], plan, backend)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        (dict(pixels=785), "don't hold 785 pixels"),
+        (dict(sources_float=torch.zeros(2)), "1 and 2 sources"),
+        (dict(patch=16), r"patch\*merge = 32"),
+        (dict(merge=-2), "merge and temporal must be at least 1"),
+    ],
+)
+def test_operations_refuse_tables_that_do_not_fit(backend, change, words):
+    plan = Plan()
+    plan.canvas(28, 28)
+    plan.tile(0, 0, 0, 28, 28, plan.source(0), (1.0, 0, 0, 0, 1.0, 0, 0, 0, 1.0), bilinear=False)
+    names = ("sources_int", "sources_float", "canvases", "tiles_int", "tiles_float")
+    good = dict(images=[torch.zeros(40, 40, 3, dtype=torch.uint8)], **{name: getattr(plan, name) for name in names})
+    good |= dict(values=ops.PatchSpec().table(), pixels=784, patch=14, merge=2, temporal=2, backend=backend)
+    torch.ops.sslr1.render_patches(**good)
+    with pytest.raises(ValueError, match=words):
+        torch.ops.sslr1.render_patches(**{**good, **change})
 
 
 def test_tiles_outside_their_canvas_and_wrong_images_are_errors():

@@ -1,4 +1,4 @@
-"""The renderer's Triton kernels: in the interpreter against the reference, compiled ahead of time for Hopper, and on a GPU."""
+"""The renderer's Triton kernels: interpreted against the reference, compiled for Hopper, and on a GPU."""
 
 import math
 
@@ -8,7 +8,7 @@ import torch
 
 from sslr1 import ops
 from sslr1.ops.atlas import CELL, CELLS, atlas
-from sslr1.ops.render import ATLAS, BILINEAR, FILL, IDENTITY_COLOUR, NEAREST, STENCIL
+from sslr1.ops.render import ATLAS, BILINEAR, FILL, IDENTITY_COLOUR, NEAREST, STENCIL, gaussian
 from tests.interpreter import interpret
 
 POISON = 0xA5
@@ -69,7 +69,7 @@ def random_matrix(draw, kind):
 
 
 def random_plan(draw, sizes, images, exact):
-    """Overlapping tiles of every kind. `exact`: only what the definition fixes to the bit, nearest samples as they are."""
+    """Overlapping tiles of every kind. `exact`: only what the definition fixes to the bit, nearest samples as is."""
     plan = Plan(sizes)
     for i in range(10):
         level, kind = int(draw.integers(0, 3)), int(draw.integers(0, 4))
@@ -101,7 +101,7 @@ def paint(images, plan, shape, dtype, layout=None):
     size = math.prod(shape) * dtype.itemsize
     memory = torch.full((size + 512,), POISON, dtype=torch.uint8, device=device)
     out = memory[256 : 256 + size].view(dtype).view(shape)
-    kernel.render(images, atlas(), plan.tables, out, layout, FILL)
+    kernel.render(images, atlas(), gaussian, plan.tables, out, layout, FILL)
     assert (memory[:256] == POISON).all() and (memory[256 + size :] == POISON).all()
     return out
 
@@ -180,20 +180,18 @@ def check_rest(draw, device):
         ints, floats = plan.tiles[0]
         plan.tiles[0] = (*ints[:5], source, ints[6]), floats
         said = []
-        for render in (
-            lambda: ops.render([image], plan, "reference"),
-            lambda: paint([image], plan, (784, 3), torch.uint8),
-        ):
+        for backend in ("reference", "triton"):
             with pytest.raises(ValueError) as error:
-                render()
+                ops.render([image], plan, backend)
             said.append(str(error.value))
         assert said[0] == said[1]
-    with pytest.raises(ValueError, match="doesn't hold"):
-        paint([image], Plan([(28, 28)]), (783, 3), torch.uint8)
+    with pytest.raises(ValueError, match="don't hold 783 pixels"):
+        torch.ops.sslr1.render([image], *Plan([(28, 28)]).tables, 783, "triton")
 
 
 def check_launches(monkeypatch):
-    """A mixed batch takes one launch a mip level, two for all blurs and one for all canvases, and makes each picture once."""
+    """A mixed batch takes one launch a mip level, two for all blurs, one for all canvases, and makes each picture
+    once."""
     from sslr1.kernels import render as kernel
 
     launches = []

@@ -9,16 +9,15 @@ import pytest
 import torch
 
 from sslr1.ops import backends
-from tests.emulation import Launch
-from tests.ops.test_row_loss_kernels import assert_near, check, double, draw_coefficients, functions
+from tests.emulation import Launch, read
+from tests.ops.test_row_loss_kernels import assert_near, check, draw_coefficients, functions
 
 SOURCE = Path(__file__).parent.parent.parent / "csrc" / "cuda" / "row_loss.cu"
 ENTRY = "sslr1::row_loss_cuda"
 HOPPER = dict(capability=9, shared_limit=227 * 1024)
 SMALL = dict(capability=12, shared_limit=99 * 1024)  # GeForce and RTX cards from the 50 series on
-BYTES_OF_SM = (
-    228 * 1024
-)  # shared memory of Hopper's multiprocessor, of which each block takes 1 KB more than it asks for
+# Shared memory of Hopper's multiprocessor, of which each block takes 1 KB more than it asks for
+BYTES_OF_SM = 228 * 1024
 # The blocks of a cluster and the bytes of shared memory each that a row of so many logits takes, 0 blocks: no cluster
 PLANS = {
     **{1: (1, 0), 19_075: (1, 76_288), 19_076: (2, 38_160), 38_147: (2, 76_288), 38_148: (4, 38_160)},
@@ -28,7 +27,7 @@ PLANS = {
 
 
 def declare(emulator, mode, logits, tokens, logprobs, entropy, *rest):
-    """Tell the emulator which memory csrc/cuda/row_loss.h lets a call read and write: of rows, nothing between them."""
+    """Tell the emulator which memory csrc/row_loss.h lets a call read and write: of rows, nothing between them."""
     *columns, g, n, V, stride, _, _, _, _, out, out_stride, bfloat16, _ = rest
     emulator.forget()
     in_place, size = out == logits, 2 if bfloat16 else 4
@@ -114,7 +113,7 @@ def test_launch(seed, emulator, kernels, V):
     logits, tokens = 4 * torch.randn(2, V), torch.randint(0, V, (2,))
     exact = logits.double()
     c = draw_coefficients(functions("reference").row_logprobs(exact, tokens, 1.0)[0], True, True, False, True)
-    statistics = functions("reference").row_loss(exact, tokens, double(c), 1.0)
+    statistics = functions("reference").row_loss(exact, tokens, c.each(torch.Tensor.double), 1.0)
     found = kernels(emulator).row_loss(logits, tokens, c, 1.0)
     for given, expected in zip((*found, logits), (*statistics, exact)):
         assert_near(given, expected, V)
@@ -131,7 +130,7 @@ def faulty(emulate):
 
 def planted():
     """The source with every fault in it, the one whose number is in `fault` at work."""
-    text = SOURCE.read_text()
+    text = read(SOURCE)
     for number, (replaced, _, _) in enumerate(FAULTS.values(), 1):
         for right, wrong in replaced.items():
             assert text.count(right) == 1, f"the kernel has changed: {right!r} is in it {text.count(right)} times"

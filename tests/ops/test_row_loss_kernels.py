@@ -1,4 +1,4 @@
-"""The Triton and CUDA kernels of `row_loss` against float64: Triton in the interpreter, both compiled, both on a GPU."""
+"""The Triton and CUDA kernels of `row_loss` against float64: Triton interpreted, both compiled, both on a GPU."""
 
 import itertools
 import os
@@ -72,12 +72,6 @@ def draw_coefficients(logprobs, old, ref, cispo, bonus):
     )
 
 
-def double(c):
-    """The coefficients in float64."""
-    fields = {k: v.double() if isinstance(v, torch.Tensor) else v for k, v in vars(c).items()}
-    return Coefficients(**fields)
-
-
 def assert_near(found, exact, name, tolerance=1e-5):
     message = lambda text: f"{name}: {text}"  # noqa: E731
     torch.testing.assert_close(found.double(), exact, rtol=max(tolerance, 1e-5), atol=1e-5, equal_nan=True, msg=message)
@@ -132,7 +126,7 @@ def check(kernels, device="cpu", vocabularies=VOCABULARIES, combinations=range(1
             name = f"{V} {old=} {ref=} {cispo=} {bonus=}"
             c = draw_coefficients(statistics[0], old, ref, cispo, bonus)
             exact = torch.empty_like(wide)
-            reference.row_loss(wide, tokens, double(c), TEMPERATURE, out=exact)
+            reference.row_loss(wide, tokens, c.each(torch.Tensor.double), TEMPERATURE, out=exact)
 
             def run(out):
                 found = kernels.row_loss(logits, tokens, c, TEMPERATURE, out=out)
@@ -164,10 +158,9 @@ def check(kernels, device="cpu", vocabularies=VOCABULARIES, combinations=range(1
 
 
 INTERPRETED = """
-from sslr1.kernels import row_loss
-from tests.ops.test_row_loss_kernels import check
+from tests.ops.test_row_loss_kernels import check, functions
 torch.use_deterministic_algorithms(True)  # torch.empty gives NaN
-check(row_loss)
+check(functions("triton"))
 """
 
 
@@ -230,8 +223,8 @@ def extension_where(nvcc, monkeypatch, folder):
         build_ext=object,
     )
     monkeypatch.setitem(sys.modules, "pybind11.setup_helpers", helpers)
-    stand_in = SimpleNamespace(setup=lambda **options: None, find_packages=lambda **options: [])
-    monkeypatch.setitem(sys.modules, "setuptools", stand_in)
+    setuptools = SimpleNamespace(setup=lambda **options: None, find_packages=lambda **options: [])
+    monkeypatch.setitem(sys.modules, "setuptools", setuptools)
     monkeypatch.setenv("PATH", str(folder), prepend=os.pathsep)
     runpy.run_path(str(ROOT / "setup.py"))
     return asked
@@ -273,13 +266,7 @@ def test_offsets_beyond_32_bits_on_the_gpu(seed, backend):
     c = Coefficients(*torch.rand(4, n, device="cuda"))
     some = [0, n // 2, n - 1]
     expected = logits[some].double()
-    exact = row_loss(
-        expected,
-        tokens[some],
-        Coefficients(*(x[some].double() for x in (c.advantage, c.policy, c.kl, c.bonus))),
-        TEMPERATURE,
-        "reference",
-    )
+    exact = row_loss(expected, tokens[some], c.each(lambda x: x[some].double()), TEMPERATURE, "reference")
     logprobs, entropy = row_loss(logits, tokens, c, TEMPERATURE, backend)
     assert_near(logprobs[some], exact[0], "logprobs")
     assert_near(entropy[some], exact[1], "entropy")

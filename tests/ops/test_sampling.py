@@ -1,4 +1,4 @@
-"""Sampling: distribution, restriction, edges, keys, what a row may depend on; each backend, Triton in the interpreter."""
+"""Sampling: distribution, restriction, edges, keys, what a row may depend on; each backend, Triton interpreted."""
 
 import itertools
 import math
@@ -271,7 +271,7 @@ def test_rows_that_are_not_numbers_say_so(seed):
 
 @pytest.mark.parametrize("V", [10, 1030, 3000])
 def test_which_tokens_are_kept(seed, V):
-    """Ties go to lower ids; top-p keeps the smallest set that reaches p, and nothing beyond where it is reached exactly."""
+    """Ties go to lower ids; top-p keeps the smallest set that reaches p, and no more where it is reached exactly."""
     n = 300
     logits = torch.full((V,), -3.0)
     eight = torch.randperm(V - 1)[:8].sort().values  # equal tokens, spread over the vocabulary
