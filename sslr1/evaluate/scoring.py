@@ -4,7 +4,7 @@ How an answer is read (`read_answer`), the first rule that decides:
 
 1. Only what is behind the last </think> counts; a block of thinking that never ends answers nothing (`puzzles.reward.thought_of`).
 2. If that holds a closed \boxed{…}, only the content of the last one counts, by rules 3 and 4a and b alone.
-3. What only dresses is dropped: LaTeX, Markdown, other widths of characters (`puzzles.answers.plain`).
+3. What only dresses is dropped: LaTeX, Markdown, other widths of characters (`puzzles.dress.plain`).
 4. Multiple choice, with letters of the question's own options only:
    a. what a puzzle's box may hold for a choice (`puzzles.answers.choice`): "b", "(B)", "Option B", "B. A red car";
    b. the text of exactly one option, case and spacing aside, alone or behind its letter or "The answer is": "a red car";
@@ -28,7 +28,7 @@ from string import ascii_uppercase
 
 from sslr1.errors import UserError
 from sslr1.evaluate import intervals
-from sslr1.puzzles import answers
+from sslr1.puzzles import answers, dress
 from sslr1.puzzles.reward import boxes_of, thought_of
 from sslr1.sums import plain_sum
 
@@ -131,7 +131,7 @@ def _choice(text, options, boxed):
     letter = answers.choice(text)
     if letter is not None or boxed:
         return letter if letter and letter in letters else None
-    text = " ".join(answers.plain(text).split())
+    text = " ".join(dress.plain(text).split())
     for option in options:  # a letter in an option's own words is no choice
         if len(option) > 2 and re.search(r"\b[A-Z]\b", option):
             text = text.replace(option, "")
@@ -150,14 +150,14 @@ def _choice(text, options, boxed):
 
 
 def _plain(text):
-    return " ".join(answers.plain(text).lower().strip(" \t\r\n\"'.").split())
+    return " ".join(dress.plain(text).lower().strip(" \t\r\n\"'.").split())
 
 
 def _yes_or_no(text):
-    chinese = _CHINESE.match(answers.folded(text).strip(" \n\"'*$."))
+    chinese = _CHINESE.match(dress.folded(text).strip(" \n\"'*$."))
     if chinese:
         return "no" if chinese[1] else "yes"
-    text = re.sub(r"[ \t]+", " ", re.sub("[\"'`]", "", answers.plain(text))).lower().strip()
+    text = re.sub(r"[ \t]+", " ", re.sub("[\"'`]", "", dress.plain(text))).lower().strip()
     found = set(_YES_OR_NO.findall(text))
     if len(found) == 2:
         first = _FIRST_WORD.match(text)
