@@ -1,7 +1,7 @@
 """What lies below a folder: image files and archives one by one, and a count of all that is not read.
 
-Folders joined by links are followed. Nothing is passed over in silence: what can't be read is named with its reason, other files are
-counted by kind, and so is what systems leave beside people's files.
+Folders joined by links are followed. Nothing is passed over in silence: what can't be read is named with its reason,
+other files are counted by kind, and so is what systems leave beside people's files.
 """
 
 import os
@@ -30,14 +30,15 @@ def is_image(name) -> bool:
 
 
 def is_aside(name) -> bool:
-    """Whether a file or folder of that name is none of its user's: hidden (macOS's ._x beside x, .Trash), or a system's own."""
+    """Whether a file or folder of that name is none of its user's: hidden (macOS's ._x beside x, .Trash), or a system's
+    own."""
     return (name.startswith(".") and name not in (".", "..")) or name in SYSTEM
 
 
 @dataclass
 class Census:
-    """Files by what becomes of them. images: how many are image files, `empty` of them; refused: (name, reason) of what ought to
-    have been read; other: how many are of each other kind; aside: names for which `is_aside` holds."""
+    """Files by what becomes of them. images: how many are image files, `empty` of them; refused: (name, reason) of what
+    ought to have been read; other: how many are of each other kind; aside: names for which `is_aside` holds."""
 
     images: int = 0
     empty: int = 0
@@ -86,9 +87,10 @@ def _number(n, one, many=None):
 def walk(root, census):
     """(path relative to `root`, bytes) of every image file and archive below it; counts all else in `census`.
 
-    Folders reached by links come after all others, in the order of their names. Each folder is read once, under the first name, so a
-    link that leads back ends there, and one to a folder above `root` is refused. A link to a file counts unless that file is there
-    under its own name or an earlier link's: an image with two names could be both trained on and held out.
+    Folders reached by links come after all others, in the order of their names. Each folder is read once, under the
+    first name, so a link that leads back ends there, and one to a folder above `root` is refused. A link to a file
+    counts unless that file is there under its own name or an earlier link's: an image with two names could be both
+    trained on and held out.
     """
     root = os.fspath(root)
     yield from _Walk(root, census).all()

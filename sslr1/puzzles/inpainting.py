@@ -82,7 +82,7 @@ def build(rng, image, level, spec, pool) -> Puzzle:
 
 
 def _pairs(rng, image, truth, half, view, count):
-    """The truth, its changed copy, and pairs from elsewhere in the view, one behind the other. Where no place or change
+    """The truth, its changed copy, and pairs from elsewhere in the view, one after the other. Where no place or change
     fits, the hole's own neighbourhood has to do, and the puzzle comes out undecidable."""
     patches = [truth, _change(rng, truth, view, CHANGES[int(rng.integers(0, 3))])]
     places, looks = [truth[1:3]], [_look(image, truth)]

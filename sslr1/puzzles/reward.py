@@ -123,16 +123,15 @@ def _reward(answer, rule, format_ok, exact, accuracy):
 
 
 def thought_of(text) -> tuple[str, str | None, bool]:
-    """(what stands before the last </think>; what stands behind it, None in a thought that never ends; whether that is
-    one thought with something in it, at the start, and no tag behind it). Without tags all of the text stands
-    behind."""
+    """(what stands before the last </think>; what stands after it, None in a thought that never ends; whether that is
+    one thought with something in it, at the start, and no tag after it). Without tags all of the text stands
+    after."""
     start = len(text) - len(text.lstrip())
     opened = start + len("<think>") if text.startswith("<think>", start) else start
     last = text.rfind("</think>") - opened
 
-    def unseen(
-        mention,
-    ):  # the last closing tag is one, even between quotation marks, unless an opening one stands with it
+    def unseen(mention):
+        # the last closing tag is one, even between quotation marks, unless an opening one stands with it
         closes = mention.start() <= last < mention.end() and "<think>" not in mention[0]
         return mention[0] if closes else " " * len(mention[0])
 
