@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from sslr1.data import shards
 from sslr1.data.decode import formats, why
-from sslr1.data.walk import ARCHIVE, AVIF, COMPRESSED, SUFFIXES, UNPACK, Census, is_aside, is_image, walk
+from sslr1.data.walk import ARCHIVE, AVIF, COMPRESSED, SUFFIXES, UNPACK, Census, Walk, is_aside, is_image
 from sslr1.errors import UserError
 from sslr1.files import write_whole
 from sslr1.ops import keys
@@ -47,7 +47,7 @@ class ImageFolder:
             packed = f": it is {UNPACK}" if str(path).lower().endswith(COMPRESSED) and os.path.exists(path) else ""
             raise UserError(f"{named} is not a folder or a {ARCHIVE} archive{packed}")
         census, files = Census(), []
-        for name, size in walk(root, census) if root == Path(path) else [(Path(path).name, 0)]:
+        for name, size in Walk(root, census) if root == Path(path) else [(Path(path).name, 0)]:
             files += _members(root, name, census) if name.lower().endswith(ARCHIVE) else [File(name, size)]
         census.refused += [(file.path, reason) for file in files if (reason := _unlistable(file.path))]
         census.refused = sorted((_printable(name), reason) for name, reason in census.refused)
