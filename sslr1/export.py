@@ -1,7 +1,8 @@
 """Take it elsewhere: a run's model as one Hugging Face folder, puzzles as another trainer's data.
 
 python -m sslr1.export model RUN OUT [--checkpoint best|newest] [--dtype bfloat16|float16|float32]
-python -m sslr1.export puzzles IMAGES OUT --format trl|verl|easyr1|ms-swift [--count N] [--val N] [--puzzle NAME …] [--level L …]
+python -m sslr1.export puzzles IMAGES OUT --format trl|verl|easyr1|ms-swift [--count N] [--val N] [--puzzle NAME …]
+[--level L …]
 
 What is written appears under its name when it is complete; a folder that isn't empty is left alone.
 """
@@ -39,7 +40,8 @@ def written(out):
 
 
 def checkpoint_of(source, which="best") -> Path:
-    """The checkpoint folder that `source` names: a run's best or newest one, one itself, or its state/ or hf/. Raises UserError."""
+    """The checkpoint folder that `source` names: a run's best or newest one, one itself, or its state/ or hf/. Raises
+    UserError."""
     source = Path(source)
     if not source.is_dir():
         raise UserError(f"{str(source)!r} is not a folder")
@@ -91,7 +93,8 @@ def _there(runs) -> str:
 def export_model(source, out, which="best", dtype=None) -> Path:
     """Write the policy of a checkpoint (`checkpoint_of`) as a complete Hugging Face folder; returns the checkpoint.
 
-    Its parameters, float32 in any number of shards, are rounded to `dtype` once (default: the checkpoint's compute dtype).
+    Its parameters, float32 in any number of shards, are rounded to `dtype` once (default: the checkpoint's compute
+    dtype).
     """
     import torch
     import torch.distributed.checkpoint as dcp
@@ -127,12 +130,13 @@ def export_puzzles(
     max_side=768,
     **options,
 ) -> dict:
-    """Write puzzles from a folder of images as the data of a trainer: `trl`, `verl`, `easyr1` (parquet, images embedded) or
-    `ms-swift` (JSONL, images beside). Returns {file name: puzzles in it}.
+    """Write puzzles from a folder of images as the data of a trainer: `trl`, `verl`, `easyr1` (parquet, images
+    embedded) or `ms-swift` (JSONL, images beside). Returns {file name: puzzles in it}.
 
-    count: default one an image; val: from held-out images, which no other puzzle shows; puzzle, level: as in `series.kinds`;
-    model: a folder whose image processor's sizes the canvases keep, default Qwen2.5-VL's; options: `puzzles.make`'s.
-    `files.txt` lists the images that indices refer to. The same arguments and images give the same bytes.
+    count: default one an image; val: from held-out images, which no other puzzle shows; puzzle, level: as in
+    `series.kinds`; model: a folder whose image processor's sizes the canvases keep, default Qwen2.5-VL's; options:
+    `puzzles.make`'s. `files.txt` lists the images that indices refer to. The same arguments and images give the same
+    bytes.
     """
     from sslr1 import ops, puzzles
     from sslr1.data import Decoder, ImageFolder, ImageStore, Pool

@@ -2,7 +2,8 @@
 
 python -m sslr1.preview FOLDER [--out DIR] [--puzzle NAME …] [--level 1 …] [--count 2] [--seed 0] [--html]
 
-One PNG contact sheet a puzzle, every level asked for on it, each with its question and answer; --html adds a page of them.
+One PNG contact sheet a puzzle, every level asked for on it, each with its question and answer; --html adds a page of
+them.
 """
 
 import argparse
@@ -32,8 +33,8 @@ def images(folder, min_side=252) -> ImageStore:
 
 
 def examples(store, name, level, count, seed, spec=None):
-    """`count` decidable puzzles of one kind from a store's images: a list of (uint8 [H, W, 3] picture of all its canvases, question,
-    Answer, chance). Raises UserError if there are too few images for them."""
+    """`count` decidable puzzles of one kind from a store's images: a list of (uint8 [H, W, 3] picture of all its
+    canvases, question, Answer, chance). Raises UserError if there are too few images for them."""
     spec = spec or ops.PatchSpec(max_pixels=640 * 640)
     pool = Pool(store, list(range(len(store.folder))))
     order = ops.generator("preview", seed).permutation(len(pool)).tolist()

@@ -59,7 +59,8 @@ def weights(folder):
 
 
 def test_a_model_leaves_whole(run, tmp_path, monkeypatch, capsys):
-    """In float32 it is what the shards hold, to the bit; rounded to the run's own dtype, what the checkpoint's folder holds."""
+    """In float32 it is what the shards hold, to the bit; rounded to the run's own dtype, what the checkpoint's folder
+    holds."""
     newest = run / "checkpoints" / "step-000001"
     assert command(monkeypatch, "model", run, tmp_path / "own", "--checkpoint", "newest") == 0
     assert capsys.readouterr().out == f"{tmp_path / 'own'}: {newest}\n"

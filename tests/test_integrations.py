@@ -161,7 +161,8 @@ def test_a_data_set_for_trl(scenes, photographs):
 
 @pytest.mark.peer
 def test_the_trl_example_trains(tiny, scenes, tmp_path):
-    """TRL's own trainer on the puzzles: it calls our reward with the answers of what it showed, and steps on what that gives."""
+    """TRL's own trainer on the puzzles: it calls our reward with the answers of what it showed, and steps on what that
+    gives."""
     spec = importlib.util.spec_from_file_location("trl_grpo", ROOT / "examples" / "trl_grpo.py")
     example = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(example)

@@ -1,4 +1,5 @@
-"""bad_images.txt: which files a run has passed over, and why; found by any rank, in this start of the run or an earlier one."""
+"""bad_images.txt: which files a run has passed over, and why; found by any rank, in this start of the run or an earlier
+one."""
 
 from pathlib import Path
 
@@ -61,7 +62,8 @@ class BadImages:
 
 
 def refusals(folder) -> dict:
-    """{name: reason} of what an ImageFolder's scan refused: no images of the run, which are told from them by the reason."""
+    """{name: reason} of what an ImageFolder's scan refused: no images of the run, which are told from them by the
+    reason."""
     return {name: f"{REFUSED}{reason}" for name, reason in folder.refused}
 
 

@@ -1,12 +1,13 @@
-"""Bytes to pixels: JPEG files by libjpeg-turbo itself, on which the others are built and whose calls cost more than its own; opaque
-8-bit PNG files by DALI where it is installed; the rest by Pillow.
+"""Bytes to pixels: JPEG files by libjpeg-turbo itself, on which the others are built and whose calls cost more than its
+own; opaque 8-bit PNG files by DALI where it is installed; the rest by Pillow.
 
-All give the same pixels of the same files (up to a level where an image is reduced), and refuse the same: turbo and DALI are given
-what `headers.read` says they read as Pillow does, and Pillow has the last word on what they can't read. What a picture shows, its
-transparency, depth and orientation, is `sslr1.data.pixels`' to say. Of an animation the first frame counts.
+All give the same pixels of the same files (up to a level where an image is reduced), and refuse the same: turbo and
+DALI are given what `headers.read` says they read as Pillow does, and Pillow has the last word on what they can't read.
+What a picture shows, its transparency, depth and orientation, is `sslr1.data.pixels`' to say. Of an animation the first
+frame counts.
 
-Images much larger than wanted are reduced here, antialiased. A scale near 1 is left to the renderer, whose maps resample
-anyway: a resize costs several times the decoding.
+Images much larger than wanted are reduced here, antialiased. A scale near 1 is left to the renderer, whose maps
+resample anyway: a resize costs several times the decoding.
 """
 
 import io
@@ -41,9 +42,9 @@ _HEIF |= dict.fromkeys((b"avif", b"avis"), "AVIF")
 class Decoder:
     """decode(list of bytes) -> list of uint8 [H, W, 3] CPU tensors, None where a file can't be decoded.
 
-    backend: "dali", "pillow" or "auto" (DALI if it imports), for what libjpeg-turbo doesn't read and for reducing; the attribute
-    tells which one runs. threads: files decoded at once. max_side: the longer side, in px, to which images with one above 1.25
-    times it are reduced; None leaves all.
+    backend: "dali", "pillow" or "auto" (DALI if it imports), for what libjpeg-turbo doesn't read and for reducing; the
+    attribute tells which one runs. threads: files decoded at once. max_side: the longer side, in px, to which images
+    with one above 1.25 times it are reduced; None leaves all.
     """
 
     def __init__(self, backend="auto", threads=1, max_side=None):
@@ -80,14 +81,16 @@ class Decoder:
 
 
 def decoded(data) -> np.ndarray:
-    """The pixels of one file (bytes), uint8 [H, W, 3], as any Decoder gives them. Raises ValueError, which says why it can't be."""
+    """The pixels of one file (bytes), uint8 [H, W, 3], as any Decoder gives them. Raises ValueError, which says why it
+    can't be."""
     image = Decoder("pillow").decode([data])[0]
     if image is None:
         raise ValueError(why(data))
     return image.numpy()
 
 
-# Ways to decode: (bytes, Header or None) -> (uint8 [H, W, 3] as stored, orientation), or None for what isn't for this one
+# Ways to decode: (bytes, Header or None) -> (uint8 [H, W, 3] as stored, orientation), or None for what isn't for this
+# one
 
 
 def _turbo(data, header):
@@ -145,8 +148,9 @@ def _resized(image, max_side):
 class _Dali:
     """A DALI pipeline of one sample for each thread that calls.
 
-    One sample a run, because a file whose header can't be parsed makes DALI 2.4 leave `run` while its threads still decode
-    the batch's other samples, which crashes the process. A pipeline that met a bad file is unusable and is made anew.
+    One sample a run, because a file whose header can't be parsed makes DALI 2.4 leave `run` while its threads still
+    decode the batch's other samples, which crashes the process. A pipeline that met a bad file is unusable and is made
+    anew.
     """
 
     def __init__(self):

@@ -1,7 +1,8 @@
 """What stands in a file's header: whether libjpeg-turbo or DALI may decode it, and how it has to be turned.
 
-They are given what they read exactly as Pillow does: ordinary JPEG files to the one, opaque 8-bit PNG files to the other. Pillow's
-word counts for all else. DALI scales 16-bit pixels otherwise, drops transparency, and makes room for whatever size a header claims.
+They are given what they read exactly as Pillow does: ordinary JPEG files to the one, opaque 8-bit PNG files to the
+other. Pillow's word counts for all else. DALI scales 16-bit pixels otherwise, drops transparency, and makes room for
+whatever size a header claims.
 """
 
 import struct
@@ -27,7 +28,8 @@ class Header(NamedTuple):
 
 
 def read(data) -> Header | None:
-    """The Header of a file (bytes) that is a JPEG or PNG without anything out of the ordinary, of at most MAX_PIXELS; else None."""
+    """The Header of a file (bytes) that is a JPEG or PNG without anything out of the ordinary, of at most MAX_PIXELS;
+    else None."""
     try:
         if is_jpeg(data):
             return _read_jpeg(data)

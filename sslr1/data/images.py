@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from sslr1.data import shards
 from sslr1.data.decode import formats, why
-from sslr1.data.walk import ARCHIVE, AVIF, COMPRESSED, SUFFIXES, UNPACK, Census, is_aside, is_image, walk
+from sslr1.data.walk import ARCHIVE, AVIF, COMPRESSED, SUFFIXES, UNPACK, Census, Walk, is_aside, is_image
 from sslr1.errors import UserError
 from sslr1.files import write_whole
 from sslr1.ops import keys
@@ -18,6 +18,7 @@ from sslr1.puzzles.picture import Picture
 ABOUT = "found.txt"  # beside a run's list: what was not read when it was made
 FEWEST = 16  # images below which there is nothing to hold out
 LARGEST = 1 << 30  # bytes of a file; no image that is decoded needs more
+MIN_SIDE, MAX_SIDE = 252, 768  # px: of the shorter side at least, and what the longer one is reduced to
 
 
 class File(NamedTuple):
@@ -29,9 +30,9 @@ class File(NamedTuple):
 
 
 class ImageFolder:
-    """The image files below a folder and in the tar archives there, in sorted order. `files` is a list of File, or of tuples
-    for it; `refused` one of (path as it can be printed, why it is none of them), which only `scan` fills; `about` a line on what
-    is not read, empty where all is."""
+    """The image files below a folder and in the tar archives there, in sorted order. `files` is a list of File, or of
+    tuples for it; `refused` one of (path as it can be printed, why it is none of them), which only `scan` fills;
+    `about` a line on what is not read, empty where all is."""
 
     def __init__(self, root, files, refused=(), about=""):
         self.root, self.files, self.refused = Path(root), [File(*file) for file in files], list(refused)
@@ -39,14 +40,14 @@ class ImageFolder:
 
     @classmethod
     def scan(cls, path) -> "ImageFolder":
-        """Every image below the folder `path`, or in the one archive that it is. Raises UserError if there are none or too
-        few."""
+        """Every image below the folder `path`, or in the one archive that it is. Raises UserError if there are none or
+        too few."""
         root, named = _root(path), f"data.path {str(path)!r}"
         if not root.is_dir() or not os.path.exists(path):
             packed = f": it is {UNPACK}" if str(path).lower().endswith(COMPRESSED) and os.path.exists(path) else ""
             raise UserError(f"{named} is not a folder or a {ARCHIVE} archive{packed}")
         census, files = Census(), []
-        for name, size in walk(root, census) if root == Path(path) else [(Path(path).name, 0)]:
+        for name, size in Walk(root, census) if root == Path(path) else [(Path(path).name, 0)]:
             files += _members(root, name, census) if name.lower().endswith(ARCHIVE) else [File(name, size)]
         census.refused += [(file.path, reason) for file in files if (reason := _unlistable(file.path))]
         census.refused = sorted((_printable(name), reason) for name, reason in census.refused)
@@ -58,15 +59,14 @@ class ImageFolder:
         if not files:
             raise UserError(f"{named} holds no images ({', '.join(SUFFIXES)}, or {ARCHIVE} archives of them){also}")
         if len(files) < FEWEST:
-            raise UserError(
-                f"{named} holds {len(files)} images; at least {FEWEST} are needed, some to train on and some to hold out{also}"
-            )
+            needed = f"at least {FEWEST} are needed, some to train on and some to hold out"
+            raise UserError(f"{named} holds {len(files)} images; {needed}{also}")
         return cls(root, files, census.refused, about)
 
     @classmethod
     def thaw(cls, path, listing) -> "ImageFolder":
-        """The folder as it was listed by `freeze`. Raises UserError if the list is damaged, or names AVIF files, which were images
-        where it was made and are none here."""
+        """The folder as it was listed by `freeze`. Raises UserError if the list is damaged, or names AVIF files, which
+        were images where it was made and are none here."""
         files = []
         for number, line in enumerate(Path(listing).read_bytes().decode("utf-8", "replace").split("\n")[:-1], 1):
             found = re.fullmatch(r"(\d+)(?:@(\d+))?\t(.+)", line)
@@ -79,14 +79,15 @@ class ImageFolder:
         unread = 0 if "AVIF" in formats() else sum(file.path.lower().endswith(AVIF) for file in files)
         if unread:
             raise UserError(
-                f"{listing} names {unread} {AVIF} files, which this Pillow does not read: install one that does (pip install "
-                "-U pillow), as when the list was made"
+                f"{listing} names {unread} {AVIF} files, which this Pillow does not read: install one that does "
+                "(pip install -U pillow), as when the list was made"
             )
         about = Path(listing).with_name(ABOUT)
         return cls(_root(path), files, about=about.read_text(encoding="utf-8").strip() if about.exists() else "")
 
     def freeze(self, listing) -> None:
-        """Write the list, one `bytes<tab>path` a line, `bytes@offset<tab>archive.tar/member` for what is in an archive."""
+        """Write the list, one `bytes<tab>path` a line, `bytes@offset<tab>archive.tar/member` for what is in an
+        archive."""
         lines = [f"{size}{'' if offset is None else f'@{offset}'}\t{path}\n" for path, size, offset in self.files]
         write_whole(listing, "".join(lines))
 
@@ -94,8 +95,8 @@ class ImageFolder:
         return len(self.files)
 
     def read(self, number: int) -> bytes:
-        """An image's bytes, undecoded. Raises OSError if they can't be read or aren't as many as were listed: what has been
-        replaced since is another image, which this run has not counted on."""
+        """An image's bytes, undecoded. Raises OSError if they can't be read or aren't as many as were listed: what has
+        been replaced since is another image, which this run has not counted on."""
         path, size, offset = self.files[number]
         if size > LARGEST:
             raise OSError(f"{size:,} bytes, more than {LARGEST:,}")
@@ -113,8 +114,8 @@ class ImageFolder:
         return next((self.root / part for part in parts if os.path.isfile(self.root / part)), self.root / parts[0])
 
     def hold_out(self, share: float) -> tuple[list, list]:
-        """(numbers to train on, numbers held out). Held out are the files whose path has the lowest hashes: `share` of them,
-        at least 64 and at most 2,000, and never more than half."""
+        """(numbers to train on, numbers held out). Held out are the files whose path has the lowest hashes: `share` of
+        them, at least 64 and at most 2,000, and never more than half."""
         count = min(max(round(share * len(self)), 64), 2000, len(self) // 2)
         ranked = sorted(range(len(self)), key=lambda i: keys.fold("holdout", self.files[i][0]))
         return sorted(ranked[count:]), sorted(ranked[:count])
@@ -123,11 +124,11 @@ class ImageFolder:
 class ImageStore:
     """Decoded images by number; keeps the most recent ones up to `cache_bytes`.
 
-    An image is bad, and None, if its bytes can't be read or decoded, its shorter side is under `min_side`, or it is flat.
-    `bad` maps its number to the reason.
+    An image is bad, and None, if its bytes can't be read or decoded, its shorter side is under `min_side`, or it is
+    flat. `bad` maps its number to the reason.
     """
 
-    def __init__(self, folder, decoder, min_side=252, cache_bytes=1 << 28):
+    def __init__(self, folder, decoder, min_side=MIN_SIDE, cache_bytes=1 << 28):
         self.folder, self.decoder, self.min_side, self.cache_bytes = folder, decoder, min_side, cache_bytes
         self.bad = {}
         self._cache, self._held = OrderedDict(), 0
@@ -140,32 +141,31 @@ class ImageStore:
     def pictures(self, numbers) -> list:
         """The same as Pictures, which remember what was measured of them."""
         with self._lock:
-            return self._get(numbers)
+            fresh = self._read([n for n in dict.fromkeys(numbers) if n not in self._cache and n not in self.bad])
+            self._held += sum(map(_size, fresh.values()))
+            asked = [n for n in dict.fromkeys(numbers) if n not in self.bad]
+            found = {n: fresh.get(n) or self._cache.pop(n) for n in asked}
+            self._cache |= found  # as the last ones
+            while self._held > self.cache_bytes:
+                self._held -= _size(self._cache.popitem(last=False)[1])
+            return [found.get(n) for n in numbers]
 
-    def _get(self, numbers):
-        missing = [n for n in dict.fromkeys(numbers) if n not in self._cache and n not in self.bad]
-        data = []
-        for n in missing:
+    def _read(self, numbers) -> dict:
+        """{number: Picture} of the good ones."""
+        data = {}
+        for n in numbers:
             try:
-                data.append(self.folder.read(n))
+                data[n] = self.folder.read(n)
             except OSError as error:
-                data.append(b"")
                 self.bad[n] = f"can't be read: {error.strerror or error}"
-        fresh = {n: image if image is None else Picture(image) for n, image in zip(missing, self.decoder.decode(data))}
-        for (n, picture), content in zip(fresh.items(), data):
-            reason = self._reason(picture, content)
-            if reason:
-                self.bad.setdefault(n, reason)
-        found = {n: fresh[n] if n in fresh else self._cache[n] for n in set(numbers) if n not in self.bad}
-        for n in dict.fromkeys(n for n in numbers if n in found):
-            if n in self._cache:
-                self._cache.move_to_end(n)
+        good = {}
+        for (n, content), image in zip(data.items(), self.decoder.decode(data.values())):
+            picture = None if image is None else Picture(image)
+            if reason := self._reason(picture, content):
+                self.bad[n] = reason
             else:
-                self._cache[n] = found[n]
-                self._held += _size(found[n])
-        while self._held > self.cache_bytes:
-            self._held -= _size(self._cache.popitem(last=False)[1])
-        return [found.get(n) for n in numbers]
+                good[n] = picture
+        return good
 
     def complaint(self) -> str:
         """What is bad so far, as the end of a sentence; empty if nothing is."""
@@ -180,14 +180,16 @@ class ImageStore:
         image = picture.pixels
         if min(image.shape[:2]) < self.min_side:
             reduced = ", as reduced to data.max_side" if max(image.shape[:2]) == self.decoder.max_side else ""
-            return f"{image.shape[1]}x{image.shape[0]} px{reduced}: the shorter side is under data.min_side {self.min_side}"
+            size = f"{image.shape[1]}x{image.shape[0]} px{reduced}"
+            return f"{size}: the shorter side is under data.min_side {self.min_side}"
         if picture.flat:
             return "flat: almost no texture"
         return None
 
 
 class Pool:
-    """Some of a store's images by position, as `puzzles.make` wants its pool. A bad one is replaced by the next good one."""
+    """Some of a store's images by position, as `puzzles.make` wants its pool. A bad one is replaced by the next good
+    one."""
 
     def __init__(self, store, numbers):
         self.store, self.numbers = store, numbers

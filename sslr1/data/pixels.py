@@ -1,8 +1,8 @@
 """What an opened picture shows, as 8-bit RGB: the one way for training, benchmarks and other people's data sets.
 
-Transparency lies on white, as in Qwen's own utilities (`qwen_vl_utils`, `to_rgb`) and in most viewers. 16-bit pixels lose their lower
-byte. 32-bit ones have no fixed range and are refused. EXIF's orientation is honoured, read and applied here whatever has decoded
-the pixels. Data that is damaged says nothing: the picture is upright then.
+Transparency lies on white, as in Qwen's own utilities (`qwen_vl_utils`, `to_rgb`) and in most viewers. 16-bit pixels
+lose their lower byte. 32-bit ones have no fixed range and are refused. EXIF's orientation is honoured, read and applied
+here whatever has decoded the pixels. Data that is damaged says nothing: the picture is upright then.
 """
 
 import re
@@ -26,7 +26,8 @@ _UPRIGHT = {
 
 
 def shown(image) -> np.ndarray:
-    """uint8 [H, W, 3] of a PIL image of any mode. Raises ValueError for 32-bit pixels, and whatever Pillow raises for a damaged file."""
+    """uint8 [H, W, 3] of a PIL image of any mode. Raises ValueError for 32-bit pixels, and whatever Pillow raises for a
+    damaged file."""
     array = on_white(image)
     return np.ascontiguousarray(upright(array, orientation(*metadata(image))))
 
@@ -80,7 +81,8 @@ def metadata(image) -> tuple[bytes, bytes]:
 
 
 def orientation(exif, xmp=b"") -> int:
-    """1 to 8: what EXIF data says, else what XMP data says, else 1. Both are bytes, as they stand in a file, in any state."""
+    """1 to 8: what EXIF data says, else what XMP data says, else 1. Both are bytes, as they stand in a file, in any
+    state."""
     value = _exif_orientation(exif)
     if value is None:
         match = _XMP.search(xmp)

@@ -15,8 +15,8 @@ from sslr1.ops import keys
 
 
 def scene(number: int, size: int = 128, seed: int = 0, tint: bool = False) -> np.ndarray:
-    """Scene `number`: uint8 [size, size, 3]. Sky lighter than the ground, a sun, hills, houses and trees, and grain; with `tint`
-    as through a filter of a hue of its own."""
+    """Scene `number`: uint8 [size, size, 3]. Sky lighter than the ground, a sun, hills, houses and trees, and grain;
+    with `tint` as through a filter of a hue of its own."""
     rng = keys.generator("scene", seed, number)
     y, x = np.mgrid[0:size, 0:size].astype(np.float32) / size
     horizon = rng.uniform(0.4, 0.65)

@@ -1,7 +1,7 @@
 """Tar archives of images (WebDataset's shards among them): where each member's bytes lie, found once, read by offset.
 
-Nothing is ever extracted. Archives may be damaged or hostile: what can't be used is named with a reason, and reading never
-goes beyond the archive, whatever its headers claim.
+Nothing is ever extracted. Archives may be damaged or hostile: what can't be used is named with a reason, and reading
+never goes beyond the archive, whatever its headers claim.
 """
 
 import os
@@ -12,15 +12,7 @@ from typing import NamedTuple
 BLOCK = tarfile.BLOCKSIZE
 # Bytes of all headers of one member; a long name takes 4 KiB, and tarfile's parser is quadratic in them
 HEADERS = 1 << 14
-PACKED = (
-    b"\x1f\x8b",
-    b"BZh",
-    b"\xfd7zXZ",
-    b"\x28\xb5\x2f\xfd",
-    b"PK\3\4",
-    b"7z\xbc\xaf",
-    b"Rar!",
-)  # how one begins
+PACKED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd", b"PK\3\4", b"7z\xbc\xaf", b"Rar!")  # how one begins
 
 
 class Member(NamedTuple):
@@ -32,11 +24,12 @@ class Member(NamedTuple):
 
 
 def index(path) -> tuple[list, list]:
-    """(every regular file of an archive as a Member, [(name, why it is refused)]). A name of "" stands for the archive itself.
+    """(every regular file of an archive as a Member, [(name, why it is refused)]). A name of "" stands for the archive
+    itself.
 
-    Refused are members that are cut short, links, devices, sparse files, and names that lead out of the archive. What stands
-    before a damaged place is used; behind it there is no telling where a member begins. Of members with one name the last
-    counts, as it does when an archive is extracted.
+    Refused are members that are cut short, links, devices, sparse files, and names that lead out of the archive. What
+    stands before a damaged place is used; after it there is no telling where a member begins. Of members with one name
+    the last counts, as it does when an archive is extracted.
     """
     members, refused = {}, []
     try:
@@ -57,8 +50,8 @@ def index(path) -> tuple[list, list]:
 def _headers(file, length, refused):
     """Every header of an archive in turn; says in `refused` where they end before they should."""
     archive, end, cut = None, 0, False
+    headers = _Headers(file)
     try:
-        headers = _Headers(file)
         archive = tarfile.TarFile(fileobj=headers, mode="r", encoding="utf-8", errors="surrogateescape")
         while (info := archive.next()) is not None and archive.offset >= end + BLOCK:  # or it goes round in circles
             yield info
@@ -66,17 +59,15 @@ def _headers(file, length, refused):
             cut = end > length and info.offset_data + info.size > length
             headers.left = HEADERS
             archive.members.clear()  # tarfile keeps them all
-            archive.pax_headers.clear()  # what one says of all files behind it is of no use here
+            archive.pax_headers.clear()  # what one says of all files after it is of no use here
     except OSError:
         raise
     except Exception as error:  # damaged headers make tarfile raise nearly anything
         if archive is None:
             file.seek(0)
             start = file.read(6)
-            packed = any(start.startswith(magic) for magic in PACKED)
-            refused.append(
-                ("", "a compressed archive, which is not read: unpack it" if packed else f"not a tar archive ({error})")
-            )
+            packed = "a compressed archive, which is not read: unpack it"
+            refused.append(("", packed if start.startswith(PACKED) else f"not a tar archive ({error})"))
             return
     if cut:
         return  # within a member, which is refused itself
@@ -85,7 +76,7 @@ def _headers(file, length, refused):
     if not block:
         refused.append(("", f"ends at byte {end:,} without the mark of an archive's end: cut short?"))
     elif block.count(0) < len(block):
-        refused.append(("", f"damaged or cut short at byte {end:,} of {length:,}: what may be behind it is not used"))
+        refused.append(("", f"damaged or cut short at byte {end:,} of {length:,}: what may follow is not used"))
 
 
 class _Headers:
@@ -138,7 +129,8 @@ def read(path, size: int, offset: int) -> bytes:
 
 
 def open_file(path):
-    """A regular file, to read its bytes. Raises OSError for anything else; never waits for a pipe that has taken its place."""
+    """A regular file, to read its bytes. Raises OSError for anything else; never waits for a pipe that has taken its
+    place."""
     file = open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK))
     if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
         file.close()

@@ -16,15 +16,15 @@ from sslr1.data.images import Pool
 from sslr1.errors import UserError
 from sslr1.ops import keys
 
-# Images tried for one slot before the folder is taken to be unusable: while no slot has found a usable one, and after that. In a
-# long run some slot meets 50 in a row that can't decide its puzzle even where a fifth of the images can.
+# Images tried for one slot before the folder is taken to be unusable: while no slot has found a usable one, and after
+# that. In a long run some slot meets 50 in a row that can't decide its puzzle even where a fifth of the images can.
 SUBSTITUTES, PATIENCE = 50, 1000
 
 
 @dataclass
 class StreamBatch:
-    """A rank's share of a step: its puzzles, their prompts (ids are slots j in the step), the images they came from, and
-    the slots themselves, which remember how often they have drawn."""
+    """A rank's share of a step: its puzzles, their prompts (ids are slots j in the step), the images they came from,
+    and the slots themselves, which remember how often they have drawn."""
 
     step: int
     puzzles: puzzles.PuzzleBatch
@@ -38,9 +38,9 @@ class StreamBatch:
 
 
 class PuzzleStream:
-    """store: ImageStore; numbers: images to train on; mixture: {puzzle: share}; levels: (step, slot, puzzle) -> level, asked
-    in the background while the step before trains; batch: puzzles a step over all ranks, of which this rank takes every
-    `world_size`-th."""
+    """store: ImageStore; numbers: images to train on; mixture: {puzzle: share}; levels: (step, slot, puzzle) -> level,
+    asked in the background while the step before trains; batch: puzzles a step over all ranks, of which this rank takes
+    every `world_size`-th."""
 
     def __init__(
         self,
@@ -89,8 +89,8 @@ class PuzzleStream:
 
     def again(self, batch: StreamBatch, places) -> StreamBatch:
         """Other puzzles for the slots at `places` of a batch, as a batch of their own: from other images, of the same
-        kind where those allow it, with the same prompt ids. Each call draws the slots' next attempts, which are the same
-        whatever the world size."""
+        kind where those allow it, with the same prompt ids. Each call draws the slots' next attempts, which are the
+        same whatever the world size."""
         slots = [batch.slots[place] for place in places]
         for slot in slots:
             slot.draw_again()
@@ -165,10 +165,10 @@ def _decidable(address, image, form, pool):
 def choose_held_out(store, numbers, name, level, count, *, seed, form) -> list:
     """The addresses of `count` puzzles of one kind from held-out images.
 
-    They are the same ones whenever asked: images are gone through in turn, in epoch after epoch; bad images and undecidable
-    puzzles are passed over. Single answers come in turn too (a puzzle is drawn again, by key, until its answer is the one
-    whose turn it is), so that a constant answer scores chance and no more. Thinking or not, they are the same. Raises
-    UserError if too few can be made.
+    They are the same ones whenever asked: images are gone through in turn, in epoch after epoch; bad images and
+    undecidable puzzles are passed over. Single answers come in turn too (a puzzle is drawn again, by key, until its
+    answer is the one whose turn it is), so that a constant answer scores chance and no more. Thinking or not, they are
+    the same. Raises UserError if too few can be made.
     """
     seed, pool, chosen = keys.fold("evaluation", seed), Pool(store, numbers), []
     for i in range(20 * count):
@@ -180,14 +180,13 @@ def choose_held_out(store, numbers, name, level, count, *, seed, form) -> list:
             chosen += [address] if address else []
         if len(chosen) == count:
             return chosen
-    raise UserError(
-        f"only {len(chosen)} of {count} {name} puzzles could be made from {len(numbers)} held-out images{store.complaint()}"
-    )
+    made = f"only {len(chosen)} of {count} {name} puzzles could be made"
+    raise UserError(f"{made} from {len(numbers)} held-out images{store.complaint()}")
 
 
 def _wanted(addresses, image, turn, form, pool):
-    """The first address whose puzzle is decidable and has the answer whose turn it is; None if there is none before one that isn't
-    decidable."""
+    """The first address whose puzzle is decidable and has the answer whose turn it is; None if there is none before one
+    that isn't decidable."""
     for address in addresses:
         puzzle = _decidable(address, image, form, pool)
         if puzzle is None:
@@ -199,8 +198,8 @@ def _wanted(addresses, image, turn, form, pool):
 
 
 def make_held_out(store, numbers, addresses, *, form, chunk=64):
-    """The puzzles at these addresses, as PuzzleBatches of at most `chunk`, made as they are asked for; without those whose image can't
-    be read any more."""
+    """The puzzles at these addresses, as PuzzleBatches of at most `chunk`, made as they are asked for; without those
+    whose image can't be read any more."""
     pool = Pool(store, numbers)
     for start in range(0, len(addresses), chunk):
         some = addresses[start : start + chunk]

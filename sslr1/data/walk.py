@@ -1,14 +1,16 @@
 """What lies below a folder: image files and archives one by one, and a count of all that is not read.
 
-Folders joined by links are followed. Nothing is passed over in silence: what can't be read is named with its reason, other files are
-counted by kind, and so is what systems leave beside people's files.
+Folders joined by links are followed. Nothing is passed over in silence: what can't be read is named with its reason,
+other files are counted by kind, and so is what systems leave beside people's files.
 """
 
 import os
 import re
 from collections import Counter
 from dataclasses import dataclass, field
+from pathlib import Path
 from stat import S_ISDIR, S_ISREG
+from types import SimpleNamespace
 
 from sslr1.data.decode import formats
 
@@ -30,14 +32,15 @@ def is_image(name) -> bool:
 
 
 def is_aside(name) -> bool:
-    """Whether a file or folder of that name is none of its user's: hidden (macOS's ._x beside x, .Trash), or a system's own."""
+    """Whether a file or folder of that name is none of its user's: hidden (macOS's ._x beside x, .Trash), or a system's
+    own."""
     return (name.startswith(".") and name not in (".", "..")) or name in SYSTEM
 
 
 @dataclass
 class Census:
-    """Files by what becomes of them. images: how many are image files, `empty` of them; refused: (name, reason) of what ought to
-    have been read; other: how many are of each other kind; aside: names for which `is_aside` holds."""
+    """Files by what becomes of them. images: how many are image files, `empty` of them; refused: (name, reason) of what
+    ought to have been read; other: how many are of each other kind; aside: names for which `is_aside` holds."""
 
     images: int = 0
     empty: int = 0
@@ -72,44 +75,32 @@ class Census:
         line = f"{_number(self.images + unread, 'file')}: {_number(self.images, 'image')}"
         line += f" ({self.empty:,} empty)" if self.empty else ""
         line += f", {unread:,} not read ({', '.join(kinds)})" if unread else ""
-        return line + (
-            f"; {_number(self.aside, 'hidden or system entry', 'hidden or system entries')} left aside"
-            if self.aside
-            else ""
-        )
+        line += f"; {_number(self.aside, 'hidden or system entr', 'y', 'ies')} left aside" if self.aside else ""
+        return line
 
 
-def _number(n, one, many=None):
-    return f"{n:,} {one if n == 1 else many or one + 's'}"
+def _number(n, noun, one="", many="s"):
+    return f"{n:,} {noun}{one if n == 1 else many}"
 
 
-def walk(root, census):
+class Walk:
     """(path relative to `root`, bytes) of every image file and archive below it; counts all else in `census`.
 
-    Folders reached by links come after all others, in the order of their names. Each folder is read once, under the first name, so a
-    link that leads back ends there, and one to a folder above `root` is refused. A link to a file counts unless that file is there
-    under its own name or an earlier link's: an image with two names could be both trained on and held out.
+    Folders reached by links come after all others, in the order of their names. Each folder is read once, under the
+    first name, so a link that leads back ends there, and one to a folder above `root` is refused. A link to a file
+    counts unless that file is there under its own name or an earlier link's: an image with two names could be both
+    trained on and held out.
     """
-    root = os.fspath(root)
-    yield from _Walk(root, census).all()
 
-
-class _Walk:
     def __init__(self, root, census):
-        self.root, self.census = root, census
-        self.folders, self.files = (
-            {},
-            set(),
-        )  # (device, inode): of folders read, with their names, and of files that links led to
+        self.root, self.census = os.fspath(root), census
+        # (device, inode): of folders read, with their names, of files that links led to, and of the folders above
+        self.folders, self.files = {}, set()
+        self.above = {_identity(os.stat(above)) for above in Path(os.path.realpath(root)).parents}
         self.links = []  # to folders and to nowhere known yet
         self.file_links = []
 
-    def all(self):
-        above = os.path.realpath(self.root)
-        self.above = set()
-        while above != os.path.dirname(above):
-            above = os.path.dirname(above)
-            self.above.add(_identity(os.stat(above)))
+    def __iter__(self):
         yield from self._tree("")
         while self.links:  # of a round: those that its folders' own links add come after all of them
             links, self.links = sorted(self.links), []
@@ -154,7 +145,7 @@ class _Walk:
         return os.path.join(self.root, name) if name else self.root
 
     def _file(self, name, entry):
-        """entry: what gives a file's status, asked only of those that are wanted."""
+        """entry: an os.DirEntry or the like, asked for its status only where the file is wanted."""
         if not is_image(name) and not name.lower().endswith(ARCHIVE):
             if name.lower().endswith(COMPRESSED):
                 self._refuse(name, UNPACK)
@@ -201,20 +192,8 @@ class _Walk:
                 self.census.other["links to files that are there already"] += 1
                 return
             self.files.add(identity)
-        yield from self._file(name, _Found(status))
-
-
-class _Found:
-    """The status of a file that a link leads to, as os.DirEntry has it."""
-
-    def __init__(self, status):
-        self.status = status
-
-    def stat(self):
-        return self.status
-
-    def is_file(self):
-        return S_ISREG(self.status.st_mode)
+        found = SimpleNamespace(stat=lambda: status, is_file=lambda: S_ISREG(status.st_mode))
+        yield from self._file(name, found)
 
 
 def _identity(status):

@@ -1,12 +1,13 @@
 """Held-out puzzles and benchmarks, answered greedily, with confidence intervals.
 
 [torchrun …] -m sslr1.evaluate WHAT [section.key=value …]                 held-out puzzles at the configuration's levels
-[torchrun …] -m sslr1.evaluate WHAT --levels all --form both              every puzzle at every level, thinking and direct
-[torchrun …] -m sslr1.evaluate WHAT --benchmark FILE.tsv [--circular]     a benchmark in VLMEvalKit's form
-python -m sslr1.evaluate --probes [FOLDER] [--count N]                    what blind solvers score on the puzzles themselves
+[torchrun …] -m sslr1.evaluate WHAT --levels all --form both              every puzzle at every level, thinking and
+direct [torchrun …] -m sslr1.evaluate WHAT --benchmark FILE.tsv [--circular]     a benchmark in VLMEvalKit's form python
+-m sslr1.evaluate --probes [FOLDER] [--count N]                    what blind solvers score on the puzzles themselves
 
-WHAT: a YAML file, a run folder (its newest checkpoint, its configuration), one of its checkpoints/step-…, or any Hugging Face
-folder. Answers are bit-equal on any number of ranks, unless rollout.batch_invariant=false is given, which is faster.
+WHAT: a YAML file, a run folder (its newest checkpoint, its configuration), one of its checkpoints/step-…, or any
+Hugging Face folder. Answers are bit-equal on any number of ranks, unless rollout.batch_invariant=false is given, which
+is faster.
 """
 
 import argparse
@@ -29,7 +30,8 @@ FORMS = {"direct": ("direct",), "thinking": ("thinking",), "both": ("direct", "t
 
 
 def locate(what) -> tuple:
-    """(configuration file or None, overrides that name the model, run folder or None) of what is to be evaluated. Raises UserError."""
+    """(configuration file or None, overrides that name the model, run folder or None) of what is to be evaluated.
+    Raises UserError."""
     path = Path(what)
     if not path.is_dir():
         return path, [], None
@@ -177,8 +179,8 @@ def main():
         nargs="?",
         const="",
         metavar="FOLDER",
-        help="score blind solvers on puzzles from a folder of images (procedural scenes unless given); no model is loaded; "
-        "exit status 1 if a bound does not hold",
+        help="score blind solvers on puzzles from a folder of images (procedural scenes unless given); no model is "
+        "loaded; exit status 1 if a bound does not hold",
     )
     parser.add_argument("--count", type=int, default=2000, help="puzzles a probe and level")
     arguments = parser.parse_intermixed_args()

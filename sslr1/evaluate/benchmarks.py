@@ -1,9 +1,10 @@
 """Benchmarks in VLMEvalKit's TSV form: read, checked cell by cell before any model is loaded, and put as prompts.
 
 Columns: index; image (base64, or the index of a row that shows the same, or a list of such) or image_path (relative to
-the file's folder, or a list); question; A, B, … where it is multiple choice; answer (a letter, else Yes or No); and, where there
-are any, hint and context, which go before the question, and category, l2-category and split, by which results are told apart.
-Rows that show no picture are left out and counted. Rows that VLMEvalKit added for its circular evaluation (index + k·10^6, the same options rotated) are left out: `asked` rotates.
+the file's folder, or a list); question; A, B, … where it is multiple choice; answer (a letter, else Yes or No); and,
+where there are any, hint and context, which go before the question, and category, l2-category and split, by which
+results are told apart. Rows that show no picture are left out and counted. Rows that VLMEvalKit added for its circular
+evaluation (index + k·10^6, the same options rotated) are left out: `asked` rotates.
 
 Pictures stand before the text, in their order, or where the text says <image>, or <image 1>, <image 2> …
 """
@@ -45,8 +46,8 @@ _PLACE = re.compile(r"<image(?: (\d+))?>")
 
 @dataclass(frozen=True)
 class Row:
-    """A question. options: texts, A first, empty for a yes-or-no question; answer: a letter, "yes" or "no"; images: base64 strings
-    and paths; labels: by column. `rotation` options were moved from the front to the back."""
+    """A question. options: texts, A first, empty for a yes-or-no question; answer: a letter, "yes" or "no"; images:
+    base64 strings and paths; labels: by column. `rotation` options were moved from the front to the back."""
 
     index: str
     question: str
@@ -68,8 +69,9 @@ class Rows(list):
 
 
 def read(path) -> Rows:
-    """All rows that show a picture. Raises UserError, which names the file, the row (1 is the first below the header) and the column,
-    for whatever is missing, empty, twice there or contradictory. Images are looked at by `check_images`."""
+    """All rows that show a picture. Raises UserError, which names the file, the row (1 is the first below the header)
+    and the column, for whatever is missing, empty, twice there or contradictory. Images are looked at by
+    `check_images`."""
     path = Path(path)
     header, *cells = _cells(path)
     for column, count in Counter(header).items():
@@ -196,8 +198,8 @@ def _images(row, table, folder):
 
 
 def _pictures(row, table, where, through):
-    """The base64 strings of a row's image cell, those of other rows that it names by index included. through: the indices that led
-    here."""
+    """The base64 strings of a row's image cell, those of other rows that it names by index included. through: the
+    indices that led here."""
     for image in _listed(row["image"], f"{row['where']}, column image"):
         if len(image) > REFERENCE:
             yield image
@@ -253,7 +255,8 @@ def check_images(rows, path, threads=1) -> None:
             decode(source)
         except Exception as error:  # what a broken file makes a decoder raise is not to be foreseen
             what = "image_path" if isinstance(source, Path) else "image"
-            return f"{path}, row with index {index!r}, column {what}: can't be decoded: {' '.join(str(error).split())[:200]}"
+            why = " ".join(str(error).split())[:200]
+            return f"{path}, row with index {index!r}, column {what}: can't be decoded: {why}"
 
     first = {}  # an image that rows share is decoded once
     for row in rows:
@@ -266,12 +269,13 @@ def check_images(rows, path, threads=1) -> None:
 
 
 def asked(rows, circular=False) -> list[Row]:
-    """The questions to put: each row, and with `circular` every rotation of its options behind it."""
+    """The questions to put: each row, and with `circular` every rotation of its options after it."""
     return [rotated(row, k) for row in rows for k in range(len(row.options) if circular and row.options else 1)]
 
 
 def rotated(row, k) -> Row:
-    """The row with its options moved k places forward, so that A is what was the k-th behind it, and its answer's letter too."""
+    """The row with its options moved k places forward, so that A is what was the k-th after it, and its answer's
+    letter too."""
     if k == 0:
         return row
     at = ascii_uppercase.index(row.answer)
@@ -280,8 +284,8 @@ def rotated(row, k) -> Row:
 
 
 def question(row, thinking=False) -> tuple[str, list]:
-    """(text with `<image>` where each picture goes, numbers of these pictures from 0). The wording of the direct form is the
-    protocol's: the question, a line an option, and what to answer with."""
+    """(text with `<image>` where each picture goes, numbers of these pictures from 0). The wording of the direct form
+    is the protocol's: the question, a line an option, and what to answer with."""
     lines = [row.question, *(f"{letter}. {option}" for letter, option in zip(ascii_uppercase, row.options))]
     if thinking:
         lines.append(("Answer with the option letter. " if row.options else "Answer Yes or No. ") + THINKING[0])
@@ -294,8 +298,8 @@ def question(row, thinking=False) -> tuple[str, list]:
 
 
 def image_processor(spec, max_pixels=MAX_PIXELS):
-    """transformers' own image processor for a model's PatchSpec: a function of the pictures of a question, among which max_pixels
-    are shared evenly, to (pixel_values of spec.dtype, image_grid_thw)."""
+    """transformers' own image processor for a model's PatchSpec: a function of the pictures of a question, among which
+    max_pixels are shared evenly, to (pixel_values of spec.dtype, image_grid_thw)."""
     from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
     processor = Qwen2VLImageProcessorPil(
@@ -323,8 +327,8 @@ def prompt(row, tokenizer, merge, process, thinking=False) -> model.Prompt:
 
 
 def record(row, form, sample, opening="") -> dict:
-    """A line of the log: what was asked, answered and read, and whether it is right. opening: what the chat template has
-    written of every answer."""
+    """A line of the log: what was asked, answered and read, and whether it is right. opening: what the chat template
+    has written of every answer."""
     extracted = read_answer(opening + sample.text, row.options)
     return {
         "index": row.index,
@@ -342,7 +346,8 @@ def record(row, form, sample, opening="") -> dict:
 
 
 def ask_benchmark(built, asked, form, max_pixels, max_tokens, report) -> list:
-    """A line of the log for each of `asked` rows, over all ranks. report(done): how many of this rank's are answered."""
+    """A line of the log for each of `asked` rows, over all ranks. report(done): how many of this rank's are
+    answered."""
     world, spec = built.world, built.spec
     process = image_processor(spec, max_pixels)
     opening = model.opening(built.tokenizer, form == "thinking")

@@ -56,8 +56,8 @@ def chosen(built) -> dict:
 
 
 def frozen(built) -> dict:
-    """The same, from the run folder's held_out.json, which rank 0 writes where there is none for these images and settings: a start
-    need not plan every held-out puzzle again. All ranks must call it. Raises UserError."""
+    """The same, from the run folder's held_out.json, which rank 0 writes where there is none for these images and
+    settings: a start need not plan every held-out puzzle again. All ranks must call it. Raises UserError."""
     path, c, spec, problem = built.folder / FROZEN, built.config, built.spec, None
     asked = {
         "levels": {name: c.puzzles.levels[name] for name in c.puzzles.mixture},
@@ -86,8 +86,8 @@ def _kept(path) -> dict:
 
 
 def choose(built, name, level) -> list:
-    """Addresses of the held-out puzzles of one kind and level, the same in both forms. Raises UserError where the images make too
-    few."""
+    """Addresses of the held-out puzzles of one kind and level, the same in both forms. Raises UserError where the
+    images make too few."""
     images, c = built.evaluation, built.config
     return choose_held_out(
         images.store, images.held_out, name, level, c.eval.count, seed=c.train.seed, form=built.form(False)
@@ -113,7 +113,8 @@ def _answered(built, batch) -> list:
 
 
 def ask_puzzles(built, forms, chosen, report) -> list:
-    """A line of the log for every chosen puzzle in each form, over all ranks. report(done): how many of this rank's are answered."""
+    """A line of the log for every chosen puzzle in each form, over all ranks. report(done): how many of this rank's are
+    answered."""
     files, world = built.evaluation.store.folder.files, built.world
     out, done = [], 0
     for form in forms:

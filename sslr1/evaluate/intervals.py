@@ -16,8 +16,8 @@ RESAMPLES = 10_000
 
 
 def wilson(right, n, level=LEVEL) -> tuple[float, float]:
-    """(low, high) of a share of which `right` of `n` independent draws were seen (Wilson 1927, without continuity correction):
-    close to its nominal level near 0 and 1 too, where p ± z·s.e. is not."""
+    """(low, high) of a share of which `right` of `n` independent draws were seen (Wilson 1927, without continuity
+    correction): close to its nominal level near 0 and 1 too, where p ± z·s.e. is not."""
     z = NormalDist().inv_cdf((1 + level) / 2)
     p, weight = right / n, z * z / n
     middle = (p + weight / 2) / (1 + weight)
@@ -26,11 +26,11 @@ def wilson(right, n, level=LEVEL) -> tuple[float, float]:
 
 
 def paired_bootstrap(differences, *address, level=LEVEL, resamples=RESAMPLES) -> tuple[float, float]:
-    """(low, high) of the mean of `differences`, one for each unit that two models answered: percentiles of the means of as many
-    units drawn with replacement. address: integers and strings that key the draws.
+    """(low, high) of the mean of `differences`, one for each unit that two models answered: percentiles of the means of
+    as many units drawn with replacement. address: integers and strings that key the draws.
 
-    A unit's difference takes few values, so how often each is drawn, which is multinomial, is all that is drawn. Where all
-    units differ by the same, the interval has no width: the data then say nothing of how wide it should be.
+    A unit's difference takes few values, so how often each is drawn, which is multinomial, is all that is drawn. Where
+    all units differ by the same, the interval has no width: the data then say nothing of how wide it should be.
     """
     values, counts = np.unique(np.asarray(differences, np.float64), return_counts=True)
     n = counts.sum()

@@ -39,8 +39,8 @@ def baseline_of(path, asked, forms) -> list:
             if answer != row.answer:
                 what = f"the answer {answer!r}" if answer else "nothing"
                 raise UserError(
-                    f"--baseline {path} has {what} in the {form} form for index {row.index!r}, rotation {row.rotation}, "
-                    f"where {row.answer!r} is right: it must be a log of the same questions"
+                    f"--baseline {path} has {what} in the {form} form for index {row.index!r}, rotation "
+                    f"{row.rotation}, where {row.answer!r} is right: it must be a log of the same questions"
                 )
         if theirs:
             raise UserError(

@@ -1,8 +1,8 @@
 """Blind solvers: shortcuts by which a puzzle could be solved without seeing what is in the picture.
 
-A puzzle that such a solver answers is worthless as a reward. Each probe is scored beside chance; where a bound is stated, the
-one-sided 95 % upper limit of its score must be at most chance + 5 points. A solver gets a Case: what a model would see, plus
-where marks stand; never the answer, the plan or the source image.
+A puzzle that such a solver answers is worthless as a reward. Each probe is scored beside chance; where a bound is
+stated, the one-sided 95 % upper limit of its score must be at most chance + 5 points. A solver gets a Case: what a
+model would see, plus where marks stand; never the answer, the plan or the source image.
 """
 
 import itertools
@@ -27,8 +27,9 @@ SLACK = 0.05
 
 @dataclass
 class Case:
-    """canvases: float32 [H, W, 3] arrays; choices: the valid single answers, or () for a sequence; grid: (rows, columns) of an
-    ordering puzzle; rings: places (y, x as shares of the canvas) of the rings on each canvas; rng: a NumPy generator."""
+    """canvases: float32 [H, W, 3] arrays; choices: the valid single answers, or () for a sequence; grid: (rows,
+    columns) of an ordering puzzle; rings: places (y, x as shares of the canvas) of the rings on each canvas; rng: a
+    NumPy generator."""
 
     canvases: list
     choices: tuple
@@ -39,9 +40,9 @@ class Case:
 
 @dataclass
 class Finding:
-    """exact: the share of `n` puzzles solved, cut from `images` images; limit: its one-sided 95 % upper limit, in which puzzles of
-    one image count as alike as they were found; bound: chance + 5 points, None where the probe is only reported; accuracy: mean
-    share of right places."""
+    """exact: the share of `n` puzzles solved, cut from `images` images; limit: its one-sided 95 % upper limit, in which
+    puzzles of one image count as alike as they were found; bound: chance + 5 points, None where the probe is only
+    reported; accuracy: mean share of right places."""
 
     puzzle: str
     level: int
@@ -60,8 +61,8 @@ class Finding:
 
 
 def cases(images, name, level, count, seed=0, spec=None, first=0):
-    """`count` decidable puzzles as (Case, Puzzle), each image in turn in epoch after epoch; `first` is the first image's number.
-    Raises ValueError if the images give too few."""
+    """`count` decidable puzzles as (Case, Puzzle), each image in turn in epoch after epoch; `first` is the first
+    image's number. Raises ValueError if the images give too few."""
     form, n = puzzles.Form(spec=spec or ops.PatchSpec()), len(images)
     tried = (puzzles.Address(name, level, seed, i // n, 0, first + i % n) for i in range(100 * count + 1000))
     made = decidable(lambda number: images[number - first], tried, form, Pictures(images))
@@ -163,7 +164,8 @@ def visible_copy(case):
 
 
 def continuity(case):
-    """The arrangement whose tiles continue each other best across their edges; greedy, place by place, from every start."""
+    """The arrangement whose tiles continue each other best across their edges; greedy, place by place, from every
+    start."""
     rows, columns = case.grid
     K = len(case.canvases)
     right = np.array([[np.abs(a[:, -1] - b[:, 0]).mean() for b in case.canvases] for a in case.canvases])
@@ -209,7 +211,8 @@ def peripheral(case):
     return case.choices[int(np.argmax(np.linalg.norm(rings - rings.mean(0), axis=1)))]
 
 
-# --- features of a rotated picture, for solvers that are fitted on one half of the puzzles and scored on the other -------
+# --- features of a rotated picture, for solvers that are fitted on one half of the puzzles and scored on the other
+# -------
 
 
 def shape_features(case):
@@ -236,8 +239,8 @@ def sharpness_features(case):
 
 
 def phase_features(case):
-    """How far fine detail varies periodically from row to row, column to column and along diagonals, as it does where the
-    pixel grid of the source was met at regular intervals."""
+    """How far fine detail varies periodically from row to row, column to column and along diagonals, as it does where
+    the pixel grid of the source was met at regular intervals."""
     g = case.canvases[-1].mean(2)
     detail = np.abs(4 * g[1:-1, 1:-1] - g[:-2, 1:-1] - g[2:, 1:-1] - g[1:-1, :-2] - g[1:-1, 2:])
     detail = np.minimum(detail, 4 * detail.mean() + 1e-6)
@@ -263,7 +266,8 @@ def phase_features(case):
 
 @dataclass
 class Fitted:
-    """Least squares from features and their products to the answers, fitted on one half of the puzzles; guesses the other's."""
+    """Least squares from features and their products to the answers, fitted on one half of the puzzles; guesses the
+    other's."""
 
     features: object
 
@@ -308,7 +312,8 @@ FOR_ALL = {"constant": (constant, ALL), "random": (at_random, ALL)}
 
 
 def probe(images, name, level, count=2000, seed=0, spec=None, only_bounded=False) -> list:
-    """Findings of every probe of a puzzle at one level on `count` puzzles (a fitted one has as many others to learn from)."""
+    """Findings of every probe of a puzzle at one level on `count` puzzles (a fitted one has as many others to learn
+    from)."""
     probes = {**FOR_ALL, **PROBES.get(name, {})}
     if only_bounded:
         probes = {probe: entry for probe, entry in probes.items() if level in entry[1]}
@@ -359,7 +364,8 @@ def pictures(folder=None) -> list:
 
 
 def shown(name, images, count):
-    """What a puzzle is probed on: rotation on `texture`s, for in a photograph what is up may be seen, which is no shortcut."""
+    """What a puzzle is probed on: rotation on `texture`s, for in a photograph what is up may be seen, which is no
+    shortcut."""
     return Textures(range(2 * count)) if name == "rotation" else images
 
 

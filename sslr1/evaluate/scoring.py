@@ -2,23 +2,26 @@ r"""What a completion answers, and what the answers of a benchmark add up to. Kn
 
 How an answer is read (`read_answer`), the first rule that decides:
 
-1. Only what is behind the last </think> counts; a block of thinking that never ends answers nothing (`puzzles.reward.thought_of`).
+1. Only what follows the last </think> counts; a block of thinking that never ends answers nothing
+   (`puzzles.reward.thought_of`).
 2. If that holds a closed \boxed{…}, only the content of the last one counts, by rules 3 and 4a and b alone.
-3. What only dresses is dropped: LaTeX, Markdown, other widths of characters (`puzzles.answers.plain`).
+3. What only dresses is dropped: LaTeX, Markdown, other widths of characters (`puzzles.dress.plain`).
 4. Multiple choice, with letters of the question's own options only:
    a. what a puzzle's box may hold for a choice (`puzzles.answers.choice`): "b", "(B)", "Option B", "B. A red car";
-   b. the text of exactly one option, case and spacing aside, alone or behind its letter or "The answer is": "a red car";
-   c. letters in brackets, and capital ones that are marked by ")", ":" or a full stop behind them or by "answer", "option" or
-      "choice" (and "is" or ":") or 答案, 选项, 选 in front: if they are all the same one, it;
-   d. capital letters that stand alone, A and I not where a word in small letters follows ("A dog", but "A or B", "A is", "A and",
-      "A because"): if they are all the same one, it.
-   A letter that is taken back ("not B", "B is wrong", "B?", 不是B) is none; of "B or C" both are. Two different letters answer nothing,
-   and a word that only begins with a letter is none.
-5. Yes or no: whichever of the words "yes" and "no" is in it; of both, the first word of all if a comma, a full stop or the like
-   follows it ("Yes, there is no dog"), else neither. 是, 对 and 有, 不, 否 and 没有 where a text begins with them.
+   b. the text of exactly one option, case and spacing aside, alone or after its letter or "The answer is": "a red
+      car";
+   c. letters in brackets, and capital ones that are marked by ")", ":" or a full stop after them or by "answer",
+      "option" or "choice" (and "is" or ":") or 答案, 选项, 选 in front: if they are all the same one, it;
+   d. capital letters that stand alone, A and I not where a word in small letters follows ("A dog", but "A or B", "A
+      is", "A and", "A because"): if they are all the same one, it.
+   A letter that is taken back ("not B", "B is wrong", "B?", 不是B) is none; of "B or C" both are. Two different letters
+   answer nothing, and a word that only begins with a letter is none.
+5. Yes or no: whichever of the words "yes" and "no" is in it; of both, the first word of all if a comma, a full stop or
+   the like follows it ("Yes, there is no dog"), else neither. 是, 对 and 有, 不, 否 and 没有 where a text begins with them.
 
-No answer is a wrong answer. The scripts of the paper's protocol agree with this on what is asked for, a letter or one of the two
-words; of other text they take the first letter of the alphabet, so "The answer is B" is T there and "Blue" is B.
+No answer is a wrong answer. The scripts of the paper's protocol agree with this on what is asked for, a letter or one
+of the two words; of other text they take the first letter of the alphabet, so "The answer is B" is T there and "Blue"
+is B.
 """
 
 import random
@@ -28,14 +31,15 @@ from string import ascii_uppercase
 
 from sslr1.errors import UserError
 from sslr1.evaluate import intervals
-from sslr1.puzzles import answers
+from sslr1.puzzles import answers, dress
 from sslr1.puzzles.reward import boxes_of, thought_of
 from sslr1.sums import plain_sum
 
 LABELS = ("category", "l2-category", "split")  # columns by which results are told apart
 
-# The paper's results (arXiv 2604.20705): read off its figure, so the last digit may be off by one; by the protocol of Visual
-# Jigsaw (arXiv 2509.25190). What each column measures is said where a plain accuracy on a file of that name is something else.
+# The paper's results (arXiv 2604.20705): read off its figure, so the last digit may be off by one; by the protocol of
+# Visual Jigsaw (arXiv 2509.25190). What each column measures is said where a plain accuracy on a file of that name is
+# something else.
 PAPER_MODELS = ("Qwen2.5-VL-3B", "Qwen2.5-VL-3B + SSL-R1", "Qwen2.5-VL-7B", "7B + Visual Jigsaw", "7B + SSL-R1")
 PAPER = {
     "V*": (76.44, 80.63, 76.96, 80.63, 81.68),
@@ -87,11 +91,14 @@ _MARKED = re.compile(
 )
 _ALONE = re.compile(rf"(?<![\w'.-])({_ARTICLE})")
 _ALSO = re.compile(
-    r"[)\]\"']?,? ?(?:\b(?:or|and)\b|[/&或和]|,(?= ?[A-Z](?: ?[.,;]| or\b| and\b|$))) ?(?:option )?[(\[\"']?([A-Z])(?![\w'-])"
+    r"[)\]\"']?,? ?(?:\b(?:or|and)\b|[/&或和]|,(?= ?[A-Z](?: ?[.,;]| or\b| and\b|$))) ?"
+    r"(?:option )?[(\[\"']?([A-Z])(?![\w'-])"
 )
 _TAKEN_BACK = re.compile(
-    r"~~[^~]{0,80}~~|<(?:s|del|strike)>[^<]{0,80}|\\(?:x|b)?cancel\s?[A-Z]|\\sout\s?[A-Z]|(?:\\neg|\\lnot|\\not|¬|!)\s?[A-Z]"
-    r"|(?i:\b(?:not|cannot|never|neither|nor|except|no|but|out)|n't)(?: [\w']{1,12}){0,3} [(\[\"']?(?-i:[A-Z])(?![\w'-])(?: nor [A-Z]\b)?"
+    r"~~[^~]{0,80}~~|<(?:s|del|strike)>[^<]{0,80}"
+    r"|\\(?:x|b)?cancel\s?[A-Z]|\\sout\s?[A-Z]|(?:\\neg|\\lnot|\\not|¬|!)\s?[A-Z]"
+    r"|(?i:\b(?:not|cannot|never|neither|nor|except|no|but|out)|n't)(?: [\w']{1,12}){0,3} "
+    r"[(\[\"']?(?-i:[A-Z])(?![\w'-])(?: nor [A-Z]\b)?"
     r"|\b[A-Z][)\]\"']{0,2} (?:is|was|can|could)(?:n't| (?:not|never|wrong|incorrect|false|ruled out|impossible)\b)"
     r"|\b[A-Z][)\]\"']{0,2}\?"
     r"|[不非没错]\w{0,4}\s?[(\[]?[A-Z]"
@@ -107,8 +114,8 @@ _CHINESE = re.compile(
 
 
 def read_answer(completion, options=()) -> str | None:
-    """The letter that a completion chooses among `options` (their texts, A first), or "yes" or "no" where there are none;
-    None if it can't be read."""
+    """The letter that a completion chooses among `options` (their texts, A first), or "yes" or "no" where there are
+    none; None if it can't be read."""
     _, text, _ = thought_of(completion)
     closed = [box for box in boxes_of(text or "") if box is not None]
     text = closed[-1] if closed else text
@@ -131,7 +138,7 @@ def _choice(text, options, boxed):
     letter = answers.choice(text)
     if letter is not None or boxed:
         return letter if letter and letter in letters else None
-    text = " ".join(answers.plain(text).split())
+    text = " ".join(dress.plain(text).split())
     for option in options:  # a letter in an option's own words is no choice
         if len(option) > 2 and re.search(r"\b[A-Z]\b", option):
             text = text.replace(option, "")
@@ -150,14 +157,14 @@ def _choice(text, options, boxed):
 
 
 def _plain(text):
-    return " ".join(answers.plain(text).lower().strip(" \t\r\n\"'.").split())
+    return " ".join(dress.plain(text).lower().strip(" \t\r\n\"'.").split())
 
 
 def _yes_or_no(text):
-    chinese = _CHINESE.match(answers.folded(text).strip(" \n\"'*$."))
+    chinese = _CHINESE.match(dress.folded(text).strip(" \n\"'*$."))
     if chinese:
         return "no" if chinese[1] else "yes"
-    text = re.sub(r"[ \t]+", " ", re.sub("[\"'`]", "", answers.plain(text))).lower().strip()
+    text = re.sub(r"[ \t]+", " ", re.sub("[\"'`]", "", dress.plain(text))).lower().strip()
     found = set(_YES_OR_NO.findall(text))
     if len(found) == 2:
         first = _FIRST_WORD.match(text)
@@ -168,8 +175,9 @@ def _yes_or_no(text):
 def measures(records, name, field="score") -> dict:
     """{measure: {unit: score}} of a benchmark's records, each with index, rotation and `field`, a number in [0, 1].
 
-    plain: each question as the file has it. circular, where options were rotated: a question counts if all its rotations do.
-    pairs (MMVP): rows 2k - 1 and 2k, counted from 1, count together. pairs, legacy: as the published figures were paired, see `legacy_pairs`.
+    plain: each question as the file has it. circular, where options were rotated: a question counts if all its
+    rotations do. pairs (MMVP): rows 2k - 1 and 2k, counted from 1, count together. pairs, legacy: as the published
+    figures were paired, see `legacy_pairs`.
     """
     plain = {r["index"]: r[field] for r in records if r["rotation"] == 0}
     out = {"plain": plain}
@@ -189,9 +197,9 @@ def measures(records, name, field="score") -> dict:
 
 
 def legacy_order(n) -> list:
-    """The order in which the scripts behind the published MMVP figures paired its n rows: neighbours after a shuffle by Python's
-    generator with seed 42, so that unrelated questions make a pair. Its authors mended it in April 2026: 54.66 became 50.00 for
-    Qwen2.5-VL-7B, 60.66 became 57.33 for Visual Jigsaw's."""
+    """The order in which the scripts behind the published MMVP figures paired its n rows: neighbours after a shuffle by
+    Python's generator with seed 42, so that unrelated questions make a pair. Its authors mended it in April 2026: 54.66
+    became 50.00 for Qwen2.5-VL-7B, 60.66 became 57.33 for Visual Jigsaw's."""
     order = list(range(n))
     random.Random(42).shuffle(order)
     return order
@@ -202,8 +210,8 @@ def check_pairs(rows, path) -> None:
     given = {row.index for row in rows}
     if len(rows) % 2 or given not in ({str(first + i) for i in range(len(rows))} for first in (0, 1)):
         raise UserError(
-            f"{path}, column index: MMVP's rows 2k-1 and 2k are a pair, so its indices must be 1 to an even number, or 0 to "
-            "an odd one, without gaps; give another --name if this is not MMVP"
+            f"{path}, column index: MMVP's rows 2k-1 and 2k are a pair, so its indices must be 1 to an even number, or 0 "
+            "to an odd one, without gaps; give another --name if this is not MMVP"
         )
 
 
@@ -218,11 +226,11 @@ def _short(name):
 
 
 def summary(scores, chances, baseline, *address) -> dict:
-    """Numbers of one measure. scores, chances: {unit: 0 or 1}, {unit: chance}; baseline: another model's scores of the same
-    units, or None; address: of the bootstrap's draws.
+    """Numbers of one measure. scores, chances: {unit: 0 or 1}, {unit: chance}; baseline: another model's scores of the
+    same units, or None; address: of the bootstrap's draws.
 
-    n, accuracy with its 95 % interval (Wilson), chance; with a baseline its accuracy and the difference with its 95 % interval
-    (paired bootstrap).
+    n, accuracy with its 95 % interval (Wilson), chance; with a baseline its accuracy and the difference with its 95 %
+    interval (paired bootstrap).
     """
     n, right = len(scores), plain_sum(scores.values())
     out = {
@@ -240,8 +248,8 @@ def summary(scores, chances, baseline, *address) -> dict:
 
 
 def summarise(records, name, baseline=None) -> dict:
-    """{"measures": {measure: summary}, "groups": {column: {value: summary of plain}}, "unreadable", "cut_off"} of a benchmark's
-    records, all of one form; baseline: another model's records of the same questions, or None."""
+    """{"measures": {measure: summary}, "groups": {column: {value: summary of plain}}, "unreadable", "cut_off"} of a
+    benchmark's records, all of one form; baseline: another model's records of the same questions, or None."""
     scores, chances = measures(records, name), measures(records, name, "chance")
     theirs = measures(baseline, name) if baseline else {}
     out = {

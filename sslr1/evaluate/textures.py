@@ -12,8 +12,9 @@ from sslr1 import ops
 
 @dataclass(frozen=True)
 class Textures:
-    """`texture`s of these numbers, each drawn when it is asked for: so that no two puzzles need share one. What a fitted solver
-    makes of a texture it makes of all its turns, and a few textures would be as few draws. jpeg: see `texture`."""
+    """`texture`s of these numbers, each drawn when it is asked for: so that no two puzzles need share one. What a
+    fitted solver makes of a texture it makes of all its turns, and a few textures would be as few draws. jpeg: see
+    `texture`."""
 
     numbers: range
     jpeg: str | None = None
@@ -29,12 +30,12 @@ SUBSAMPLING = {"4:4:4": 0, "4:2:0": 2}
 
 
 def texture(number, jpeg=None, size=360) -> torch.Tensor:
-    """A random picture with the spectrum of a photograph and no direction; uint8 [size, size, 3]. Nothing in it says which way is
-    up, so whatever tells how it was turned was put there by the turning.
+    """A random picture with the spectrum of a photograph and no direction; uint8 [size, size, 3]. Nothing in it says
+    which way is up, so whatever tells how it was turned was put there by the turning.
 
-    jpeg: a key of SUBSAMPLING, to have it through a JPEG file of quality 92. That leaves a direction: the standard tables quantise
-    rows and columns differently, and where chroma is halved (4:2:0) its rounding alternates from column to column. A puzzle that
-    moves pixels exactly keeps it.
+    jpeg: a key of SUBSAMPLING, to have it through a JPEG file of quality 92. That leaves a direction: the standard
+    tables quantise rows and columns differently, and where chroma is halved (4:2:0) its rounding alternates from column
+    to column. A puzzle that moves pixels exactly keeps it.
     """
     from PIL import Image
 

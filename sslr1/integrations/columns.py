@@ -1,4 +1,5 @@
-"""Types of a row's columns. "string", "int64", "float64" and "image" are themselves; [kind] is a list of it, a dict a structure."""
+"""Types of a row's columns. "string", "int64", "float64" and "image" are themselves; [kind] is a list of it, a dict a
+structure."""
 
 
 def arrow(kind):
@@ -15,8 +16,8 @@ def arrow(kind):
 
 
 def features(kind):
-    """What `datasets.Features.from_dict` reads, so that images come back decoded. Lists are written in the way that its versions
-    before 4 know too."""
+    """What `datasets.Features.from_dict` reads, so that images come back decoded. Lists are written in the way that its
+    versions before 4 know too."""
     if isinstance(kind, dict):
         return {name: features(part) for name, part in kind.items()}
     if isinstance(kind, list):

@@ -1,15 +1,16 @@
-"""ms-swift: `--external_plugins examples/ms_swift_plugin.py --reward_funcs sslr1`. examples/ms_swift.sh is the whole command.
+"""ms-swift: `--external_plugins examples/ms_swift_plugin.py --reward_funcs sslr1`. examples/ms_swift.sh is the whole
+command.
 
-A line of its JSONL file: `messages` (`<image>` where each image goes), `images` (paths) and the columns that it hands to rewards:
-`solution`, `id`, `puzzle` and `level`.
+A line of its JSONL file: `messages` (`<image>` where each image goes), `images` (paths) and the columns that it hands
+to rewards: `solution`, `id`, `puzzle` and `level`.
 """
 
 from sslr1.integrations import trl, truth
 
 
 def reward(completions, solution, rule="default", opened=None, **_) -> list:
-    """Rewards of completions, floats, as ms-swift calls its reward functions: every column of the data as a list of as many.
-    opened: see `truth.scored`."""
+    """Rewards of completions, floats, as ms-swift calls its reward functions: every column of the data as a list of as
+    many. opened: see `truth.scored`."""
     return trl.reward(completions, solution, rule, opened)
 
 

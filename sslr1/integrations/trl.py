@@ -1,7 +1,8 @@
-"""TRL's GRPOTrainer: `GRPOTrainer(model, reward_funcs=trl.reward, train_dataset=trl.dataset(images), …)`. Tested with TRL 1.16.0.
+"""TRL's GRPOTrainer: `GRPOTrainer(model, reward_funcs=trl.reward, train_dataset=trl.dataset(images), …)`. Tested with
+TRL 1.16.0.
 
-A row, in memory or in a parquet file (`sslr1 export puzzles … --format trl`): `prompt`, a conversation with a place for each
-image between its words; `images`, in order; `answer`, for the reward; `id`, `puzzle` and `level`.
+A row, in memory or in a parquet file (`sslr1 export puzzles … --format trl`): `prompt`, a conversation with a place for
+each image between its words; `images`, in order; `answer`, for the reward; `id`, `puzzle` and `level`.
 """
 
 import io
@@ -19,8 +20,9 @@ COLUMNS = {
 
 
 def reward(completions, answer, rule="default", opened=None, **_) -> list:
-    """Rewards of completions, floats, as TRL calls its reward functions: plain strings or conversations, every column of the data
-    as a list of as many. opened: see `truth.scored`. `functools.partial(reward, rule="paper")` takes another rule."""
+    """Rewards of completions, floats, as TRL calls its reward functions: plain strings or conversations, every column
+    of the data as a list of as many. opened: see `truth.scored`. `functools.partial(reward, rule="paper")` takes
+    another rule."""
     return [truth.scored(a, _text(completion), rule, opened).reward for a, completion in zip(answer, completions)]
 
 
@@ -56,14 +58,16 @@ def dataset(images, puzzle=None, *, level=None, count=None, seed=0, pool=None, *
     """A `datasets.Dataset` of puzzles, held in memory; for more than that, export them and load the parquet file.
 
     images: a sequence (len, [i]) of PIL images, of uint8 [H, W, 3] tensors or arrays, or a `sslr1.data.Pool`. puzzle: a
-    name or several, all five unless given; level: one or several, each puzzle's own start unless given; they come in turn.
-    count: how many puzzles, one an image unless given; seed: names every random draw. pool: as for `puzzles.make`, by default
-    these images. options: `make`'s thinking, composed, wordings, and spec, which should be the model's
-    (`PatchSpec.from_pretrained(folder)`), or its processor resizes what was puzzle.
+    name or several, all five unless given; level: one or several, each puzzle's own start unless given; they come in
+    turn. count: how many puzzles, one an image unless given; seed: names every random draw. pool: as for
+    `puzzles.make`, by default these images. options: `make`'s thinking, composed, wordings, and spec, which should be
+    the model's (`PatchSpec.from_pretrained(folder)`), or its processor resizes what was puzzle.
 
-    PIL images are shown as training shows their files: turned by EXIF, on white where they are transparent, 16 bits scaled to 8.
+    PIL images are shown as training shows their files: turned by EXIF, on white where they are transparent, 16 bits
+    scaled to 8.
 
-    Raises UserError for unknown puzzles and levels, for a spec that leaves a puzzle no canvas, and if the images can't decide one.
+    Raises UserError for unknown puzzles and levels, for a spec that leaves a puzzle no canvas, and if the images can't
+    decide one.
     """
     from datasets import Dataset, Features
 
@@ -91,7 +95,8 @@ def png(canvas) -> dict:
 
 
 class _Pixels:
-    """A sequence of images as uint8 [H, W, 3] tensors: PIL images as training would decode their files; Pictures as they are."""
+    """A sequence of images as uint8 [H, W, 3] tensors: PIL images as training would decode their files; Pictures as
+    they are."""
 
     def __init__(self, images):
         self.images = images

@@ -14,12 +14,12 @@ def pack(answer, thinking=True) -> str:
 
 
 def scored(truth, completion, rule="default", opened=None):
-    """The Score of a completion. truth: what `pack` gave, or what it holds as a dict, or an Answer; <think></think> is asked for
-    unless it says otherwise.
+    """The Score of a completion. truth: what `pack` gave, or what it holds as a dict, or an Answer; <think></think> is
+    asked for unless it says otherwise.
 
-    opened: whether the model's chat template has written <think> before the completion, as those of thinking models do; None
-    sees it from the completion, one that closes a thought which it didn't open. ValueError for an unknown rule, never for any
-    completion.
+    opened: whether the model's chat template has written <think> before the completion, as those of thinking models do;
+    None sees it from the completion, one that closes a thought which it didn't open. ValueError for an unknown rule,
+    never for any completion.
     """
     thinking = True
     if not isinstance(truth, Answer):

@@ -1,7 +1,8 @@
 """verl: `reward.custom_reward_function.path=<this file>`, `.name=compute_score`. examples/verl.sh is the whole command.
 
 A row of its parquet file: `data_source` (`sslr1/<puzzle>`, by which verl groups its metrics), `prompt` (a conversation,
-`<image>` where each goes), `images`, `ability`, `reward_model.ground_truth` and `extra_info`, which holds the puzzle's address.
+`<image>` where each goes), `images`, `ability`, `reward_model.ground_truth` and `extra_info`, which holds the puzzle's
+address.
 """
 
 from dataclasses import asdict
@@ -30,9 +31,9 @@ COLUMNS = {
 def compute_score(
     data_source, solution_str=None, ground_truth=None, extra_info=None, *, rule="default", opened=None, **_
 ):
-    """{score, acc, format}: the reward, 1.0 if the answer is exactly right, 1.0 if the form was kept; verl trains on `score` and
-    logs all three. data_source and extra_info are not looked at. opened: see `truth.scored`; verl passes it from
-    reward.custom_reward_function.reward_kwargs. Called with one list, as EasyR1 does, it answers as EasyR1 wants.
+    """{score, acc, format}: the reward, 1.0 if the answer is exactly right, 1.0 if the form was kept; verl trains on
+    `score` and logs all three. data_source and extra_info are not looked at. opened: see `truth.scored`; verl passes it
+    from reward.custom_reward_function.reward_kwargs. Called with one list, as EasyR1 does, it answers as EasyR1 wants.
     """
     if isinstance(data_source, list):
         return easyr1.compute_score(data_source, rule, opened)

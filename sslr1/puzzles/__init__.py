@@ -6,26 +6,15 @@ Names load on first use: `sslr1.puzzles.reward` and `sslr1.puzzles.prompts` impo
 from importlib import import_module
 
 _HOME = {
-    "NAMES": "batch",
-    "Address": "puzzle",
-    "Form": "puzzle",
-    "Puzzle": "puzzle",
-    "PuzzleBatch": "puzzle",
-    "make": "batch",
-    "puzzle_at": "batch",
-    "LEVELS": "batch",
-    "START_LEVEL": "batch",
-    "MIXTURE": "batch",
-    "PAPER_LEVEL": "batch",
-    "PAPER_MIXTURE": "batch",
-    "describe": "batch",
-    "Picture": "picture",
-    "PoolError": "plan",
-    "Plan": "plan",
-    "Answer": "reward",
-    "Score": "reward",
-    "score": "reward",
-    "random_answer_text": "reward",
+    name: home
+    for home, names in {
+        "batch": "NAMES LEVELS START_LEVEL MIXTURE PAPER_LEVEL PAPER_MIXTURE describe make puzzle_at",
+        "picture": "Picture",
+        "plan": "PoolError",
+        "puzzle": "Address Form PuzzleBatch",
+        "reward": "Answer random_answer_text score",
+    }.items()
+    for name in names.split()
 }
 __all__ = list(_HOME)
 

@@ -1,4 +1,5 @@
-"""`make`: images in, a batch of puzzles out. To add a puzzle: one file beside this one, its name in NAMES (docs/adding-a-puzzle.md)."""
+"""`make`: images in, a batch of puzzles out. To add a puzzle: one file beside this one, its name in NAMES
+(docs/adding-a-puzzle.md)."""
 
 from importlib import import_module
 
@@ -23,14 +24,15 @@ LEVELS = {name: tuple(module.LEVELS) for name, module in _PUZZLES.items()}
 START_LEVEL = {name: module.START_LEVEL for name, module in _PUZZLES.items()}
 MIXTURE = {name: module.SHARE for name, module in _PUZZLES.items()}  # default shares; need not add up to 1
 
-# The paper (arXiv 2604.20705) names its five puzzles and an equal number of questions of each, but no grid, candidate count or
-# augmentation: the levels of this preset are an ASSUMPTION.
+# The paper (arXiv 2604.20705) names its five puzzles and an equal number of questions of each, but no grid, candidate
+# count or augmentation: the levels of this preset are an ASSUMPTION.
 PAPER_MIXTURE = dict.fromkeys(("rotation", "similarity", "inpainting", "ordering", "correspondence"), 0.2)
 PAPER_LEVEL = {**START_LEVEL, "ordering": 3}
 PRESETS = {"default": START_LEVEL, "paper": PAPER_LEVEL}
 
 
 def _per_item(value, B, what):
+    """B values: those of a list, or one B times."""
     values = list(value) if isinstance(value, (list, tuple)) else [value] * B
     if len(values) != B:
         raise ValueError(f"{what} has {len(values)} entries for {B} images")
@@ -55,17 +57,17 @@ def make(
 ):
     """Cut a puzzle out of each image.
 
-    images: uint8 [B, H, W, 3] on any device, or a list of uint8 [H, W, 3] or of `Picture`s, which remember what was measured of
-    them. puzzle: a name or B names. index: B integers
-    that name the images (default 0…B-1). epoch, attempt, level: a number or B of them; level None: where training starts under
-    the preset. pool: other images or Pictures by position (len, [i]) that similarity's candidates, and inpainting's at level 1, come
-    from, drawn by key; None means this call's own images, so those puzzles then depend on the call. composed: all pictures of a
-    puzzle on one canvas, with marks. preset: "default", or "paper", an assumption about the unpublished settings of arXiv
-    2604.20705. wordings: use only the first so many wordings of each question.
+    images: uint8 [B, H, W, 3] on any device, or a list of uint8 [H, W, 3] or of `Picture`s, which remember what was
+    measured of them. puzzle: a name or B names. index: B integers that name the images (default 0…B-1). epoch, attempt,
+    level: a number or B of them; level None: where training starts under the preset. pool: other images or Pictures by
+    position (len, [i]) that similarity's candidates, and inpainting's at level 1, come from, drawn by key; None means
+    this call's own images, so those puzzles then depend on the call. composed: all pictures of a puzzle on one canvas,
+    with marks. preset: "default", or "paper", an assumption about the unpublished settings of arXiv 2604.20705.
+    wordings: use only the first so many wordings of each question.
 
     The same (seed, epoch, attempt, index, puzzle, level, spec's geometry, pool) gives the same puzzle, always. Raises
-    ValueError for unknown names, levels and presets, and where the spec leaves no canvas; PoolError, which is one, where the
-    pool has too few different images.
+    ValueError for unknown names, levels and presets, and where the spec leaves no canvas; PoolError, which is one,
+    where the pool has too few different images.
     """
     images = list(images)
     B = len(images)
@@ -77,12 +79,9 @@ def make(
             raise ValueError(f"images[{i}] has no pixels: {list(image.shape)}")
     if preset not in PRESETS:
         raise ValueError(f"preset {preset!r} is not one of {tuple(PRESETS)}")
-    index = range(B) if index is None else [int(i) for i in index]
-    if len(index) != B:
-        raise ValueError(f"index has {len(index)} entries for {B} images")
-    names, levels, epochs, attempts = (
-        _per_item(v, B, w) for v, w in ((puzzle, "puzzle"), (level, "level"), (epoch, "epoch"), (attempt, "attempt"))
-    )
+    given = {"puzzle": puzzle, "level": level, "epoch": epoch, "attempt": attempt}
+    given["index"] = list(range(B)) if index is None else [int(i) for i in index]
+    names, levels, epochs, attempts, index = (_per_item(value, B, what) for what, value in given.items())
     form = Form(spec=spec or PatchSpec(), thinking=thinking, wordings=wordings, composed=composed)
     pictures = Pictures(images)
     others = pictures if pool is None else Pictures(pool)
@@ -99,8 +98,8 @@ def make(
 
 
 def puzzle_at(address, picture, form, pool) -> Puzzle:
-    """The puzzle of an address: of that image as a `Picture`, in a Form, beside a pool of images or Pictures. Errors as `make`'s of
-    the spec and the pool."""
+    """The puzzle of an address: of that image as a `Picture`, in a Form, beside a pool of images or Pictures. Errors as
+    `make`'s of the spec and the pool."""
     pool = pool if isinstance(pool, Pictures) else Pictures(pool)
     module, level, spec = _PUZZLES[address.puzzle], address.level, form.spec
     geometry = (spec.patch, spec.merge, spec.min_pixels, spec.max_pixels)

@@ -18,8 +18,8 @@ _TERMS = np.stack([_KEEP, _COS, _SIN, np.tile(LUMA, (3, 1))], -1).reshape(9, 4).
 
 
 def jitter(rng, mean, brightness, contrast, saturation, hue):
-    """A random colour map, as in SimCLR (arXiv 2002.05709): factors uniform in 1 ± their argument, hue turned by up to `hue` of a
-    full turn. mean: the picture's mean RGB, floats, around which contrast scales."""
+    """A random colour map, as in SimCLR (arXiv 2002.05709): factors uniform in 1 ± their argument, hue turned by up to
+    `hue` of a full turn. mean: the picture's mean RGB, floats, around which contrast scales."""
     b, c, s = rng.uniform(-1, 1, 3).tolist()
     b, c, s = 1 + b * brightness, 1 + c * contrast, 1 + s * saturation
     # brightness scales, contrast scales about the mean luma, and the other two leave greys as they are
@@ -39,8 +39,8 @@ def greyed(colour):
 
 
 def equalise(quantiles):
-    """Colour maps, one for each step between neighbouring quantiles of a picture's luma: each takes its own step to 0..255 and is
-    clipped outside it, so that their mean spreads the luma evenly."""
+    """Colour maps, one for each step between neighbouring quantiles of a picture's luma: each takes its own step to
+    0..255 and is clipped outside it, so that their mean spreads the luma evenly."""
     gains = [255 / (high - low) for low, high in pairwise(quantiles)]
     return [_affine(np.tile(gain * np.array(LUMA), (3, 1)), -gain * low) for gain, low in zip(gains, quantiles)]
 

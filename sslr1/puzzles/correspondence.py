@@ -1,4 +1,5 @@
-"""Correspondence: two views of one image, a point marked REF in the first, lettered points in the second; which is the same?"""
+"""Correspondence: two views of one image, a point marked REF in the first, lettered points in the second; which is the
+same?"""
 
 import math
 
@@ -9,8 +10,8 @@ from sslr1.puzzles.colour import jitter
 from sslr1.puzzles.picture import corners
 from sslr1.puzzles.plan import Plan
 from sslr1.puzzles.points import balanced, distinct
-from sslr1.puzzles.puzzle import Puzzle
-from sslr1.puzzles.reward import Answer
+from sslr1.puzzles.prompts import LETTERS
+from sslr1.puzzles.puzzle import Puzzle, lettered
 
 LEVELS = {
     1: "scale 0.8 to 1.25, 4 points far apart",
@@ -21,11 +22,16 @@ LEVELS = {
 QUESTIONS = dict.fromkeys(
     LEVELS,
     (
-        "{image}{image}\nThe ring REF in the first view marks a point. Which lettered ring in the second view marks the same point?",
-        "View 1: {image}\nView 2: {image}\nWhich of the {count} letters in view 2 is at the place that REF marks in view 1?",
-        "Both images show one scene. {image}{image}\nFind the point marked REF again: which letter is it in the second image?",
-        "{image}\nREF marks a spot here. In the next view, {count} spots are marked.\n{image}\nGive the letter of the same spot.",
-        "First: {image} Second: {image}\nMatch the point REF of the first picture to one of the lettered points of the second.",
+        "{image}{image}\nThe ring REF in the first view marks a point. Which lettered ring in the second view marks "
+        "the same point?",
+        "View 1: {image}\nView 2: {image}\nWhich of the {count} letters in view 2 is at the place that REF marks in "
+        "view 1?",
+        "Both images show one scene. {image}{image}\nFind the point marked REF again: which letter is it in the "
+        "second image?",
+        "{image}\nREF marks a spot here. In the next view, {count} spots are marked.\n{image}\nGive the letter of "
+        "the same spot.",
+        "First: {image} Second: {image}\nMatch the point REF of the first picture to one of the lettered points of "
+        "the second.",
         "{image}{image}\nThe camera moved between the two pictures. Where did REF go? Answer with its letter.",
     ),
 )
@@ -48,9 +54,9 @@ TRIES = 20
 
 
 def build(rng, image, level, spec, pool) -> Puzzle:
-    """View 2 and its points are drawn without knowing which is the answer; which one is, and its rank among them by distance
-    to the place where REF stands in view 1, are drawn so that both are uniform, and view 1 is then cut to make it so. Nothing
-    about where points lie tells the answer."""
+    """View 2 and its points are drawn without knowing which is the answer; which one is, and its rank among them by
+    distance to the place where REF stands in view 1, are drawn so that both are uniform, and view 1 is then cut to make
+    it so. Nothing about where points lie tells the answer."""
     short, count = min(image.height, image.width), POINTS[level]
     side = spec.square(min(1.4 * VIEW[level] * short, LARGEST))
     ground = image.grey()
@@ -76,25 +82,14 @@ def build(rng, image, level, spec, pool) -> Puzzle:
     top, left = spots[truth] - ref * first
     plan = Plan()
     step = first / side
-    plan.view(plan.canvas(side, side), 0, 0, side, side, 0, (step, 0.0, left, 0.0, step, top))
+    plan.view(plan.canvas(side, side), 0, (step, 0.0, left, 0.0, step, top))
     colour = jitter(rng, image.mean, 0.4, 0.4, 0.4, 0.1) if level > 1 else IDENTITY_COLOUR
     matrix = to_image * (1 / side, 1 / side, 1.0)
-    plan.view(
-        plan.canvas(side, side), 0, 0, side, side, 0, tuple((matrix / matrix[2, 2]).ravel().tolist()), colour=colour
-    )
+    plan.view(plan.canvas(side, side), 0, tuple((matrix / matrix[2, 2]).ravel().tolist()), colour=colour)
     _mark(rng, plan, 0, ref[None], ["REF"], (255.0, 224.0, 64.0))
-    letters = "ABCDEFGH"[:count]
-    _mark(rng, plan, 1, places, letters, (255.0, 255.0, 255.0))
-    answer = Answer("choice", letters[truth], tuple(letters))
-    return Puzzle(
-        plan=plan,
-        readings=[({"count": count}, answer)],
-        chance=1 / count,
-        decidable=decidable,
-        marks=["1", "2"],
-        sheet=[[0, 1]],
-        points=[ref[None], places],
-    )
+    _mark(rng, plan, 1, places, LETTERS, (255.0, 255.0, 255.0))
+    drawn = {"plan": plan, "decidable": decidable, "points": [ref[None], places]}
+    return lettered(count, truth, marks=["1", "2"], sheet=[[0, 1]], **drawn)
 
 
 def _second_view(rng, image, level):
@@ -116,8 +111,9 @@ def _second_view(rng, image, level):
 
 
 def _homography(corners):
-    """3x3 map that takes the unit square's corners, (0, 0), (1, 0), (1, 1), (0, 1), to others, float64 [4, 2] of (x, y): Heckbert 1989,
-    section 2.2.3. It is written out, like the maps below: the last bits of a matrix product or a solver depend on the machine's BLAS."""
+    """3x3 map that takes the unit square's corners, (0, 0), (1, 0), (1, 1), (0, 1), to others, float64 [4, 2] of (x,
+    y): Heckbert 1989, section 2.2.3. It is written out, like the maps below: the last bits of a matrix product or a
+    solver depend on the machine's BLAS."""
     (x0, y0), (x1, y1), (x2, y2), (x3, y3) = corners.tolist()
     ax, ay, bx, by = x1 - x2, y1 - y2, x3 - x2, y3 - y2
     cx, cy = x0 - x1 + x2 - x3, y0 - y1 + y2 - y3
@@ -140,8 +136,8 @@ def _inverse(matrix):
 
 
 def _visible(textured, to_image, image, first):
-    """(image points, their places in view 2) of the corners that view 2 shows and view 1 could: both [n, 2] of (y, x), places
-    as shares of the canvas."""
+    """(image points, their places in view 2) of the corners that view 2 shows and view 1 could: both [n, 2] of (y, x),
+    places as shares of the canvas."""
     places = np.stack(_apply(_inverse(to_image), *textured.T), 1)
     room = MARGIN * first
     inside = ((places > MARGIN) & (places < 1 - MARGIN)).all(1)

@@ -1,4 +1,5 @@
-"""The curriculum: each puzzle's level follows how well it is solved, and a puzzle that is only guessed at raises an alarm.
+"""The curriculum: each puzzle's level follows how well it is solved, and a puzzle that is only guessed at raises an
+alarm.
 
 It knows numbers and names only: it is told a finished step's sums over all ranks and asked for the level of a slot. Two
 things make the levels the same whatever the prefetching, the world size and the interruptions: step k follows from the
@@ -79,7 +80,7 @@ def _on_grid(x):
 
 @dataclass(frozen=True)
 class Event:
-    """What an update brought about: kind "up", "down" or "plateau"; the level before and behind it; the mean gain."""
+    """What an update brought about: kind "up", "down" or "plateau"; the level before and after it; the mean gain."""
 
     puzzle: str
     kind: str
@@ -89,17 +90,17 @@ class Event:
 
     def __str__(self):
         if self.kind == "plateau":
-            return f"warning: {self.puzzle} at level {self.level} has earned what random answers earn for {PLATEAU_STEPS} steps"
-        verb = {"up": "rises", "down": "falls"}[self.kind]
-        return (
-            f"{self.puzzle} {verb} from level {self.level} to {self.new_level} (mean gain over chance {self.mean:.2f})"
-        )
+            what = f"what random answers earn for {PLATEAU_STEPS} steps"
+            return f"warning: {self.puzzle} at level {self.level} has earned {what}"
+        move = f"{'rises' if self.kind == 'up' else 'falls'} from level {self.level} to {self.new_level}"
+        return f"{self.puzzle} {move} (mean gain over chance {self.mean:.2f})"
 
 
 @dataclass
 class _Stay:
     """A puzzle's stay at a level. Every move begins a new one with nothing in its means: how well one level was solved
-    doesn't say how well the next one is, and a mean that still held the old level would run on through several levels."""
+    doesn't say how well the next one is, and a mean that still held the old level would run on through several
+    levels."""
 
     level: int
     steps: int = 0  # that had samples at this level
@@ -123,13 +124,14 @@ class _Stay:
 
 
 class Curriculum:
-    """mode: "fixed" (every sample at its puzzle's start level) or "adaptive". levels: {puzzle: its levels in order}; start:
-    {puzzle: level}. All ranks hold one each, feed it the same sums, and so agree without a word.
+    """mode: "fixed" (every sample at its puzzle's start level) or "adaptive". levels: {puzzle: its levels in order};
+    start: {puzzle: level}. All ranks hold one each, feed it the same sums, and so agree without a word.
 
-    Adaptive: above a mean gain of RISE a puzzle's level rises, below FALL it falls, a plateau lowers it; a share NEIGHBOURS
-    of the samples is drawn, by (seed, step, slot), from the neighbouring levels and stays out of the means. Step k takes
-    the levels that hold behind the update of step k - LAG: the stream prepares step k + 1 in the background while step k
-    trains, so its levels must be settled before step k has ended. Fixed: the same means and alarms, and nothing moves.
+    Adaptive: above a mean gain of RISE a puzzle's level rises, below FALL it falls, a plateau lowers it; a share
+    NEIGHBOURS of the samples is drawn, by (seed, step, slot), from the neighbouring levels and stays out of the means.
+    Step k takes the levels that hold after the update of step k - LAG: the stream prepares step k + 1 in the
+    background while step k trains, so its levels must be settled before step k has ended. Fixed: the same means and
+    alarms, and nothing moves.
     """
 
     def __init__(self, mode, levels, start, seed):
@@ -153,7 +155,8 @@ class Curriculum:
         plan = self._plan  # replaced whole by update
         if step not in plan:
             raise ValueError(
-                f"the levels of step {step} follow from the update of step {step - LAG}, and the last one was of step {max(plan) - LAG}"
+                f"the levels of step {step} follow from the update of step {step - LAG}, and the last one was of step "
+                f"{max(plan) - LAG}"
             )
         own = self.levels[name]
         place = own.index(plan[step][name])
@@ -162,8 +165,8 @@ class Curriculum:
         return neighbours[int(drawn * len(neighbours))] if neighbours and drawn < 1 else own[place]
 
     def update(self, step: int, sums: dict) -> list:
-        """Take in a finished step, in order: sums[puzzle][level] holds the sums over all ranks' completions at that level,
-        "n" (how many), "gain" and "margin"; what had none may be left out. Returns the Events."""
+        """Take in a finished step, in order: sums[puzzle][level] holds the sums over all ranks' completions at that
+        level, "n" (how many), "gain" and "margin"; what had none may be left out. Returns the Events."""
         if step != self.step:
             raise ValueError(f"the update of step {step} came where that of step {self.step} was due")
         events = []
@@ -192,7 +195,8 @@ class Curriculum:
         return events
 
     def metrics(self) -> dict:
-        """curriculum/<puzzle>/level, and mean where the level has had samples: how things stand behind the last update."""
+        """curriculum/<puzzle>/level, and mean where the level has had samples: how things stand after the last
+        update."""
         out = {}
         for name, stay in self._stays.items():
             out[f"curriculum/{name}/level"] = stay.level
@@ -206,8 +210,8 @@ class Curriculum:
         return {"step": self.step, "plan": plan, "puzzles": {name: asdict(stay) for name, stay in self._stays.items()}}
 
     def load(self, state: dict) -> None:
-        """Go on from `state()`. Puzzles that it doesn't know start at their start level, and so do, in fixed mode, those whose
-        level has been set to another one since."""
+        """Go on from `state()`. Puzzles that it doesn't know start at their start level, and so do, in fixed mode,
+        those whose level has been set to another one since."""
         self.step = state["step"]
         plan = [{**self.start, **(levels if self.mode == "adaptive" else {})} for levels in state["plan"]]
         self._plan = {self.step - 1 + i: levels for i, levels in enumerate(plan)}

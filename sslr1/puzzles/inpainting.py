@@ -4,8 +4,7 @@ import math
 
 from sslr1.puzzles.picture import SAME, difference
 from sslr1.puzzles.plan import Plan, canvas_size
-from sslr1.puzzles.puzzle import Puzzle
-from sslr1.puzzles.reward import Answer
+from sslr1.puzzles.puzzle import Puzzle, lettered
 from sslr1.puzzles.similarity import negatives
 
 LEVELS = {
@@ -38,17 +37,16 @@ TRIES = 12
 
 
 def build(rng, image, level, spec, pool) -> Puzzle:
-    """From level 2 the patches come in pairs whose members differ by one change: the truth and a changed truth, and for every
-    other place two patches that differ by a change drawn alike, of which the first may be changed already. So neither
-    being in a pair, being the odd one nor looking untouched tells the truth. All patches, the truth too, are sampled once,
-    bilinearly, at sub-pixel places."""
+    """From level 2 the patches come in pairs whose members differ by one change: the truth and a changed truth, and for
+    every other place two patches that differ by a change drawn alike, of which the first may be changed already. So
+    neither being in a pair, being the odd one nor looking untouched tells the truth. All patches, the truth too, are
+    sampled once, bilinearly, at sub-pixel places."""
     height, width, step = canvas_size(image.height, image.width, spec)
     hole = round(HOLE[level] * min(height, width))
     count = CANDIDATES[level]
     view = tuple(rng.uniform(0, n - side * step) for n, side in ((image.height, height), (image.width, width)))
     if step == 1.0:
         view = tuple(map(math.floor, view))
-    letters = "ABCDEFGH"[:count]
     images = [image, *(negatives(rng, image, pool, count - 1) if level == 1 else [])]
     for _ in range(TRIES):
         top, left = (int(rng.integers(0, n - hole + 1)) for n in (height, width))
@@ -70,7 +68,7 @@ def build(rng, image, level, spec, pool) -> Puzzle:
     mip = None if level == 1 else max(0, math.floor(math.log2(truth[3] * 2 / side)))
     plan = Plan()
     masked = plan.canvas(height, width)
-    plan.view(masked, 0, 0, height, width, 0, (step, 0.0, view[1], 0.0, step, view[0]), exact=step == 1.0)
+    plan.view(masked, 0, (step, 0.0, view[1], 0.0, step, view[0]), exact=step == 1.0)
     plan.fill(masked, top, left, hole, hole)
     order = rng.permutation(count).tolist()
     for i in order:
@@ -79,23 +77,13 @@ def build(rng, image, level, spec, pool) -> Puzzle:
         a, near = 2 * reach / side, images[number]
         y, x = (min(max(v, reach), n - reach) for v, n in ((y, near.height), (x, near.width)))
         affine = (-a, 0.0, x + reach, 0.0, a, y - reach) if flip else (a, 0.0, x - reach, 0.0, a, y - reach)
-        plan.view(plan.canvas(side, side), 0, 0, side, side, number, affine, level=mip)
-    answer = Answer("choice", letters[order.index(0)], tuple(letters))
-    row = (count + 1) // 2
-    return Puzzle(
-        plan=plan,
-        readings=[({"count": count}, answer)],
-        chance=1 / count,
-        decidable=decidable,
-        marks=["REF", *letters],
-        sheet=[[0], list(range(1, row + 1)), list(range(row + 1, count + 1))],
-        others=images[1:],
-    )
+        plan.view(plan.canvas(side, side), number, affine, level=mip)
+    return lettered(count, order.index(0), plan=plan, decidable=decidable, others=images[1:])
 
 
 def _pairs(rng, image, truth, half, view, count):
-    """The truth, its changed copy, and pairs from elsewhere in the view, one behind the other. Where no place or change fits,
-    the hole's own neighbourhood has to do, and the puzzle comes out undecidable."""
+    """The truth, its changed copy, and pairs from elsewhere in the view, one after the other. Where no place or change
+    fits, the hole's own neighbourhood has to do, and the puzzle comes out undecidable."""
     patches = [truth, _change(rng, truth, view, CHANGES[int(rng.integers(0, 3))])]
     places, looks = [truth[1:3]], [_look(image, truth)]
     for _ in range(count - 1):
@@ -133,10 +121,8 @@ def _change(rng, patch, view, change):
         else:
             to = y, x, reach * rng.uniform(1.2, 1.4) ** (1 if rng.random() < 0.5 else -1)
         inside = [min(max(v, s + to[2]), s + e - to[2]) for v, s, e in zip(to, view[:2], view[2:])]
-        if change == "scale" or inside == list(
-            to[:2]
-        ):  # a larger patch moves in; it must not be the rarer for lack of room
-            break
+        if change == "scale" or inside == list(to[:2]):
+            break  # a larger patch moves in: it must not be the rarer for lack of room
     return number, *inside, to[2], flip
 
 
@@ -147,7 +133,8 @@ def _elsewhere_in(rng, image, number):
 
 
 def _structure(look):
-    """How much there is to see: the places of wrong patches are held to what the hole's is, or they would be the dull ones."""
+    """How much there is to see: the places of wrong patches are held to what the hole's is, or they would be the dull
+    ones."""
     return difference(look, look.mean((0, 1)))
 
 

@@ -26,8 +26,8 @@ def sample(pixels: torch.Tensor, samples: int) -> np.ndarray:
 
 
 def cell_means(sample, size, top, left, height, width, rows, columns) -> np.ndarray:
-    """Mean RGB of each cell of a grid over a rectangle (px) of the image of `size` (height, width) that `sample` was taken of,
-    float32 [rows, columns, 3]. A cell has one sample at least."""
+    """Mean RGB of each cell of a grid over a rectangle (px) of the image of `size` (height, width) that `sample` was
+    taken of, float32 [rows, columns, 3]. A cell has one sample at least."""
     samples = len(sample)
     if backends._C is not None:
         out, place = np.empty((rows, columns, 3), np.float32), (top, left, height, width, rows, columns)
@@ -47,8 +47,8 @@ def cell_means(sample, size, top, left, height, width, rows, columns) -> np.ndar
 
 
 def contrast(sample, y, x, colour) -> float:
-    """Standard deviation of luma, in 8-bit levels, after a colour map (12 numbers, 3x4) has clipped it, of every `step`-th of rows
-    y = (from, to, step) and of columns x of a sample as above."""
+    """Standard deviation of luma, in 8-bit levels, after a colour map (12 numbers, 3x4) has clipped it, of every
+    `step`-th of rows y = (from, to, step) and of columns x of a sample as above."""
     if backends._C is not None:
         return backends._C.contrast(sample.ctypes.data, len(sample), y, x, colour)
     colour = np.reshape(np.array(colour, np.float32), (3, 4))

@@ -20,12 +20,16 @@ LEVELS = {
 QUESTIONS = dict.fromkeys(
     LEVELS,
     (
-        "{tiles}\nThese tiles were cut from one picture of {rows} rows and {columns} columns. For each place in reading order, give the number of its tile.",
-        "{tiles}\nOne image was cut into a {rows} by {columns} grid (rows by columns) and shuffled. List the tile numbers in reading order.",
-        "A picture was cut into {count} tiles.\n{tiles}\nIt had {rows} rows and {columns} columns. Which tile goes where? List tile numbers, left to right, top to bottom.",
+        "{tiles}\nThese tiles were cut from one picture of {rows} rows and {columns} columns. For each place in "
+        "reading order, give the number of its tile.",
+        "{tiles}\nOne image was cut into a {rows} by {columns} grid (rows by columns) and shuffled. List the tile "
+        "numbers in reading order.",
+        "A picture was cut into {count} tiles.\n{tiles}\nIt had {rows} rows and {columns} columns. Which tile goes "
+        "where? List tile numbers, left to right, top to bottom.",
         "{tiles}\nPut the tiles back into {rows} rows and {columns} columns. Give the tile numbers row by row.",
         "Solve the jigsaw: {rows} rows, {columns} columns.\n{tiles}\nAnswer with the tile numbers in reading order.",
-        "{tiles}\nThe {count} tiles form a {rows} by {columns} picture. Name the tile of each place, from the top left to the bottom right.",
+        "{tiles}\nThe {count} tiles form a {rows} by {columns} picture. Name the tile of each place, from the top "
+        "left to the bottom right.",
     ),
 )
 GRIDS = {1: ((1, 2), (2, 1), (2, 2)), 2: ((1, 3), (3, 1), (2, 3), (3, 2)), 3: ((3, 3),), 4: ((3, 3),)}
@@ -37,8 +41,8 @@ RIM = 0.03  # trimmed off each side of a tile, as a share of its visible side, s
 
 
 def build(rng, image, level, spec, pool) -> Puzzle:
-    """All K! orders are equally likely. Tile sides are multiples of the spec's unit; the image is cropped (or, where its
-    tiles would break the spec's bounds on canvas area, resized) to whole pitches."""
+    """All K! orders are equally likely. Tile sides are multiples of the spec's unit; the image is cropped (or, where
+    its tiles would break the spec's bounds on canvas area, resized) to whole pitches."""
     H, W = image.height, image.width
     rows, columns = GRIDS[level][int(rng.integers(0, len(GRIDS[level])))]
     K = rows * columns
@@ -58,8 +62,7 @@ def build(rng, image, level, spec, pool) -> Puzzle:
         colour = IDENTITY_COLOUR
         if level == 4:
             colour = jitter(rng, cells[place].reshape(64, 3).mean(0).tolist(), 0.3, 0.3, 0.4, 0.05)
-        canvas = plan.canvas(height, width)
-        plan.view(canvas, 0, 0, height, width, 0, (step, 0.0, x, 0.0, step, y), exact=exact, colour=colour)
+        plan.view(plan.canvas(height, width), 0, (step, 0.0, x, 0.0, step, y), exact=exact, colour=colour)
     apart = differences(cells, level) + 255 * np.eye(K)
     tile_at = [0] * K
     for tile, place in enumerate(order):
@@ -76,8 +79,8 @@ def build(rng, image, level, spec, pool) -> Puzzle:
 
 
 def differences(cells, level):
-    """Mean absolute difference of every two tiles ([K, n] means, 8-bit levels), [K, K]. At level 4 only what a change of their
-    brightness, contrast and colour leaves: patterns of zero mean, as strong as the weaker of the two."""
+    """Mean absolute difference of every two tiles ([K, n] means, 8-bit levels), [K, K]. At level 4 only what a change
+    of their brightness, contrast and colour leaves: patterns of zero mean, as strong as the weaker of the two."""
     if level < 4:
         return np.abs(cells[:, None] - cells[None]).mean(2)
     grey = cells.reshape(len(cells), -1, 3).mean(2)

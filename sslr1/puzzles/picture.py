@@ -18,8 +18,8 @@ LONGEST = 3  # times its short side: of a longer picture a puzzle is cut from a 
 
 
 class Picture:
-    """pixels: uint8 [H, W, 3] on any device. What is asked of it comes from a sample that doesn't grow with it, lies on the CPU
-    and is kept, KEPT bytes at most: `puzzles.make` takes Pictures where images are shown more than once."""
+    """pixels: uint8 [H, W, 3] on any device. What is asked of it comes from a sample that doesn't grow with it, lies on
+    the CPU and is kept, KEPT bytes at most: `puzzles.make` takes Pictures where images are shown more than once."""
 
     KEPT = SAMPLES * SAMPLES * 3 + 16 * 16 * 3 * 4
 
@@ -37,8 +37,8 @@ class Picture:
         return look.cell_means(self.sample, (self.height, self.width), top, left, height, width, rows, columns)
 
     def contrast(self, top, left, height, width, colour) -> float:
-        """Standard deviation of luma, in 8-bit levels, of a rectangle (px) after a colour map has clipped it: of single pixels on
-        a grid, 24 to 47 a side where there are as many."""
+        """Standard deviation of luma, in 8-bit levels, of a rectangle (px) after a colour map has clipped it: of single
+        pixels on a grid, 24 to 47 a side where there are as many."""
         ends = []
         for start, extent, n in ((top, height, self.height), (left, width, self.width)):
             first, last = math.floor(start * SAMPLES / n), math.floor((start + extent) * SAMPLES / n)
@@ -47,8 +47,8 @@ class Picture:
         return look.contrast(self.sample, *ends, colour)
 
     def piece(self, rng) -> "Picture":
-        """The picture, or of one longer than LONGEST times its short side so much, at a place drawn uniformly: views of nearly
-        square shape would have no room in it, or share too little of it."""
+        """The picture, or of one longer than LONGEST times its short side so much, at a place drawn uniformly: views of
+        nearly square shape would have no room in it, or share too little of it."""
         reach = LONGEST * min(self.height, self.width)
         if max(self.height, self.width) <= reach:
             return self
@@ -72,15 +72,15 @@ class Picture:
         return difference(self.look, self.look.mean((0, 1))) < SAME / 2
 
     def grey(self) -> tuple[np.ndarray, int]:
-        """(float32 [h, w] of mean grey, px of the image per px of it): a power-of-two reduction to at most 192 px a side, in
-        which four of the step * step px stand for all."""
+        """(float32 [h, w] of mean grey, px of the image per px of it): a power-of-two reduction to at most 192 px a
+        side, in which four of the step * step px stand for all."""
         step = 1 << max(0, math.ceil(math.log2(max(self.height, self.width) / 192)))
         return look.reduced_grey(self.pixels, step), step
 
 
 def corners(grey, step) -> np.ndarray:
-    """Textured corners (`ops.look.corners`) of what `Picture.grey` returned, the 128 strongest at most, strongest first, float64
-    [n, 2] of (y, x) in px of the image."""
+    """Textured corners (`ops.look.corners`) of what `Picture.grey` returned, the 128 strongest at most, strongest
+    first, float64 [n, 2] of (y, x) in px of the image."""
     return (look.corners(grey, GRAIN, 1 / 300, 128) + 0.5) * step
 
 

@@ -1,4 +1,5 @@
-"""What a puzzle compiles to: canvases painted in order with rectangular tiles. `sslr1.ops.render` says what tables mean."""
+"""What a puzzle compiles to: canvases painted in order with rectangular tiles. `sslr1.ops.render` says what tables
+mean."""
 
 import math
 
@@ -47,31 +48,16 @@ class Plan:
         mode = (BILINEAR if bilinear else NEAREST) + (STENCIL if stencil else 0)
         self.tiles.append(((canvas, top, left, height, width, source, mode), (*matrix, *colour, alpha)))
 
-    def view(
-        self,
-        canvas,
-        top,
-        left,
-        height,
-        width,
-        image,
-        matrix,
-        *,
-        colour=IDENTITY_COLOUR,
-        alpha=1.0,
-        blur=0.0,
-        exact=False,
-        level=None,
-    ):
-        """Paint a rectangle through `matrix`, its inverse map to px of the full image: 6 numbers (affine: image x = a*x + b*y +
-        c, y = d*x + e*y + f) or 9 (projective).
+    def view(self, canvas, image, matrix, *, colour=IDENTITY_COLOUR, alpha=1.0, blur=0.0, exact=False, level=None):
+        """Paint a whole canvas through `matrix`, its inverse map to px of the full image: 6 numbers (affine: image x =
+        a*x + b*y + c, y = d*x + e*y + f) or 9 (projective).
 
         exact: nearest, for crops, shuffles and quarter turns. Otherwise bilinear from the largest mip level that is not
         coarser than the map, unless `level` names one; `blur` is in px of the canvas.
         """
         if len(matrix) == 6:
             matrix = (*matrix, 0.0, 0.0, 1.0)
-        sigma = 0.0
+        (height, width), sigma = self.sizes[canvas], 0.0
         if exact:
             level = 0
         elif level is None:
@@ -80,19 +66,17 @@ class Plan:
             s = 0.5**level
             matrix = (*(s * v for v in matrix[:6]), *matrix[6:])
         source = self.source(image, level, sigma)
-        self.tile(canvas, top, left, height, width, source, matrix, bilinear=not exact, colour=colour, alpha=alpha)
+        self.tile(canvas, 0, 0, height, width, source, matrix, bilinear=not exact, colour=colour, alpha=alpha)
 
-    def fill(self, canvas, top, left, height, width, rgb=(127.0, 127.0, 127.0), alpha=1.0):
+    def fill(self, canvas, top, left, height, width, rgb=(127.0, 127.0, 127.0)):
         """Paint a rectangle in one colour (0..255)."""
         colour = tuple(v for c in rgb for v in (0.0, 0.0, 0.0, c))
         anywhere = (0.0, 0.0, 0.5, 0.0, 0.0, 0.5, 0.0, 0.0, 1.0)
-        self.tile(
-            canvas, top, left, height, width, self.source(ATLAS), anywhere, bilinear=False, colour=colour, alpha=alpha
-        )
+        self.tile(canvas, top, left, height, width, self.source(ATLAS), anywhere, bilinear=False, colour=colour)
 
     def stamp(self, canvas, name, y, x, size, rgb=(255.0, 255.0, 255.0)):
-        """Draw cell `name` of the atlas, `size` px high and wide, centred on canvas point (y, x), in colour `rgb` with a dark
-        outline. What would lie outside the canvas is cut off."""
+        """Draw cell `name` of the atlas, `size` px high and wide, centred on canvas point (y, x), in colour `rgb` with
+        a dark outline. What would lie outside the canvas is cut off."""
         H, W = self.sizes[canvas]
         top, left = max(0, math.floor(y - size / 2)), max(0, math.floor(x - size / 2))
         bottom, right = min(H, math.ceil(y + size / 2)), min(W, math.ceil(x + size / 2))
@@ -101,26 +85,11 @@ class Plan:
         level = max(0, math.floor(math.log2(CELL / size) + 1e-6))
         cell = CELL >> level  # of the level's px
         step = cell / size
-        matrix = (
-            *(step, 0.0, (left - (x - size / 2)) * step + _PLACE[name] * cell),
-            *(0.0, step, (top - (y - size / 2)) * step),
-            *(0.0, 0.0, 1.0),
-        )
-        r, g, b = (c / 255 for c in rgb)
-        colour = (0.0, r, 0.0, 0.0, 0.0, g, 0.0, 0.0, 0.0, b, 0.0, 0.0)
-        source = self.source(ATLAS, level)
-        self.tile(
-            canvas,
-            top,
-            left,
-            bottom - top,
-            right - left,
-            source,
-            matrix,
-            bilinear=True,
-            colour=colour,
-            stencil=True,
-        )
+        at_x, at_y = (left - (x - size / 2)) * step + _PLACE[name] * cell, (top - (y - size / 2)) * step
+        matrix = (step, 0.0, at_x, 0.0, step, at_y, 0.0, 0.0, 1.0)
+        colour = tuple(v for c in rgb for v in (0.0, c / 255, 0.0, 0.0))
+        place = (canvas, top, left, bottom - top, right - left)
+        self.tile(*place, self.source(ATLAS, level), matrix, bilinear=True, colour=colour, stencil=True)
 
     def extend(self, other: "Plan", image_offset: int = 0) -> None:
         """Append another plan whose images start at `image_offset` of this plan's list."""
@@ -160,8 +129,8 @@ class Plan:
 
 
 def sampling(matrix, height, width, blur=0.0):
-    """(mip level, sigma in its px) that a bilinear view of height x width px through a 9-number map is taken from: the largest
-    level that is not coarser than the map, or a coarser one under a wide blur, of `blur` px of the view."""
+    """(mip level, sigma in its px) that a bilinear view of height x width px through a 9-number map is taken from: the
+    largest level that is not coarser than the map, or a coarser one under a wide blur, of `blur` px of the view."""
     step = finest_step(matrix, height, width)
     level = max(0, math.floor(math.log2(step) + 1e-6))
     sigma = blur * step * 0.5**level
@@ -171,8 +140,8 @@ def sampling(matrix, height, width, blur=0.0):
 
 
 def peek(pixels, matrix, side, blur=0.0, every=5):
-    """Every `every`-th pixel along each axis of what `Plan.view` shows of an image (uint8 [H, W, 3]) through a 6-number map on a
-    square of `side` px, before any colour map; float32 [n, 3] on the CPU. every: odd."""
+    """Every `every`-th pixel along each axis of what `Plan.view` shows of an image (uint8 [H, W, 3]) through a 6-number
+    map on a square of `side` px, before any colour map; float32 [n, 3] on the CPU. every: odd."""
     a, b, c, d, e, f = matrix
     level, sigma = sampling((*matrix, 0.0, 0.0, 1.0), side, side, blur)
     s, n = 0.5**level, max(side // every, 1)
@@ -197,9 +166,10 @@ def finest_step(matrix, height, width) -> float:
 
 
 def canvas_size(pitch_y, pitch_x, spec, rim=0.0):
-    """(height, width, step): sides in px of the largest canvas that shows a cell of pitch_y x pitch_x image px but for a rim of
-    round(rim * side) px on each side, and image px per canvas px: 1.0, or as near to it as the spec's bounds on area allow.
-    Where none shows the whole cell, the one that shows most of it. Raises ValueError where no canvas keeps the bounds."""
+    """(height, width, step): sides in px of the largest canvas that shows a cell of pitch_y x pitch_x image px but for
+    a rim of round(rim * side) px on each side, and image px per canvas px: 1.0, or as near to it as the spec's bounds
+    on area allow. Where none shows the whole cell, the one that shows most of it. Raises ValueError where no canvas
+    keeps the bounds."""
 
     def sides(step):
         fitted = []

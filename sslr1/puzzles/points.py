@@ -1,4 +1,5 @@
-"""Which points a puzzle can mark: apart from each other, told apart by what surrounds them, and ranked by distance evenly.
+"""Which points a puzzle can mark: apart from each other, told apart by what surrounds them, and ranked by distance
+evenly.
 
 The compiled part computes it; where it is not built, the plain NumPy below.
 """
@@ -9,9 +10,9 @@ from sslr1.ops import backends
 
 
 def distinct(grey, spots, places, order, count, *, radius, apart, alike) -> list:
-    """Numbers of the first `count` points, taken in `order` (int64 [n]), that lie at least `apart` from those before them in
-    `places` (float64 [n, 2]), and whose surroundings of (2 * radius + 1)^2 px correlate with theirs by `alike` at most; fewer
-    where there are not so many.
+    """Numbers of the first `count` points, taken in `order` (int64 [n]), that lie at least `apart` from those before
+    them in `places` (float64 [n, 2]), and whose surroundings of (2 * radius + 1)^2 px correlate with theirs by `alike`
+    at most; fewer where there are not so many.
 
     grey: float32 [H, W]; spots: float64 [n, 2], the points' (y, x) in its px.
     """
@@ -36,9 +37,10 @@ def distinct(grey, spots, places, order, count, *, radius, apart, alike) -> list
 def balanced(refs, places):
     """(ranks, weights), or None where there are no such weights.
 
-    refs: float64 [count, n, 2], where each of `count` points may be looked for, of which `places`, float64 [count, 2], are the
-    true ones. ranks, int64 [count, n]: how many places lie nearer to the ref than the point's own. weights, float64
-    [count, count], of point and rank: 0 where no ref of the point has the rank; rows and columns add up to 1 (Sinkhorn).
+    refs: float64 [count, n, 2], where each of `count` points may be looked for, of which `places`, float64 [count, 2],
+    are the true ones. ranks, int64 [count, n]: how many places lie nearer to the ref than the point's own. weights,
+    float64 [count, count], of point and rank: 0 where no ref of the point has the rank; rows and columns add up to 1
+    (Sinkhorn).
     """
     count, n = refs.shape[:2]
     if backends._C is not None:

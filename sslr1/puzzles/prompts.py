@@ -1,9 +1,12 @@
-r"""Questions in words: a puzzle's own templates, and what is said around them. `<image>` stands where each canvas goes, in order.
+r"""Questions in words: a puzzle's own templates, and what is said around them. `<image>` stands where each canvas goes,
+in order.
 
-Imports nothing but Python. Templates (`QUESTIONS` of each puzzle's file, six paraphrases or more) are filled by `str.format`:
-{image} is one canvas; {tiles} and {candidates} are the labelled canvases; the rest are the puzzle's own slots.
+Imports nothing but Python. Templates (`QUESTIONS` of each puzzle's file, six paraphrases or more) are filled by
+`str.format`: {image} is one canvas; {tiles} and {candidates} are the labelled canvases; the rest are the puzzle's own
+slots.
 """
 
+LETTERS = "ABCDEFGH"  # of candidates
 THINKING = (
     r"Think step by step inside <think></think>, then give the final answer once, in \boxed{}.",
     r"First reason inside <think></think>; after that write only the answer, in \boxed{}.",
@@ -25,14 +28,15 @@ SHEETS = (
 def question(templates, readings, marks, choose, thinking, wordings=None, sheet=False):
     """The question of one puzzle and its answer.
 
-    templates: of the puzzle's level; readings: as in `Puzzle`; marks: the name of each of its canvases; choose(n): a keyed integer
-    in [0, n); thinking: ask for <think></think> first; wordings: use only the first so many, plainest first (default: all,
-    every paraphrase with every reading); sheet: the canvases are on one picture, and are referred to by their marks.
+    templates: of the puzzle's level; readings: as in `Puzzle`; marks: the name of each of its canvases; choose(n): a
+    keyed integer in [0, n); thinking: ask for <think></think> first; wordings: use only the first so many, plainest
+    first (default: all, every paraphrase with every reading); sheet: the canvases are on one picture, and are referred
+    to by their marks.
     """
     asked = [(template, reading) for reading in readings for template in templates][:wordings]
     closings = (THINKING if thinking else DIRECT)[:wordings]
     template, (slots, answer) = asked[choose(len(asked))]
-    lettered = [mark for mark in marks if mark in "ABCDEFGH"]
+    lettered = [mark for mark in marks if mark in LETTERS]
     slots = {**slots, "image": "<image>"}
     slots["tiles"] = "\n".join(f"{mark}: <image>" for mark in marks)
     slots["candidates"] = "\n".join(f"{mark}: <image>" for mark in lettered)

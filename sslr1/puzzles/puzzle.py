@@ -5,12 +5,14 @@ from functools import cached_property
 
 from sslr1.ops.render import PatchSpec, render, render_patches
 from sslr1.puzzles.plan import Plan
+from sslr1.puzzles.prompts import LETTERS
+from sslr1.puzzles.reward import Answer
 
 
 @dataclass(frozen=True)
 class Address:
-    """What names a puzzle: `make([image], puzzle, level=…, seed=…, epoch=…, attempt=…, index=[index])` makes it again from the same
-    image, pool and form."""
+    """What names a puzzle: `make([image], puzzle, level=…, seed=…, epoch=…, attempt=…, index=[index])` makes it again
+    from the same image, pool and form."""
 
     puzzle: str
     level: int
@@ -25,7 +27,8 @@ class Address:
 
 @dataclass(frozen=True, kw_only=True)
 class Form:
-    """How puzzles are put: for which model's pixels, thinking or direct, in how many wordings (None: all), composed or not."""
+    """How puzzles are put: for which model's pixels, thinking or direct, in how many wordings (None: all), composed or
+    not."""
 
     spec: PatchSpec = field(default_factory=PatchSpec)
     thinking: bool = True
@@ -37,11 +40,12 @@ class Form:
 class Puzzle:
     """One puzzle. Its file draws it, `make` gives it its words and its address.
 
-    plan: its canvases; readings: the ways in which it may be asked about, each (slots for the prompt's template, answer), the plainest
-    first; chance: of a random valid answer; decidable: False where the puzzle's own test says that this image can't decide it;
-    marks: the name of each canvas, of the atlas's CELLS; sheet: rows of canvas numbers, how a composed picture lays them out;
-    others: Pictures it also shows, which stand behind its own one (number 0) in the plan; points: the marked points of each canvas,
-    float64 [n, 2] of (y, x) as shares of it, in the order of their letters.
+    plan: its canvases; readings: the ways in which it may be asked about, each (slots for the prompt's template,
+    answer), the plainest first; chance: of a random valid answer; decidable: False where the puzzle's own test says
+    that this image can't decide it; marks: the name of each canvas, of the atlas's CELLS; sheet: rows of canvas
+    numbers, how a composed picture lays them out; others: Pictures it also shows, which stand after its own one (number
+    0) in the plan; points: the marked points of each canvas, float64 [n, 2] of (y, x) as shares of it, in the order of
+    their letters.
 
     question: `<image>` stands where each canvas goes; answer: a `reward.Answer`.
     """
@@ -58,7 +62,7 @@ class Puzzle:
     form: Form | None = None
     picture: object = field(default=None, repr=False)
     question: str = ""
-    answer: object = None
+    answer: Answer | None = None
 
     @property
     def images(self) -> list:
@@ -68,6 +72,15 @@ class Puzzle:
     def render(self, backend="auto") -> list:
         """Its canvases, uint8 [H, W, 3] on the image's device."""
         return render(self.images, self.plan, backend)
+
+
+def lettered(count, truth, **drawn) -> Puzzle:
+    """A Puzzle that asks for one of `count` letters, of which number `truth` is right; drawn: its other fields. Unless
+    they say otherwise its canvases are a reference and the candidates."""
+    letters, half = tuple(LETTERS[:count]), (count + 1) // 2
+    drawn.setdefault("marks", ["REF", *letters])
+    drawn.setdefault("sheet", [[0], list(range(1, half + 1)), list(range(half + 1, count + 1))])
+    return Puzzle(readings=[({"count": count}, Answer("choice", letters[truth], letters))], chance=1 / count, **drawn)
 
 
 class PuzzleBatch:
@@ -98,7 +111,7 @@ class PuzzleBatch:
 
     @cached_property
     def plan(self) -> Plan:
-        """All canvases, of images that lie one behind the other as in `images`."""
+        """All canvases, of images that lie one after the other as in `images`."""
         whole, images = Plan(), 0
         for puzzle in self:
             whole.extend(puzzle.plan, images)
@@ -114,7 +127,6 @@ class PuzzleBatch:
         """(pixel_values, image_grid_thw) of all canvases in order; ValueError for a spec of another patch*merge."""
         spec = spec or self.spec
         if spec.unit != self.spec.unit:
-            raise ValueError(
-                f"these puzzles were made for patch*merge = {self.spec.unit}, the spec has {spec.unit}: pass it to make()"
-            )
+            made = f"these puzzles were made for patch*merge = {self.spec.unit}"
+            raise ValueError(f"{made}, the spec has {spec.unit}: pass it to make()")
         return render_patches(self.images, self.plan, spec, backend)

@@ -1,8 +1,10 @@
-r"""Answers and how completions are scored. Imports nothing but Python, so that other pipelines can use it without torch.
+r"""Answers and how completions are scored. Imports nothing but Python, so that other pipelines can use it without
+torch.
 
 Format: the thinking form is exactly one <think>…</think> with something in it, at the start, and after it exactly one
-\boxed{…}; the direct form is exactly one \boxed{…}. A thought may mention either as prompts do: "<think></think>", "\boxed{}".
-What stands in the box is read by `answers`. Nothing here raises on any string, and time is linear in its length.
+\boxed{…}; the direct form is exactly one \boxed{…}. A thought may mention either as prompts do: "<think></think>",
+"\boxed{}". What stands in the box is read by `answers`. Nothing here raises on any string, and time is linear in its
+length.
 """
 
 import re
@@ -24,10 +26,10 @@ _MENTION = re.compile(  # of the tags, in a thought
 
 @dataclass(frozen=True)
 class Answer:
-    """kind "choice" (value: a letter), "number" (an integer, degrees modulo 360) or "sequence" (K integers, a permutation
-    of 1…K). choices: every valid value of a single answer, for drawing a random one; a sequence's follow from K.
-    direction: in which a number of degrees was asked for, "clockwise" or "counter-clockwise"; "" is taken for clockwise where
-    an answer names one."""
+    """kind "choice" (value: a letter), "number" (an integer, degrees modulo 360) or "sequence" (K integers, a
+    permutation of 1…K). choices: every valid value of a single answer, for drawing a random one; a sequence's follow
+    from K. direction: in which a number of degrees was asked for, "clockwise" or "counter-clockwise"; "" is taken for
+    clockwise where an answer names one."""
 
     kind: str
     value: str | int | tuple
@@ -62,8 +64,8 @@ class Answer:
 
 @dataclass(frozen=True)
 class Score:
-    """reward: by the rule. exact: 1.0 or 0.0. accuracy: share of right places (exact for single answers, 0 for an invalid
-    list). format_ok: the form was kept. parsed: the answer that was read, None if none could be."""
+    """reward: by the rule. exact: 1.0 or 0.0. accuracy: share of right places (exact for single answers, 0 for an
+    invalid list). format_ok: the form was kept. parsed: the answer that was read, None if none could be."""
 
     reward: float
     exact: float
@@ -121,15 +123,15 @@ def _reward(answer, rule, format_ok, exact, accuracy):
 
 
 def thought_of(text) -> tuple[str, str | None, bool]:
-    """(what stands before the last </think>; what stands behind it, None in a thought that never ends; whether that is one thought
-    with something in it, at the start, and no tag behind it). Without tags all of the text stands behind."""
+    """(what stands before the last </think>; what stands after it, None in a thought that never ends; whether that is
+    one thought with something in it, at the start, and no tag after it). Without tags all of the text stands
+    after."""
     start = len(text) - len(text.lstrip())
     opened = start + len("<think>") if text.startswith("<think>", start) else start
     last = text.rfind("</think>") - opened
 
-    def unseen(
-        mention,
-    ):  # the last closing tag is one, even between quotation marks, unless an opening one stands with it
+    def unseen(mention):
+        # the last closing tag is one, even between quotation marks, unless an opening one stands with it
         closes = mention.start() <= last < mention.end() and "<think>" not in mention[0]
         return mention[0] if closes else " " * len(mention[0])
 
@@ -149,8 +151,8 @@ def starts_opened(text) -> bool:
 
 
 def _answers_in(thought) -> bool:
-    r"""Whether a thought holds a box with an answer in it: a letter of its own or a number. An empty one, dots or words, as in
-    \boxed{your answer}, only mention it."""
+    r"""Whether a thought holds a box with an answer in it: a letter of its own or a number. An empty one, dots or
+    words, as in \boxed{your answer}, only mention it."""
     return any(box is None or answers.holds_any(box) for box in boxes_of(thought))
 
 

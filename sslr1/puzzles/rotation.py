@@ -38,9 +38,8 @@ START_LEVEL = 2
 POOLED = ()  # levels that show other images too
 SHARE = 0.25
 COARSEST = 1.25  # source px per canvas px at least where angles are resampled
-# Bilinear interpolation softens by where between two pixels it falls, and that pattern's direction would tell the angle modulo
-# 90. The mean of samples a third of a pixel apart along both axes cancels it
-# and its first overtone.
+# Bilinear interpolation softens by where between two pixels it falls, and that pattern's direction would tell the angle
+# modulo 90. The mean of samples a third of a pixel apart along both axes cancels it and its first overtone.
 OFFSETS = tuple((y / 3, x / 3) for y in (-1, 0, 1) for x in (-1, 0, 1))
 ROOM = 0.96  # share of the short side that the turned square's circle takes: the rest is where it may lie
 
@@ -48,10 +47,10 @@ ROOM = 0.96  # share of the short side that the turned square's circle takes: th
 def build(rng, image, level, spec, pool) -> Puzzle:
     """A square at a keyed place, turned clockwise by an angle drawn uniformly.
 
-    Levels 1 and 2 move pixels, and resample none unless the canvas has to be smaller or larger than the square. Levels 3
-    and 4 sample every angle, 0 included, at one common scale around a keyed sub-pixel centre, from the square that the
-    circle around it inscribes: no angle maps grid to grid, shows a border or is sharper than another; and the pixel grid
-    leaves no pattern.
+    Levels 1 and 2 move pixels, and resample none unless the canvas has to be smaller or larger than the square. Levels
+    3 and 4 sample every angle, 0 included, at one common scale around a keyed sub-pixel centre, from the square that
+    the circle around it inscribes: no angle maps grid to grid, shows a border or is sharper than another; and the pixel
+    grid leaves no pattern.
     """
     angles = tuple(range(0, 360, STEP[level]))
     turn = int(rng.integers(0, len(angles)))
@@ -64,16 +63,8 @@ def build(rng, image, level, spec, pool) -> Puzzle:
         top, left = (int(rng.integers(0, n - extent + 1)) for n in (image.height, image.width))
         y, x = top + extent / 2, left + extent / 2
         for quarter in ([0] if level == 1 else []) + [turn]:
-            plan.view(
-                plan.canvas(side, side),
-                0,
-                0,
-                side,
-                side,
-                0,
-                turned(90 * quarter, side, extent / side, y, x),
-                exact=exact,
-            )
+            matrix = turned(90 * quarter, side, extent / side, y, x)
+            plan.view(plan.canvas(side, side), 0, matrix, exact=exact)
     else:
         extent = ROOM * short / math.sqrt(2)
         side = spec.square(extent / COARSEST)
@@ -84,7 +75,7 @@ def build(rng, image, level, spec, pool) -> Puzzle:
         canvas = plan.canvas(side, side)
         for i, (dy, dx) in enumerate(OFFSETS):  # their mean
             matrix = turned(angles[turn], side, step, y + dy, x + dx)
-            plan.view(canvas, 0, 0, side, side, 0, matrix, alpha=1 / (i + 1))
+            plan.view(canvas, 0, matrix, alpha=1 / (i + 1))
     names = f"{', '.join(map(str, angles[:-1]))} or {angles[-1]}"
     readings = [
         ({"direction": way, "angles": names}, Answer("number", sign * angles[turn] % 360, angles, way))
@@ -103,8 +94,8 @@ def build(rng, image, level, spec, pool) -> Puzzle:
 
 
 def turned(degrees, side, step, y, x):
-    """Inverse map of a square canvas that shows the image turned clockwise around image point (y, x), `step` image px a canvas
-    px. Quarter turns are exact."""
+    """Inverse map of a square canvas that shows the image turned clockwise around image point (y, x), `step` image px a
+    canvas px. Quarter turns are exact."""
     cos, sin = ((1, 0), (0, 1), (-1, 0), (0, -1))[degrees // 90] if degrees % 90 == 0 else _cos_sin(degrees)
     c, s = cos * step, sin * step
     return c, s, x - (c + s) * side / 2, -s, c, y - (c - s) * side / 2
@@ -123,8 +114,8 @@ def _symmetric(small, angles):
 
 @lru_cache
 def _turned_disc(angles):
-    """(numbers [n] of the pixels of a 16 x 16 picture's disc, numbers [m, n] of those that come there when it is turned by each
-    angle up to a half turn: turning back is as far as turning)."""
+    """(numbers [n] of the pixels of a 16 x 16 picture's disc, numbers [m, n] of those that come there when it is turned
+    by each angle up to a half turn: turning back is as far as turning)."""
     centre = np.arange(16) - 7.5
     dy, dx = centre[:, None], centre[None, :]
     disc = np.flatnonzero(np.hypot(dy, dx) < 8)

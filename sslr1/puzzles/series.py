@@ -1,7 +1,8 @@
 """Puzzle q of an endless series over some images: what an export writes, and what a data set for another trainer holds.
 
-Puzzle q is cut out of place q mod n of epoch q div n's keyed permutation of the n images, and its kind is the (q mod k)-th of k. An
-image that is missing, or that can't decide its puzzle, is replaced by another, by key; the others don't move.
+Puzzle q is cut out of place q mod n of epoch q div n's keyed permutation of the n images, and its kind is the (q mod
+k)-th of k. An image that is missing, or that can't decide its puzzle, is replaced by another, by key; the others don't
+move.
 """
 
 from functools import lru_cache
@@ -18,8 +19,8 @@ SUBSTITUTES = 1000  # images tried for one puzzle before they are taken to be un
 
 
 def kinds(puzzle=NAMES, level=None) -> list:
-    """[(puzzle, level)] of every puzzle (a name or several) at every level (a number, several, or None for where its training
-    starts). Raises UserError for one that doesn't exist."""
+    """[(puzzle, level)] of every puzzle (a name or several) at every level (a number, several, or None for where its
+    training starts). Raises UserError for one that doesn't exist."""
     names = [puzzle] if isinstance(puzzle, str) else list(puzzle)
     found = []
     for name in names:
@@ -34,8 +35,8 @@ def kinds(puzzle=NAMES, level=None) -> list:
 
 
 def check(kinds, spec, composed=False) -> None:
-    """Raises UserError where a spec's bounds on area leave one of [(puzzle, level)] no canvas, or composed no sheet: 16 of each are made
-    of noise, enough to meet every layout."""
+    """Raises UserError where a spec's bounds on area leave one of [(puzzle, level)] no canvas, or composed no sheet: 16
+    of each are made of noise, enough to meet every layout."""
     noise = torch.randint(0, 256, (16, 256, 256, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     for name, level in kinds:
         try:
@@ -45,8 +46,8 @@ def check(kinds, spec, composed=False) -> None:
 
 
 def decidable(get, addresses, form, pool):
-    """The decidable puzzles among some addresses, in their order. get: image number -> uint8 [H, W, 3] or `Picture`, or None for a
-    bad one, which is passed over; form, pool: as for `puzzle_at`."""
+    """The decidable puzzles among some addresses, in their order. get: image number -> uint8 [H, W, 3] or `Picture`, or
+    None for a bad one, which is passed over; form, pool: as for `puzzle_at`."""
     for address in addresses:
         image = get(address.index)
         if image is not None:
@@ -58,8 +59,8 @@ def decidable(get, addresses, form, pool):
 class Series:
     """series[q] is puzzle q, a `Puzzle`.
 
-    get: image number -> uint8 [H, W, 3], or None for a bad one; numbers: of the images; kinds: [(puzzle, level)]; form, pool: as for
-    `puzzle_at`."""
+    get: image number -> uint8 [H, W, 3], or None for a bad one; numbers: of the images; kinds: [(puzzle, level)]; form,
+    pool: as for `puzzle_at`."""
 
     def __init__(self, get, numbers, kinds, *, form, pool, seed=0):
         self.get, self.numbers, self.kinds, self.form, self.seed = get, list(numbers), kinds, form, seed

@@ -11,7 +11,8 @@ PAPER = (255.0, 255.0, 255.0)
 
 
 def cells(spec):
-    """The specs to build a puzzle for so that a sheet of its pictures stays within `spec`'s bounds: the first whose sheet does."""
+    """The specs to build a puzzle for so that a sheet of its pictures stays within `spec`'s bounds: the first whose
+    sheet does."""
     area = spec.max_pixels // (2 * MOST)
     while area > spec.unit**2:
         yield replace(spec, max_pixels=area, min_pixels=spec.unit**2)
@@ -20,8 +21,8 @@ def cells(spec):
 
 
 def _size(heights, widths, counts, spec):
-    """Sides of a legal canvas that holds rows of pictures and the gaps around them, the squarest where there has to be more room
-    than that; ValueError if there is none."""
+    """Sides of a legal canvas that holds rows of pictures and the gaps around them, the squarest where there has to be
+    more room than that; ValueError if there is none."""
     height = sum(heights) + GAP * (len(heights) + 1)
     width = max(w + GAP * (n + 1) for w, n in zip(widths, counts))
     unit = spec.unit
@@ -41,8 +42,8 @@ def _size(heights, widths, counts, spec):
 
 
 def compose(pictures, marks, sheet, spec) -> Plan:
-    """One canvas that shows a plan's canvases in the rows of a `sheet`, each under its mark, its sides multiples of the spec's unit.
-    Raises ValueError where the spec allows none that is large enough."""
+    """One canvas that shows a plan's canvases in the rows of a `sheet`, each under its mark, its sides multiples of the
+    spec's unit. Raises ValueError where the spec allows none that is large enough."""
     sizes = pictures.sizes
     rows = [row for row in sheet if row]
     heights = [max(sizes[i][0] for i in row) + MARK for row in rows]

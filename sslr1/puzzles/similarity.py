@@ -8,8 +8,7 @@ from sslr1.ops.render import IDENTITY_COLOUR
 from sslr1.puzzles.colour import LUMA, constant, equalise, greyed, jitter
 from sslr1.puzzles.picture import SAME, difference
 from sslr1.puzzles.plan import Plan, PoolError, peek
-from sslr1.puzzles.puzzle import Puzzle
-from sslr1.puzzles.reward import Answer
+from sslr1.puzzles.puzzle import Puzzle, lettered
 
 LEVELS = {
     1: "4 candidates, mild crops",
@@ -40,8 +39,8 @@ TRIES = 12
 LOWEST_RATIO = math.log(3 / 4)
 RATIOS = math.log(4 / 3) - LOWEST_RATIO
 FLATTEST = 12.0  # standard deviation of luma, 8-bit levels, under which a view shows too little
-# Quantiles at which matched tones are pinned, denser at the tails; moved at random by up to 0.3 of their spacing, so that what
-# is left of a histogram's shape between them falls elsewhere in every view.
+# Quantiles at which matched tones are pinned, denser at the tails; moved at random by up to 0.3 of their spacing, so
+# that what is left of a histogram's shape between them falls elsewhere in every view.
 KNOTS = np.array((0.01, 0.04, 0.12, 0.25, 0.42, 0.58, 0.75, 0.88, 0.96, 0.99))
 SPACING = np.minimum(np.diff(KNOTS, prepend=0), np.diff(KNOTS, append=1))
 NARROWEST = 1.0  # 8-bit levels of such a step
@@ -50,8 +49,8 @@ CURVE = 0.5  # standard deviation of the logarithm of its tone curve's slopes
 
 
 def build(rng, image, level, spec, pool) -> Puzzle:
-    """Every view is drawn from one distribution: each candidate is the second view of an overlapping pair on its own image,
-    so that neither its size nor its augmentation tells the truth from the rest."""
+    """Every view is drawn from one distribution: each candidate is the second view of an overlapping pair on its own
+    image, so that neither its size nor its augmentation tells the truth from the rest."""
     count = CANDIDATES[level]
     side = spec.square(min(image.height, image.width) / 2)
     images = [image, *negatives(rng, image, pool, count - 1)]
@@ -70,18 +69,8 @@ def build(rng, image, level, spec, pool) -> Puzzle:
         affine = crop_map(crop, side, flip)
         canvas = plan.canvas(side, side)
         for colour, alpha in colours:
-            plan.view(canvas, 0, 0, side, side, number, affine, colour=colour, alpha=alpha, blur=blur)
-    letters = "ABCDEFGH"[:count]
-    half = (count + 1) // 2
-    return Puzzle(
-        plan=plan,
-        readings=[({"count": count}, Answer("choice", letters[truth], tuple(letters)))],
-        chance=1 / count,
-        decidable=decidable,
-        marks=["REF", *letters],
-        sheet=[[0], list(range(1, half + 1)), list(range(half + 1, count + 1))],
-        others=images[1:],
-    )
+            plan.view(canvas, number, affine, colour=colour, alpha=alpha, blur=blur)
+    return lettered(count, truth, plan=plan, decidable=decidable, others=images[1:])
 
 
 def pair_of_views(rng, image, level, side, target):
@@ -89,19 +78,19 @@ def pair_of_views(rng, image, level, side, target):
     for _ in range(TRIES):
         crops = crop_pair(rng, image.height, image.width, AREA[level])
         views = [(crop, *augmentation(rng, image, crop, level, side, target)) for crop in crops]
-        if all(shows(image, level, *view) for view in views):
+        if all(_shows(image, level, *view) for view in views):
             return views, True
     return views, False
 
 
-def shows(image, level, crop, flip, colours, blur, possible) -> bool:
+def _shows(image, level, crop, flip, colours, blur, possible) -> bool:
     """Whether a view, its crop and augmentation, shows anything."""
     return possible and (level >= 3 or image.contrast(*crop, colours[0][0]) >= FLATTEST)
 
 
 def negatives(rng, image, pool, count):
-    """`count` Pictures of the pool that differ from the image and from each other; one that doesn't is drawn again. PoolError if the
-    pool has too few."""
+    """`count` Pictures of the pool that differ from the image and from each other; one that doesn't is drawn again.
+    PoolError if the pool has too few."""
     taken, found = set(), []
     for _ in range(40 * (count + 1)):
         number = int(rng.integers(0, len(pool)))
@@ -117,7 +106,8 @@ def negatives(rng, image, pool, count):
 
 
 def crop_pair(rng, H, W, area):
-    """Two crops (top, left, height, width) of an HxW image that share at least 30 % of the smaller and 4 % of the image."""
+    """Two crops (top, left, height, width) of an HxW image that share at least 30 % of the smaller and 4 % of the
+    image."""
     while True:
         (y1, x1, h1, w1), (y2, x2, h2, w2) = pair = [random_crop(rng, H, W, area) for _ in range(2)]
         shared = max(0, min(y1 + h1, y2 + h2) - max(y1, y2)) * max(0, min(x1 + w1, x2 + w2) - max(x1, x2))
@@ -147,9 +137,9 @@ def crop_map(crop, side, flip=False):
 
 
 def augmentation(rng, image, crop, level, side, target):
-    """(flip, (colour map, alpha) of each layer, blur in px of the canvas, whether tones allow that): nothing is changed at
-    level 1, all that SimCLR changes (arXiv 2002.05709) at level 2, its geometry and blur from level 3, where the tones of
-    every view are `matched`."""
+    """(flip, (colour map, alpha) of each layer, blur in px of the canvas, whether tones allow that): nothing is changed
+    at level 1, all that SimCLR changes (arXiv 2002.05709) at level 2, its geometry and blur from level 3, where the
+    tones of every view are `matched`."""
     if level == 1:
         return False, [(IDENTITY_COLOUR, 1.0)], 0.0, True
     flip = rng.random() < 0.5
@@ -165,8 +155,8 @@ def augmentation(rng, image, crop, level, side, target):
 
 
 def _luma(rgb):
-    """float32 [n] of float32 [n, 3]. Each channel is added with one rounding: a matrix product's last bits depend on the machine's
-    BLAS, and these are those of one with fused multiply-adds."""
+    """float32 [n] of float32 [n, 3]. Each channel is added with one rounding: a matrix product's last bits depend on
+    the machine's BLAS, and these are those of one with fused multiply-adds."""
     luma = np.zeros(len(rgb))
     for channel, weight in zip(rgb.T, np.array(LUMA, np.float32)):
         luma = (channel * np.float64(weight) + luma).astype(np.float32)
@@ -174,12 +164,13 @@ def _luma(rgb):
 
 
 def matched(rng, luma, target):
-    """(layers that give a view the RGB mean `target` and the covariance SPREAD^2 in every entry, whether its tones allow that).
+    """(layers that give a view the RGB mean `target` and the covariance SPREAD^2 in every entry, whether its tones
+    allow that).
 
-    Mean and covariance alone don't hide an image: the shape of its histogram still names it, which a blind solver reads.
-    So tones are first spread evenly, as measured on what is rendered, along a tone curve with random slopes,
-    which say nothing about the image; then scaled and shifted. What is left is monochrome: a view that was nearly grey could
-    not be given another's chroma without giving itself away."""
+    Mean and covariance alone don't hide an image: the shape of its histogram still names it, which a blind solver
+    reads. So tones are first spread evenly, as measured on what is rendered, along a tone curve with random slopes,
+    which say nothing about the image; then scaled and shifted. What is left is monochrome: a view that was nearly grey
+    could not be given another's chroma without giving itself away."""
     quantiles = np.quantile(luma, KNOTS + rng.uniform(-0.3, 0.3, len(KNOTS)) * SPACING)
     if np.diff(quantiles).min() < NARROWEST:
         return [(IDENTITY_COLOUR, 1.0)], False
@@ -194,7 +185,5 @@ def matched(rng, luma, target):
             break
     else:
         return [(IDENTITY_COLOUR, 1.0)], False
-    layers = list(
-        zip(equalise(quantiles), (slopes / slopes.cumsum()).tolist())
-    )  # each over the mean of those before it
-    return [*layers, (constant(rest), 1 - keep)], True
+    over = (slopes / slopes.cumsum()).tolist()  # each layer over the mean of those before it
+    return [*zip(equalise(quantiles), over), (constant(rest), 1 - keep)], True

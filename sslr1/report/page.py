@@ -2,10 +2,10 @@
 
 python -m sslr1.report RUNFOLDER [--out FILE]
 
-It is made from config.yaml, metrics.jsonl, samples.jsonl, samples/, found.txt and bad_images.txt alone, so a run folder can be
-copied anywhere first. The page is template/report.html, filled in by Jinja; charts and samples are JSON in it, drawn by
-template/report.js. However long a run was, the page stays under 5 MB: series are means over stretches, samples a bounded choice
-spread over the steps.
+It is made from config.yaml, metrics.jsonl, samples.jsonl, samples/, found.txt and bad_images.txt alone, so a run folder
+can be copied anywhere first. The page is template/report.html, filled in by Jinja; charts and samples are JSON in it,
+drawn by template/report.js. However long a run was, the page stays under 5 MB: series are means over stretches, samples
+a bounded choice spread over the steps.
 """
 
 import base64
@@ -99,8 +99,8 @@ def summary(records, config) -> list:
 
 
 def images(folder) -> dict | None:
-    """What was not read of the run's images, in words, and how many were bad, with some of their names and reasons; None where there
-    is nothing to say."""
+    """What was not read of the run's images, in words, and how many were bad, with some of their names and reasons;
+    None where there is nothing to say."""
     found, bad = (Path(folder) / name for name in ("found.txt", "bad_images.txt"))
     about = found.read_text(encoding="utf-8").strip() if found.exists() else ""
     listed = bad.read_bytes().decode("utf-8", "replace").split("\n") if bad.exists() else []
@@ -110,8 +110,9 @@ def images(folder) -> dict | None:
 
 
 def samples(folder) -> list:
-    """Records of samples.jsonl with their pictures, in order: as many of each puzzle, spread evenly over the steps, SAMPLES in all
-    at most, and fewer if they would take more than SAMPLE_BYTES. Only lines that are chosen are parsed."""
+    """Records of samples.jsonl with their pictures, in order: as many of each puzzle, spread evenly over the steps,
+    SAMPLES in all at most, and fewer if they would take more than SAMPLE_BYTES. Only lines that are chosen are
+    parsed."""
     lines = {}  # of each puzzle: where its lines begin
     path = Path(folder) / "samples.jsonl"
     if not path.exists():

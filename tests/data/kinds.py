@@ -19,8 +19,8 @@ def encoded(image, kind="JPEG", **options) -> bytes:
 
 
 def png(array, colour_type, depth=16, clear=()) -> bytes:
-    """A PNG file that Pillow can't write, of an array of values of `depth` bits. colour_type: 0 grey, 2 RGB, 4 grey with alpha, 6
-    RGBA. clear: the transparent colour, if any."""
+    """A PNG file that Pillow can't write, of an array of values of `depth` bits. colour_type: 0 grey, 2 RGB, 4 grey
+    with alpha, 6 RGBA. clear: the transparent colour, if any."""
 
     def chunk(name, data):
         return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))

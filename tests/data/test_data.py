@@ -246,8 +246,8 @@ def test_stream_has_addresses(scenes, tokenizer):
 
 
 def test_stream_asks_for_the_level_of_each_slot(scenes, tokenizer):
-    """Adaptive levels: the same puzzles whatever the ranks, and whether a step is prepared before or behind the update that
-    it may not know of. Here rotation has just gone up, and step k + 1 is the first to feel it."""
+    """Adaptive levels: the same puzzles whatever the ranks, and whether a step is prepared before or behind the update
+    that it may not know of. Here rotation has just gone up, and step k + 1 is the first to feel it."""
     folder = ImageFolder.scan(scenes)
 
     def controller():
@@ -305,8 +305,8 @@ def test_an_unusable_folder_ends_with_a_reason(tmp_path, tokenizer):
 
 
 def test_a_slot_is_patient_where_others_found_an_image(scenes, tokenizer, monkeypatch):
-    """Where few images can decide a puzzle, one slot among many draws more than 50 of those that can't; where none can, 50
-    say so."""
+    """Where few images can decide a puzzle, one slot among many draws more than 50 of those that can't; where none can,
+    50 say so."""
     puzzle_at, usable = puzzles.puzzle_at, set()
     monkeypatch.setattr(
         puzzles, "puzzle_at", lambda at, *rest: replace(puzzle_at(at, *rest), decidable=at.index in usable)

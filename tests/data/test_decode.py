@@ -29,8 +29,8 @@ def array():
 
 @pytest.mark.parametrize("backend", DECODERS)
 def test_every_kind_of_image_is_seen_as_it_is(array, backend):
-    """Upright, in its colours, the first picture of several. Both decoders within a mean of 6 levels of what was encoded (12
-    where a palette is fitted); of each other they don't differ at all."""
+    """Upright, in its colours, the first picture of several. Both decoders within a mean of 6 levels of what was
+    encoded (12 where a palette is fitted); of each other they don't differ at all."""
     files = kinds.good(array)
     images = Decoder(backend, 2).decode([file for file, _, _ in files.values()])
     pillow = Decoder("pillow").decode([file for file, _, _ in files.values()])
@@ -46,7 +46,8 @@ def test_every_kind_of_image_is_seen_as_it_is(array, backend):
 
 @pytest.mark.parametrize("backend", DECODERS)
 def test_transparent_pixels_are_white(array, backend):
-    """Whatever colours are hidden there, in every format and depth that has transparency; as Qwen's own utilities show them."""
+    """Whatever colours are hidden there, in every format and depth that has transparency; as Qwen's own utilities show
+    them."""
     files = kinds.see_through(array)
     for (name, (_, seen)), image in zip(files.items(), Decoder(backend).decode([file for file, _ in files.values()])):
         assert image is not None, name
@@ -108,8 +109,8 @@ def test_a_jpeg_that_only_pillow_reads_is_turned_by_the_same_reader(array):
 
 @pytest.mark.parametrize("backend", DECODERS)
 def test_reduced_images_agree_within_a_level(array, backend):
-    """Resampling rounds differently: at most 3 levels anywhere, under half of one on average. Turned images are reduced as
-    upright ones."""
+    """Resampling rounds differently: at most 3 levels anywhere, under half of one on average. Turned images are reduced
+    as upright ones."""
     large = np.ascontiguousarray(array.repeat(2, 0).repeat(2, 1))
     files = [kinds.encoded(kinds.turned(large, o), "PNG", exif=kinds.exif(o)) for o in (1, 6)]
     files += [kinds.encoded(kinds.turned(large, o), quality=95, exif=kinds.exif(o)) for o in (1, 6, 7)]

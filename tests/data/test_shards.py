@@ -198,8 +198,8 @@ def test_of_one_name_the_last_member_counts(tmp_path, files):
 
 
 def test_an_archive_that_has_changed_since(folder, files):
-    """Members that were appended are no concern; others in the place of those listed are bad; so is a member of an archive
-    that is gone."""
+    """Members that were appended are no concern; others in the place of those listed are bad; so is a member of an
+    archive that is gone."""
     found = ImageFolder.scan(folder)
     number = [f.path for f in found.files].index("a.tar/0005.jpg")
     with tarfile.open(folder / "a.tar", "a") as tar:

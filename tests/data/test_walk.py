@@ -1,4 +1,5 @@
-"""What lies below a folder: joined by links, beside what systems leave, in formats that are not read; all of it is accounted for."""
+"""What lies below a folder: joined by links, beside what systems leave, in formats that are not read; all of it is
+accounted for."""
 
 import gzip
 import os
@@ -31,7 +32,8 @@ def paths(folder):
 
 
 def test_folders_joined_by_links_are_one(tmp_path, photo):
-    """In folders, in links' folders, in archives; each folder once; the list is that of the names, and reads through them."""
+    """In folders, in links' folders, in archives; each folder once; the list is that of the names, and reads through
+    them."""
     outside = fill(tmp_path / "disk" / "coco", photo)
     fill(outside / "deep", photo, 2)
     archive(tmp_path / "disk" / "shard.tar", [("x.jpg", photo)])

@@ -1,4 +1,5 @@
-"""Benchmarks in VLMEvalKit's form: a made file read and checked cell by cell, its prompts against transformers' own processor."""
+"""Benchmarks in VLMEvalKit's form: a made file read and checked cell by cell, its prompts against transformers' own
+processor."""
 
 import base64
 import csv
@@ -108,7 +109,8 @@ def test_paths_are_relative_to_the_file(tmp_path, draw):
 
 
 def test_rows_that_name_rows_that_name_rows(tmp_path, images):
-    """VLMEvalKit follows them where the row between comes first; here in any order, as long as they don't lead round."""
+    """VLMEvalKit follows them where the row between comes first; here in any order, as long as they don't lead
+    round."""
     rows = [a_row(0, images[0]), a_row(1, "0"), a_row(2, "1"), a_row(3, "4"), a_row(4, "2"), a_row(5, "['4', '6']")]
     found = benchmarks.read(write(tmp_path / "made.tsv", [*rows, a_row(6, str(images[1:3]))]))
     assert [row.images for row in found] == [(images[0],)] * 5 + [tuple(images[:3]), tuple(images[1:3])]

@@ -53,8 +53,8 @@ def test_what_can_be_evaluated(run, tiny, tmp_path, monkeypatch):
 
 
 def test_puzzles_of_a_run_on_one_rank_and_two(run, tmp_path):
-    """Numbers, log and the comparison with it: the same on two ranks, and no difference then. What these scenes can't decide, ordering
-    with tiles recoloured, is said and spoils nothing."""
+    """Numbers, log and the comparison with it: the same on two ranks, and no difference then. What these scenes can't
+    decide, ordering with tiles recoloured, is said and spoils nothing."""
     out = [tmp_path / name / "out.json" for name in ("one", "two")]
     asked = ["--puzzle", "rotation", "ordering", "--levels", "2", "4", "--form", "both"]
     one = launch("sslr1.evaluate", run, *OPTIONS, *asked, "--out", out[0])

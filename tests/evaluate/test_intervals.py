@@ -51,8 +51,9 @@ def test_wilson_covers(draw, p, n, nominal):
 
 
 def test_the_paired_bootstrap_covers(draw, seed):
-    """Two models, right together more often than by chance, compared on 200 questions: 95 % intervals hold the true difference in
-    93 to 96.5 % of the cases. (A percentile interval of n units is about as wide as one by the normal law with n for n - 1.)"""
+    """Two models, right together more often than by chance, compared on 200 questions: 95 % intervals hold the true
+    difference in 93 to 96.5 % of the cases. (A percentile interval of n units is about as wide as one by the normal law
+    with n for n - 1.)"""
     table = np.array([0.5, 0.2, 0.1, 0.2])  # both right, only ours, only theirs, none
     truth, trials, seen, wrong = 0.1, 1000, 0, 0
     for k in range(trials):

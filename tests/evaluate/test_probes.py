@@ -37,8 +37,8 @@ def bounded(findings, errors=0.0):
 @pytest.mark.parametrize("name", puzzles.NAMES)
 @pytest.mark.parametrize("level", [pytest.param(n, marks=[pytest.mark.slow] * (n != 3)) for n in (1, 2, 3, 4)])
 def test_bounds(images, textures, seed, name, level):
-    """On 200 puzzles, with room for their scatter, and where chance has those go wrong on 1,000 others; the thousands are for
-    `make test-slow`."""
+    """On 200 puzzles, with room for their scatter, and where chance has those go wrong on 1,000 others; the thousands
+    are for `make test-slow`."""
     shown = textures if name == "rotation" else images
     try:
         bounded(probes.probe(shown, name, level, 200, seed, only_bounded=True), errors=4)
@@ -74,7 +74,8 @@ def nearest_assign(draw, spots, places, image, first):
 
 
 def test_limits_are_over_images(draw):
-    """400 puzzles of 400 images have the binomial's limit; of 40 images that are each guessed alike, that of 40 draws."""
+    """400 puzzles of 400 images have the binomial's limit; of 40 images that are each guessed alike, that of 40
+    draws."""
     answers = [puzzles.Answer("choice", "A", tuple("AB"))] * 400
     right = draw.integers(0, 2, 40).repeat(10)
     guesses = ["BA"[hit] for hit in right]

@@ -171,7 +171,7 @@ def test_many_patches_are_moved_as_few_are(draw, patch, dtype):
     spec = ops.PatchSpec(patch=patch, temporal=3, dtype=dtype)
     (image,) = random_images(draw, [(21 * spec.unit, 32 * spec.unit)])
     plan = Plan()
-    plan.view(plan.canvas(*image.shape[:2]), 0, 0, *image.shape[:2], 0, (1.0, 0, 0, 0, 1.0, 0), exact=True)
+    plan.view(plan.canvas(*image.shape[:2]), 0, (1.0, 0, 0, 0, 1.0, 0), exact=True)
     expected, got = (ops.render_patches([image], plan, spec, backend)[0] for backend in BACKENDS)
     assert got.nbytes > 8 << 20 and torch.equal(got, expected)
 
@@ -279,7 +279,7 @@ def test_stamps_show_the_mark_where_they_were_put(backend):
     image = torch.full((56, 56, 3), 200, dtype=torch.uint8)
     for size, y, x in ((20, 28, 28), (16, 3, 50), (33.5, 30.25, 20.75)):
         plan = Plan()
-        plan.view(plan.canvas(56, 56), 0, 0, 56, 56, 0, (1.0, 0.0, 0.0, 0.0, 1.0, 0.0), exact=True)
+        plan.view(plan.canvas(56, 56), 0, (1.0, 0.0, 0.0, 0.0, 1.0, 0.0), exact=True)
         plan.stamp(0, "disc", y, x, size, (250.0, 10.0, 40.0))
         (got,) = ops.render([image], plan, backend)
         rows, columns = torch.meshgrid(torch.arange(56) + 0.5, torch.arange(56) + 0.5, indexing="ij")

@@ -1,8 +1,8 @@
 """Digests of the puzzles at 2,000 addresses, the same under every Python, NumPy, PyTorch and BLAS.
 
-`python -m tests.puzzles.recorded` writes recorded.json beside this file anew: for a change that is meant to change puzzles, no other.
-Images are drawn by integers alone, so that nothing but `make` stands between an address and its digest. Plans count as they are
-rendered, in float32: the last bits of exp and sin in float64 are the machine's.
+`python -m tests.puzzles.recorded` writes recorded.json beside this file anew: for a change that is meant to change
+puzzles, no other. Images are drawn by integers alone, so that nothing but `make` stands between an address and its
+digest. Plans count as they are rendered, in float32: the last bits of exp and sin in float64 are the machine's.
 """
 
 import hashlib

@@ -1,7 +1,9 @@
-r"""What models write in the box, and as an answer to a benchmark, in two tables: RIGHT and WRONG. Each is {what is asked: texts}.
+r"""What models write in the box, and as an answer to a benchmark, in two tables: RIGHT and WRONG. Each is {what is
+asked: texts}.
 
-B: a choice among A to D. 270: degrees, asked clockwise. 90 left: degrees, asked counter-clockwise. 231, 2143 and 9: tiles of a strip,
-of two rows and of three. prose B and prose yes: whole answers to a benchmark's question, its options OPTIONS (or yes and no).
+B: a choice among A to D. 270: degrees, asked clockwise. 90 left: degrees, asked counter-clockwise. 231, 2143 and 9:
+tiles of a strip, of two rows and of three. prose B and prose yes: whole answers to a benchmark's question, its options
+OPTIONS (or yes and no).
 """
 
 OPTIONS = ("a red car", "a blue car", "Vitamin D", "a dog")

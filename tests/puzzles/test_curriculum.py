@@ -1,4 +1,5 @@
-"""The curriculum: when levels move, what a step may know, what is drawn, and that nothing depends on how a run is cut up."""
+"""The curriculum: when levels move, what a step may know, what is drawn, and that nothing depends on how a run is cut
+up."""
 
 import json
 from collections import Counter
@@ -88,7 +89,8 @@ def test_only_the_main_level_counts():
 
 
 def test_the_mean_starts_again_when_the_level_moves():
-    """And steps that were under way at the old level are not taken for the new one's, though some of their samples are at it."""
+    """And steps that were under way at the old level are not taken for the new one's, though some of their samples are
+    at it."""
     c = made()
     run(c, HORIZON, 0.9)
     assert c.metrics() == {"curriculum/rotation/level": 3, "curriculum/ordering/level": 2}

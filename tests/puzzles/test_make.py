@@ -71,7 +71,8 @@ def test_a_puzzle_has_an_address(images, name, level):
 
 
 def test_pools_are_named_by_their_images(images):
-    """Similarity draws from the pool by position: another pool, another puzzle; another object of the same images, the same."""
+    """Similarity draws from the pool by position: another pool, another puzzle; another object of the same images, the
+    same."""
     made = [
         fingerprint(puzzles.make(images[:2], "similarity", spec=SPEC, pool=pool))
         for pool in (images, list(images), [i.clone() for i in images], images[1:])

@@ -1,4 +1,5 @@
-"""What puzzles ask about an image: the compiled part against plain NumPy and PyTorch, and both against the definition."""
+"""What puzzles ask about an image: the compiled part against plain NumPy and PyTorch, and both against the
+definition."""
 
 import numpy as np
 import pytest

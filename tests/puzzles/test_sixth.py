@@ -35,8 +35,8 @@ def copy(tmp_path_factory):
 
 
 def test_the_page_works(copy):
-    """The page's own lines, all that asks for puzzles by name (configuration, curriculum, probes, preview), and the tests that
-    come for free: seven, at two of the four levels."""
+    """The page's own lines, all that asks for puzzles by name (configuration, curriculum, probes, preview), and the
+    tests that come for free: seven, at two of the four levels."""
     command = next(line for line in block("python -m pytest").splitlines() if "pytest" in line)
     path, chosen = re.fullmatch(r"python -m pytest (\S+) -k (\w+)", command).groups()
     code = (

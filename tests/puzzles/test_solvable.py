@@ -1,4 +1,5 @@
-"""Every puzzle has the answer that it says: solvers that know the source image (or the plan's maps) find it, every time."""
+"""Every puzzle has the answer that it says: solvers that know the source image (or the plan's maps) find it, every
+time."""
 
 import math
 from functools import lru_cache
@@ -164,8 +165,9 @@ def canvas_to_image(made, canvas):
 
 
 def unlike(held, seen, clipped):
-    """The share of seen [n, k]'s variance that no affine map of held [n, m] gives; where `clipped`, what the map gives beyond
-    0 … 255 was cut off there, and the map is fitted as if it hadn't been (a Tobit model, by expectation of what is hidden)."""
+    """The share of seen [n, k]'s variance that no affine map of held [n, m] gives; where `clipped`, what the map gives
+    beyond 0 … 255 was cut off there, and the map is fitted as if it hadn't been (a Tobit model, by expectation of what
+    is hidden)."""
     design, target = torch.cat([held, torch.ones(len(held), 1)], 1), seen
     for _ in range(20 if clipped else 1):
         fit = design @ torch.linalg.lstsq(design, target).solution
@@ -179,8 +181,9 @@ def unlike(held, seen, clipped):
 
 @pytest.mark.parametrize("level, count", DRAWS)
 def test_similarity_unwarped(images, seed, level, count):
-    """The candidate that, by the plan's maps, shows what the puzzle's own image holds there. Both are averaged over squares of
-    4x4 px: read at points, a crop that was reduced or blurred can be less like its own source than another scene is."""
+    """The candidate that, by the plan's maps, shows what the puzzle's own image holds there. Both are averaged over
+    squares of 4x4 px: read at points, a crop that was reduced or blurred can be less like its own source than another
+    scene is."""
     for image, made in draws(images, "similarity", level, count, seed):
         scores = []
         for i, canvas in enumerate(made.render()[0]):
@@ -232,7 +235,8 @@ def marks(made):
 
 
 def mostly_right(answered):
-    """At least 95 % of (answer, truth): of the first 30, and where chance has more than one of those go wrong, of all."""
+    """At least 95 % of (answer, truth): of the first 30, and where chance has more than one of those go wrong, of
+    all."""
     right = count = 0
     for answer, truth in answered:
         right, count = right + (answer == truth), count + 1
@@ -260,8 +264,8 @@ def test_correspondence_from_pixels(gallery, seed, level):
 
 
 def surroundings_alike(first, ref, second, other, thetas, n=41, reach=0.2):
-    """As `alignment`, of the discs around two points (y, x in px), the second turned and scaled by each of `thetas`; what
-    rings hide is left out."""
+    """As `alignment`, of the discs around two points (y, x in px), the second turned and scaled by each of `thetas`;
+    what rings hide is left out."""
     side = first.shape[2]
     span = torch.linspace(-1, 1, n)
     radius = (span[:, None] ** 2 + span**2).sqrt().reshape(-1)
@@ -295,8 +299,8 @@ def test_similarity_from_pixels(gallery, seed, level):
 
 
 def alignment(a, b, n=32, N=96):
-    """How surely two views show the same: the correlation of their local patterns where they overlap, times the root of that
-    area, over flips, scales, aspects and shifts; by FFT, [variants, N, N]."""
+    """How surely two views show the same: the correlation of their local patterns where they overlap, times the root of
+    that area, over flips, scales, aspects and shifts; by FFT, [variants, N, N]."""
     fixed = pattern(F.interpolate(grey(a), (n, n), mode="bilinear", antialias=True))
     sizes, area, masks, count, enough = frames(n, N)
     source, moved = grey(b), torch.zeros(len(sizes), N, N)
@@ -311,8 +315,8 @@ def alignment(a, b, n=32, N=96):
 
 @lru_cache
 def frames(n, N):
-    """What `alignment` needs of no picture: (sizes of the second view, each twice: as it is and flipped; spectra of the first
-    frame and of the second ones; pixels that both cover at each shift; where those are enough)."""
+    """What `alignment` needs of no picture: (sizes of the second view, each twice: as it is and flipped; spectra of the
+    first frame and of the second ones; pixels that both cover at each shift; where those are enough)."""
     factors = [2 ** (k / 4) for k in range(-5, 6)]
     sizes = [
         (max(10, round(n * fy)), max(10, round(n * fx))) for fy in factors for fx in factors if 0.55 < fy / fx < 1.8
@@ -335,7 +339,8 @@ def back(x, N):
 
 
 def pattern(x, sigma=2.5):
-    """What differs from the surroundings, relative to how much things differ there: blind to brightness and contrast."""
+    """What differs from the surroundings, relative to how much things differ there: blind to brightness and
+    contrast."""
 
     def blur(x, sigma):
         reach = round(3 * sigma)

@@ -217,7 +217,8 @@ def test_the_command(run, tmp_path):
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
 @pytest.mark.parametrize("width", [360, 390, 1600])
 def test_in_a_browser(run, tmp_path, width, dark):
-    """Charts and samples are drawn, nothing is wider than the screen, nothing is fetched, no script of a model's runs."""
+    """Charts and samples are drawn, nothing is wider than the screen, nothing is fetched, no script of a model's
+    runs."""
     with Page(run / "report.html", tmp_path / "profile", width, dark=dark) as page:
         assert page.run("document.documentElement.scrollWidth") <= width
         overflowing = (
