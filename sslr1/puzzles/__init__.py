@@ -10,9 +10,9 @@ _HOME = {
     for home, names in {
         "batch": "NAMES LEVELS START_LEVEL MIXTURE PAPER_LEVEL PAPER_MIXTURE describe make puzzle_at",
         "picture": "Picture",
-        "plan": "PoolError",
-        "puzzle": "Address Form PuzzleBatch",
-        "reward": "Answer random_answer_text score",
+        "plan": "Plan PoolError",
+        "puzzle": "Address Form Puzzle PuzzleBatch",
+        "reward": "Answer Score random_answer_text score",
     }.items()
     for name in names.split()
 }

@@ -9,6 +9,7 @@ from sslr1 import distributed, model, ops, puzzles
 from sslr1.config import Config
 from sslr1.data import ImageStore, PuzzleStream
 from sslr1.errors import UserError
+from sslr1.puzzles.reward import Score
 from sslr1.rollout import Engine, SamplerWeights
 
 
@@ -38,7 +39,7 @@ class Session:
     engine: Engine
     opening: str = ""  # what the chat template has written of every completion
 
-    def score(self, answer, text) -> puzzles.Score:
+    def score(self, answer, text) -> Score:
         """Of a completion by the configuration's rule; its text is what the model wrote after the chat template's opening."""
         c = self.config.puzzles
         return puzzles.score(answer, self.opening + text, c.rule, c.thinking)
