@@ -309,7 +309,7 @@ def test_bounds_that_leave_no_canvas_are_found_without_an_image():
         check(kinds(), spec)
     check(EVERY, ops.PatchSpec(min_pixels=64 * 784, max_pixels=64 * 784), composed=True)
     check([("rotation", 2)], SPEC, composed=True)
-    with pytest.raises(UserError, match=r"rotation, level 1: no square canvas .* between 5000 and 4000"):
+    with pytest.raises(UserError, match=r"rotation, level 1: no square canvas .* has 5000 to 4000"):
         check(EVERY, ops.PatchSpec(min_pixels=5000, max_pixels=4000))
     with pytest.raises(UserError, match=r"inpainting, level 2: a sheet .* max_pixels = 12544"):
         check([("inpainting", 2)], SPEC, composed=True)
