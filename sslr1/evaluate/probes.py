@@ -356,9 +356,9 @@ def pictures(folder=None) -> list:
         from sslr1.data.scenes import scene
 
         return [torch.from_numpy(scene(i, 320)) for i in range(200)]
-    from sslr1.data import Decoder, ImageFolder, ImageStore
+    from sslr1.data import ImageStore
 
-    store = ImageStore(ImageFolder.scan(folder), Decoder(threads=torch.get_num_threads(), max_side=768))
+    store = ImageStore.scan(folder, threads=torch.get_num_threads())
     numbers = ops.generator("probes").permutation(len(store.folder))[:400].tolist()
     return [image for image in store.get(numbers) if image is not None]
 
