@@ -18,7 +18,6 @@ import sys
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from string import ascii_uppercase
 
@@ -310,13 +309,13 @@ def image_processor(spec, max_pixels=MAX_PIXELS):
         image_std=list(spec.std),
         size={"shortest_edge": spec.min_pixels, "longest_edge": max_pixels},
     )
-    return partial(_process, processor, spec, max_pixels)
 
+    def process(images):
+        size = {"shortest_edge": spec.min_pixels, "longest_edge": round(max_pixels / len(images))}
+        made = processor(images, size=size, return_tensors="pt")
+        return made["pixel_values"].to(spec.dtype), made["image_grid_thw"]
 
-def _process(processor, spec, max_pixels, images):
-    size = {"shortest_edge": spec.min_pixels, "longest_edge": round(max_pixels / len(images))}
-    made = processor(images, size=size, return_tensors="pt")
-    return made["pixel_values"].to(spec.dtype), made["image_grid_thw"]
+    return process
 
 
 def prompt(row, tokenizer, merge, process, thinking=False) -> model.Prompt:
@@ -369,4 +368,4 @@ def ask_benchmark(built, asked, form, max_pixels, max_tokens, report) -> list:
         prompts.append(question)
     if rows:
         answer()
-    return gather(records, world)
+    return gather(records)

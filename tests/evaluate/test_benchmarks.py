@@ -370,7 +370,7 @@ def test_a_made_benchmark_is_scored(tiny, tmp_path, images, one_process, monkeyp
     built = SimpleNamespace(
         world=one_process, spec=spec, tokenizer=tokenizer, engine=SimpleNamespace(generate=generate)
     )
-    monkeypatch.setattr(evaluate, "CHUNK", 3)
+    monkeypatch.setattr(benchmarks, "CHUNK", 3)
     done = []
     records = benchmarks.ask_benchmark(built, asked, "direct", 112 * 112, 7, done.append)
     assert batches == [3, 3, 2] and done == [3, 6, 8]
@@ -384,7 +384,7 @@ def test_a_made_benchmark_is_scored(tiny, tmp_path, images, one_process, monkeyp
     assert circular["chance"] == pytest.approx((1 / 27 + 1 / 4 + 1 / 2 + 1 / 4) / 4)
     assert found["groups"]["category"]["y"]["n"] == 2 and found["unreadable"] == 1
     patches = len(benchmarks.prompt(asked[0], tokenizer, 2, benchmarks.image_processor(spec, 112 * 112)).pixel_values)
-    monkeypatch.setattr(evaluate, "CHUNK_PATCHES", 2 * patches)  # all pictures are alike
+    monkeypatch.setattr(benchmarks, "CHUNK_PATCHES", 2 * patches)  # all pictures are alike
     batches.clear()
     assert benchmarks.ask_benchmark(built, asked, "direct", 112 * 112, 7, done.append) == records
     assert batches == [2, 2, 2, 2]
