@@ -60,10 +60,10 @@ class Finding:
         return self.bound is None or self.limit <= self.bound
 
 
-def cases(images, name, level, count, seed=0, spec=None, first=0):
+def cases(images, name, level, count, seed=0, first=0):
     """`count` decidable puzzles as (Case, Puzzle), each image in turn in epoch after epoch; `first` is the first
     image's number. Raises ValueError if the images give too few."""
-    form, n = puzzles.Form(spec=spec or ops.PatchSpec()), len(images)
+    form, n = puzzles.Form(), len(images)
     tried = (puzzles.Address(name, level, seed, i // n, 0, first + i % n) for i in range(100 * count + 1000))
     made = decidable(lambda number: images[number - first], tried, form, Pictures(images))
     turn = -1
@@ -297,7 +297,7 @@ PROBES = {
 FOR_ALL = {"constant": (constant, ALL), "random": (at_random, ALL)}
 
 
-def probe(images, name, level, count=2000, seed=0, spec=None, only_bounded=False) -> list:
+def probe(images, name, level, count=2000, seed=0, only_bounded=False) -> list:
     """Findings of every probe of a puzzle at one level on `count` puzzles (a fitted one has as many others to learn
     from)."""
     probes = {**FOR_ALL, **PROBES.get(name, {})}
@@ -306,7 +306,7 @@ def probe(images, name, level, count=2000, seed=0, spec=None, only_bounded=False
     answers, chances, sources, guesses = [], [], [], {probe: [] for probe in probes}
     halves = [images[0::2], images[1::2]] if fitted else [images]  # what is learnt is scored on other images
     for half, part in enumerate(halves):
-        for case, puzzle in cases(part, name, level, count, seed, spec, first=half * len(images)):
+        for case, puzzle in cases(part, name, level, count, seed, first=half * len(images)):
             answers.append(puzzle.answer)
             chances.append(puzzle.chance)
             sources.append(puzzle.address.index)

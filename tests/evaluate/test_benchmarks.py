@@ -219,7 +219,10 @@ BROKEN = {
     "no list": (dict(image="['a', b]"), "row 2, column image: starts with [ but is not a list of strings"),
     "a list of numbers": (dict(image="[1, 2]"), "row 2, column image: not a list of strings"),
     "an empty list": (dict(image="[]"), "row 2, column image: not a list of strings"),
-    "marks": (dict(question="<image> and <image>?"), "question: <image>, of 2, does not fit the row's pictures"),
+    "marks": (
+        dict(question="<image> and <image>?"),
+        "row 2, column question: <image>, of 2, does not fit the row's pictures, which are 1",
+    ),
     "a mark": (dict(A="<image 2>"), "row 2, column A: <image 2> does not fit the row's pictures, which are 1"),
     "the model's mark": (dict(B="<|image_pad|>"), "row 2, column B: <|image_pad|> is the model's own mark"),
 }  # fmt: skip
