@@ -207,9 +207,8 @@ class Pool:
             (picture,) = self.store.pictures([self.numbers[(i + step) % len(self)]])
             if picture is not None:
                 return picture
-        raise UserError(
-            f"none of the {len(self)} images of the pool is usable; the first: {self.store.bad[self.numbers[0]]}"
-        )
+        first = self.store.bad[self.numbers[0]]
+        raise UserError(f"none of the {len(self)} images of the pool is usable; the first: {first}")
 
 
 def _size(picture):
@@ -237,9 +236,8 @@ def _members(root, name, census) -> list:
         elif is_image(member.name):
             files.append(File(f"{name}/{member.name}", member.size, member.offset))
         elif member.name.lower().endswith((ARCHIVE, *COMPRESSED)):
-            census.refused.append(
-                (f"{name}/{member.name}", f"an archive within an archive, which is not read: unpack {name}")
-            )
+            reason = f"an archive within an archive, which is not read: unpack {name}"
+            census.refused.append((f"{name}/{member.name}", reason))
         else:
             census.count(member.name)
     return files

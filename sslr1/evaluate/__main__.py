@@ -49,9 +49,8 @@ def locate(what) -> tuple:
         return run / "config.yaml", given, run
     if (path / "config.json").is_file():
         return None, [f"model.path={json.dumps(what, ensure_ascii=False)}"], None
-    raise UserError(
-        f"{what} is no run folder (checkpoints/step-…), no checkpoint (hf/) and no model folder (config.json)"
-    )
+    kinds = "no run folder (checkpoints/step-…), no checkpoint (hf/) and no model folder (config.json)"
+    raise UserError(f"{what} is {kinds}")
 
 
 def evaluate_puzzles(arguments, console):

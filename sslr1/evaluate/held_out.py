@@ -33,10 +33,10 @@ class Evaluator:
         out = {}
         for name, batches in self.batches.items():
             records = ask(self.built, batches)
-            n = len(records)
-            for key, field in (("exact", "score"), *((key, key) for key in ("accuracy", "format", "chance"))):
-                out[f"eval/{name}/{key}"] = plain_sum(r[field] for r in records) / max(n, 1)
-            out[f"eval/{name}/n"] = n
+            for key in ("exact", "accuracy", "format", "chance"):
+                total = plain_sum(r["score" if key == "exact" else key] for r in records)
+                out[f"eval/{name}/{key}"] = total / max(len(records), 1)
+            out[f"eval/{name}/n"] = len(records)
         return out
 
 
@@ -79,10 +79,8 @@ def _kept(path) -> dict:
 def choose(built, name, level) -> list:
     """Addresses of the held-out puzzles of one kind and level, the same in both forms. Raises UserError where the
     images make too few."""
-    images, c = built.evaluation, built.config
-    return choose_held_out(
-        images.store, images.held_out, name, level, c.eval.count, seed=c.train.seed, form=built.form(False)
-    )
+    images, c, form = built.evaluation, built.config, built.form(False)
+    return choose_held_out(images.store, images.held_out, name, level, c.eval.count, seed=c.train.seed, form=form)
 
 
 def batches_at(built, addresses, thinking):

@@ -258,9 +258,8 @@ def summarise(records, name, baseline=None) -> dict:
     for column in LABELS:
         for value in sorted({r[column] for r in records if column in r}):
             plain = {r["index"]: r["score"] for r in records if r[column] == value and r["rotation"] == 0}
-            groups.setdefault(column, {})[value] = summary(
-                plain, chances["plain"], theirs.get("plain"), name, column, value
-            )
+            found = summary(plain, chances["plain"], theirs.get("plain"), name, column, value)
+            groups.setdefault(column, {})[value] = found
     return {
         "measures": out,
         "groups": groups,
