@@ -18,7 +18,7 @@ import glossary
 
 from sslr1 import config, preview, puzzles
 from sslr1.config.settings import Data, Section
-from sslr1.data import images, stream, walk
+from sslr1.data import ImageStore, images, stream, walk
 from sslr1.data.decode import NEAR
 from sslr1.evaluate import probes
 from sslr1.puzzles import batch, curriculum, prompts, reward
@@ -440,13 +440,10 @@ def draw():
         write_scenes(folder, 14, 288)
         for name in ("astronaut", "coffee", "chelsea", "rocket"):
             Image.fromarray(getattr(data, name)()).save(Path(folder) / f"{name}.png")
-        store = preview.images(folder)
+        store = ImageStore.scan(folder)
         for name in puzzles.NAMES:
             rows = [
-                (
-                    f"{name}, level {level}: {puzzles.describe(name, level)}",
-                    preview.examples(store, name, level, 1, seed=SEED),
-                )
+                (preview.caption(name, level), preview.examples(store, name, level, 1, seed=SEED))
                 for level in (puzzles.START_LEVEL[name], puzzles.LEVELS[name][-1])
             ]
             preview.contact_sheet(rows).quantize(256).save(HERE / "pictures" / f"{name}.png", optimize=True)

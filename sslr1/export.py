@@ -14,9 +14,11 @@ import sys
 import tempfile
 import warnings
 from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
 
 from sslr1.errors import UserError
+from sslr1.puzzles.picture import MAX_SIDE, MIN_SIDE
 from sslr1.setup import interrupt, processors
 
 DTYPES = ("bfloat16", "float16", "float32")
@@ -68,14 +70,13 @@ def _of_run(source, runs, which) -> Path:
         try:
             best = json.loads(trainer.read_text(encoding="utf-8"))["best_step"]
         except (OSError, ValueError, KeyError, TypeError):
-            raise UserError(
-                f"{trainer}, which says what the best checkpoint is, can't be read; {_there(runs)}"
-            ) from None
+            what = "which says what the best checkpoint is, can't be read"
+            raise UserError(f"{trainer}, {what}; {_there(runs)}") from None
         found = found if best is None else runs / f"step-{best:06d}"
         if not found.is_dir():
             raise UserError(
-                f"{str(source)!r}: its best checkpoint, {found.name}, is no longer there; {_there(runs)}, and a checkpoint's own folder "
-                "can be given in place of the run's"
+                f"{str(source)!r}: its best checkpoint, {found.name}, is no longer there; {_there(runs)}, and a "
+                "checkpoint's own folder can be given in place of the run's"
             )
     for part in PARTS:
         if not (found / part).is_file():
@@ -117,7 +118,7 @@ def export_model(source, out, which="best", dtype=None) -> Path:
 def export_puzzles(
     folder,
     out,
-    form,
+    trainer,
     *,
     count=None,
     val=0,
@@ -126,8 +127,8 @@ def export_puzzles(
     seed=0,
     model=None,
     max_pixels=None,
-    min_side=252,
-    max_side=768,
+    min_side=MIN_SIDE,
+    max_side=MAX_SIDE,
     **options,
 ) -> dict:
     """Write puzzles from a folder of images as the data of a trainer: `trl`, `verl`, `easyr1` (parquet, images
@@ -139,33 +140,35 @@ def export_puzzles(
     bytes.
     """
     from sslr1 import ops, puzzles
-    from sslr1.data import Decoder, ImageFolder, ImageStore, Pool
+    from sslr1.data import ImageStore, Pool
     from sslr1.puzzles.series import Series, check, kinds
 
-    if form != "ms-swift":
-        _need_pyarrow()
+    write = _write_jsonl
+    if trainer != "ms-swift":
+        write = _write_parquet
+        try:
+            import pyarrow.parquet  # noqa: F401
+        except ImportError:
+            raise UserError("parquet files need pyarrow: pip install 'sslr1[export]'") from None
     asked = kinds(puzzle or puzzles.NAMES, level)
     limits = {"max_pixels": max_pixels} if max_pixels else {}
     spec = ops.PatchSpec.from_pretrained(model, **limits) if model else ops.PatchSpec(**limits)
-    form_of_puzzles = puzzles.Form(spec=spec, **options)
-    check(asked, spec, form_of_puzzles.composed)
-    store = ImageStore(ImageFolder.scan(folder), Decoder(max_side=max_side), min_side)
+    form = puzzles.Form(spec=spec, **options)
+    check(asked, spec, form.composed)
+    store = ImageStore.scan(folder, min_side, max_side)
     if store.folder.about:
         print(f"{folder}: {store.folder.about}", file=sys.stderr)
-    train, held_out = store.folder.hold_out(0.05) if val else (range(len(store.folder)), [])
+    train, held_out = store.folder.hold_out() if val else (range(len(store.folder)), [])
     made = {}
     with written(out) as partial:
         for split, numbers, n in (("train", train, len(train) if count is None else count), ("val", held_out, val)):
             if not n:
                 continue
             pool = Pool(store, numbers)
-            series = Series(
-                lambda i: store.pictures([i])[0], numbers, asked, seed=seed, form=form_of_puzzles, pool=pool
-            )
+            series = Series(lambda i: store.pictures([i])[0], numbers, asked, seed=seed, form=form, pool=pool)
             drawn = (series[q] for q in range(n))
-            write = _write_jsonl if form == "ms-swift" else _write_parquet
             try:
-                made[write(partial, Path(out).absolute(), split, form, drawn)] = n
+                made[write(partial, Path(out).absolute(), split, trainer, drawn)] = n
             except ValueError as error:  # of the images: none that decides a puzzle, or too few that differ
                 raise UserError(f"{str(folder)!r}: {error}{store.complaint()}") from None
         store.folder.freeze(partial / "files.txt")
@@ -174,39 +177,32 @@ def export_puzzles(
     return made
 
 
-def _need_pyarrow():
-    try:
-        import pyarrow.parquet  # noqa: F401
-    except ImportError:
-        raise UserError("parquet files need pyarrow: pip install 'sslr1[export]'") from None
-
-
-def _write_parquet(folder, final, split, form, drawn) -> str:
+def _write_parquet(folder, final, split, trainer, drawn) -> str:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    from sslr1.integrations import columns, easyr1, trl, verl
+    from sslr1 import integrations
+    from sslr1.integrations import columns, trl
 
-    trainer = {"trl": trl, "verl": verl, "easyr1": easyr1}[form]
-    schema = pa.schema([(name, columns.arrow(kind)) for name, kind in trainer.COLUMNS.items()])
-    schema = schema.with_metadata(
-        {"huggingface": json.dumps({"info": {"features": columns.features(trainer.COLUMNS)}})}
-    )
+    module = getattr(integrations, trainer)
+    schema = pa.schema([(name, columns.arrow(kind)) for name, kind in module.COLUMNS.items()])
+    info = {"info": {"features": columns.features(module.COLUMNS)}}
     name = f"{split}.parquet"
-    with pq.ParquetWriter(folder / name, schema) as file:
-        rows = []
-        for number, one in enumerate(drawn):
-            extra = {"split": split, "number": number} if form == "verl" else {}
-            rows.append(trainer.row(one, [trl.png(canvas) for canvas in one.render()], **extra))
-            if len(rows) == ROWS:
-                file.write_table(pa.Table.from_pylist(rows, schema))
-                rows = []
-        if rows:
-            file.write_table(pa.Table.from_pylist(rows, schema))
+    rows = (
+        module.row(
+            one,
+            [trl.png(canvas) for canvas in one.render()],
+            **({"split": split, "number": number} if trainer == "verl" else {}),
+        )
+        for number, one in enumerate(drawn)
+    )
+    with pq.ParquetWriter(folder / name, schema.with_metadata({"huggingface": json.dumps(info)})) as file:
+        while some := list(islice(rows, ROWS)):
+            file.write_table(pa.Table.from_pylist(some, file.schema))
     return name
 
 
-def _write_jsonl(folder, final, split, form, drawn) -> str:
+def _write_jsonl(folder, final, split, trainer, drawn) -> str:
     from sslr1.integrations import ms_swift, trl
 
     name = f"{split}.jsonl"
@@ -247,7 +243,7 @@ def _parser():
     of_puzzles = kinds.add_parser("puzzles", help="puzzles as the data of another trainer")
     of_puzzles.add_argument("folder", metavar="IMAGES", help="a folder of images")
     of_puzzles.add_argument("out", metavar="OUT", help="a new or empty folder")
-    of_puzzles.add_argument("--format", dest="form", choices=("trl", "verl", "easyr1", "ms-swift"), required=True)
+    of_puzzles.add_argument("--format", dest="trainer", choices=("trl", "verl", "easyr1", "ms-swift"), required=True)
     of_puzzles.add_argument("--count", type=_count, help="puzzles to train on (default: one an image)")
     of_puzzles.add_argument(
         "--val", type=_count, default=0, help="puzzles from held-out images, in a file of their own"
@@ -260,10 +256,10 @@ def _parser():
     of_puzzles.add_argument("--model", help="the model's folder, whose picture sizes are kept (default: Qwen2.5-VL's)")
     of_puzzles.add_argument("--max-pixels", type=_count, help="largest picture, px (default: the model's)")
     of_puzzles.add_argument(
-        "--min-side", type=int, default=252, help="images of a shorter side under this are passed over"
+        "--min-side", type=int, default=MIN_SIDE, help="images of a shorter side under this are passed over"
     )
     of_puzzles.add_argument(
-        "--max-side", type=int, default=768, help="images of a longer side over this are reduced to it"
+        "--max-side", type=int, default=MAX_SIDE, help="images of a longer side over this are reduced to it"
     )
     return parser
 

@@ -120,13 +120,12 @@ def _opened(data):
 
     with Image.open(io.BytesIO(data), formats=formats()) as image:
         if image.width * image.height > headers.MAX_PIXELS:
-            raise ValueError(
-                f"{image.width}x{image.height} px, over {headers.MAX_PIXELS:,}: taken for a decompression bomb"
-            )
+            size = f"{image.width}x{image.height} px"
+            raise ValueError(f"{size}, over {headers.MAX_PIXELS:,}: taken for a decompression bomb")
         array = pixels.on_white(image)
-        return array, headers.orientation(data) if headers.is_jpeg(data) else pixels.orientation(
-            *pixels.metadata(image)
-        )
+        if headers.is_jpeg(data):
+            return array, headers.orientation(data)
+        return array, pixels.orientation(*pixels.metadata(image))
 
 
 def _turned(image, orientation):

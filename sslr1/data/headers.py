@@ -97,7 +97,6 @@ def _read_jpeg(data):
 
 def _read_png(data):
     kind, width, height, depth, colours = struct.unpack_from(">4sIIBB", data, 12)
-    ordinary = (
-        kind == b"IHDR" and depth <= 8 and colours in (_GREY, _RGB, _PALETTE) and 0 < height * width <= MAX_PIXELS
-    )
-    return Header(False, height, width) if ordinary and not any(extra in data for extra in _PNG_EXTRAS) else None
+    opaque = colours in (_GREY, _RGB, _PALETTE) and not any(extra in data for extra in _PNG_EXTRAS)
+    ordinary = kind == b"IHDR" and depth <= 8 and opaque and 0 < height * width <= MAX_PIXELS
+    return Header(False, height, width) if ordinary else None

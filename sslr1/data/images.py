@@ -8,17 +8,16 @@ from threading import Lock
 from typing import NamedTuple
 
 from sslr1.data import shards
-from sslr1.data.decode import formats, why
+from sslr1.data.decode import Decoder, formats, why
 from sslr1.data.walk import ARCHIVE, AVIF, COMPRESSED, SUFFIXES, UNPACK, Census, Walk, is_aside, is_image
 from sslr1.errors import UserError
 from sslr1.files import write_whole
 from sslr1.ops import keys
-from sslr1.puzzles.picture import Picture
+from sslr1.puzzles.picture import MAX_SIDE, MIN_SIDE, Picture
 
 ABOUT = "found.txt"  # beside a run's list: what was not read when it was made
 FEWEST = 16  # images below which there is nothing to hold out
 LARGEST = 1 << 30  # bytes of a file; no image that is decoded needs more
-MIN_SIDE, MAX_SIDE = 252, 768  # px: of the shorter side at least, and what the longer one is reduced to
 
 
 class File(NamedTuple):
@@ -113,7 +112,7 @@ class ImageFolder:
         parts = [path[: found.end()] for found in re.finditer(r"\.tar(?=/)", path, re.IGNORECASE)]
         return next((self.root / part for part in parts if os.path.isfile(self.root / part)), self.root / parts[0])
 
-    def hold_out(self, share: float) -> tuple[list, list]:
+    def hold_out(self, share: float = 0.05) -> tuple[list, list]:
         """(numbers to train on, numbers held out). Held out are the files whose path has the lowest hashes: `share` of
         them, at least 64 and at most 2,000, and never more than half."""
         count = min(max(round(share * len(self)), 64), 2000, len(self) // 2)
@@ -133,6 +132,12 @@ class ImageStore:
         self.bad = {}
         self._cache, self._held = OrderedDict(), 0
         self._lock = Lock()  # the stream prepares the next step on a thread of its own
+
+    @classmethod
+    def scan(cls, path, min_side=MIN_SIDE, max_side=MAX_SIDE, threads=1) -> "ImageStore":
+        """Of a folder as it is now, images reduced as a run's are unless asked otherwise. Raises UserError as
+        `ImageFolder.scan` does."""
+        return cls(ImageFolder.scan(path), Decoder(threads=threads, max_side=max_side), min_side)
 
     def get(self, numbers) -> list:
         """uint8 [H, W, 3] tensors, None for bad images, in the order asked for. May be called from several threads."""
@@ -202,9 +207,8 @@ class Pool:
             (picture,) = self.store.pictures([self.numbers[(i + step) % len(self)]])
             if picture is not None:
                 return picture
-        raise UserError(
-            f"none of the {len(self)} images of the pool is usable; the first: {self.store.bad[self.numbers[0]]}"
-        )
+        first = self.store.bad[self.numbers[0]]
+        raise UserError(f"none of the {len(self)} images of the pool is usable; the first: {first}")
 
 
 def _size(picture):
@@ -232,9 +236,8 @@ def _members(root, name, census) -> list:
         elif is_image(member.name):
             files.append(File(f"{name}/{member.name}", member.size, member.offset))
         elif member.name.lower().endswith((ARCHIVE, *COMPRESSED)):
-            census.refused.append(
-                (f"{name}/{member.name}", f"an archive within an archive, which is not read: unpack {name}")
-            )
+            reason = f"an archive within an archive, which is not read: unpack {name}"
+            census.refused.append((f"{name}/{member.name}", reason))
         else:
             census.count(member.name)
     return files

@@ -36,9 +36,8 @@ def on_white(image) -> np.ndarray:
     """The same as it is stored, whatever its orientation (TIFF files aside, which Pillow turns as it loads them)."""
     from PIL import Image
 
-    packed = (
-        image.tile[0][3] if getattr(image, "tile", None) else None
-    )  # how a file's pixels are stored, until they are loaded
+    # how a file's pixels are stored, until they are loaded
+    packed = image.tile[0][3] if getattr(image, "tile", None) else None
     image.load()
     if image.mode in ("I", "F"):
         raise ValueError("32-bit pixels, which have no fixed range")

@@ -19,6 +19,7 @@ from sslr1.ops import keys
 # Images tried for one slot before the folder is taken to be unusable: while no slot has found a usable one, and after
 # that. In a long run some slot meets 50 in a row that can't decide its puzzle even where a fifth of the images can.
 SUBSTITUTES, PATIENCE = 50, 1000
+CHUNK = 64  # held-out puzzles that are held, and answered, at once
 
 
 @dataclass
@@ -197,12 +198,12 @@ def _wanted(addresses, image, turn, form, pool):
     return None
 
 
-def make_held_out(store, numbers, addresses, *, form, chunk=64):
-    """The puzzles at these addresses, as PuzzleBatches of at most `chunk`, made as they are asked for; without those
+def make_held_out(store, numbers, addresses, *, form):
+    """The puzzles at these addresses, as PuzzleBatches of at most CHUNK, made as they are asked for; without those
     whose image can't be read any more."""
     pool = Pool(store, numbers)
-    for start in range(0, len(addresses), chunk):
-        some = addresses[start : start + chunk]
+    for start in range(0, len(addresses), CHUNK):
+        some = addresses[start : start + CHUNK]
         images = store.pictures([address.index for address in some])
         whole = [(address, image) for address, image in zip(some, images) if image is not None]
         if whole:

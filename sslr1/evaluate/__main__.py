@@ -20,7 +20,7 @@ from rich.console import Console
 from sslr1 import config, puzzles
 from sslr1.errors import UserError
 from sslr1.evaluate import benchmarks, probes, scoring, tables
-from sslr1.evaluate.held_out import ask_puzzles, choose, puzzle_report
+from sslr1.evaluate.held_out import ask, batches_at, choose, puzzle_report
 from sslr1.evaluate.logs import baseline_of, read_log, write
 from sslr1.runs import checkpoint
 from sslr1.runs.progress import Progress
@@ -49,9 +49,8 @@ def locate(what) -> tuple:
         return run / "config.yaml", given, run
     if (path / "config.json").is_file():
         return None, [f"model.path={json.dumps(what, ensure_ascii=False)}"], None
-    raise UserError(
-        f"{what} is no run folder (checkpoints/step-…), no checkpoint (hf/) and no model folder (config.json)"
-    )
+    kinds = "no run folder (checkpoints/step-…), no checkpoint (hf/) and no model folder (config.json)"
+    raise UserError(f"{what} is {kinds}")
 
 
 def evaluate_puzzles(arguments, console):
@@ -79,9 +78,10 @@ def evaluate_puzzles(arguments, console):
                 except UserError as error:  # images that can't decide one puzzle may well decide the others
                     missing.append(f"not asked: {name}, level {level}: {error}")
                     continue
-                mine = len(range(built.world.rank, len(chosen), built.world.size))
-                progress.start(f"{name}, level {level}", mine * len(forms))
-                records += ask_puzzles(built, forms, chosen, lambda done: progress.show(done, {}))
+                for form in forms:
+                    progress.start(f"{name}, level {level}, {form}", len(chosen[built.world.rank :: built.world.size]))
+                    batches = batches_at(built, chosen, form == "thinking")
+                    records += ask(built, batches, lambda done: progress.show(done, {}))
         progress.stop()
         if not records:
             raise UserError("; ".join(missing))
@@ -129,12 +129,8 @@ def evaluate_benchmark(arguments, console):
     with entry.session(source, overrides, data=False, forms=forms) as built:
         limits, records, progress = (arguments.max_pixels, arguments.max_tokens), [], Progress(built.world.main)
         numbers = {"benchmark": name, "file": arguments.benchmark, "model": str(built.model_path)}
-        numbers |= {
-            "max_pixels": limits[0],
-            "max_tokens": limits[1],
-            "without_picture": rows.without_picture,
-            "forms": {},
-        }
+        numbers |= dict(zip(("max_pixels", "max_tokens"), limits))
+        numbers |= {"without_picture": rows.without_picture, "forms": {}}
         for form in forms:
             progress.start(f"{name}, {form}", len(asked[built.world.rank :: built.world.size]))
             own = benchmarks.ask_benchmark(built, asked, form, *limits, lambda done: progress.show(done, {}))

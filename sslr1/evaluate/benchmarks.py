@@ -18,7 +18,6 @@ import sys
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from string import ascii_uppercase
 
@@ -87,13 +86,12 @@ def read(path) -> Rows:
         if len(values) != len(header):
             raise UserError(f"{path}, row {number}: {len(values)} cells, but the header has {len(header)}")
         row = dict(zip(header, values))
-        shown = any(_cell(row, column) for column in ("image", "image_path"))
-        without += not shown
-        for column in ("index", "question", "answer") if shown else ():
+        if not any(_cell(row, column) for column in ("image", "image_path")):
+            without += 1
+            continue
+        for column in ("index", "question", "answer"):
             if not row[column].strip():
                 raise UserError(f"{path}, row {number}, column {column}: empty")
-        if not shown:
-            continue
         row["index"] = row["index"].strip()
         if row["index"] in table:
             raise UserError(f"{path}, row {number}, column index: {row['index']!r} is there already")
@@ -158,10 +156,9 @@ def _row(row, table, folder):
     if answer.lower() not in [a.lower() for a in allowed]:
         raise UserError(f"{where}, column answer: {answer!r} is not one of {', '.join(allowed)}")
     texts = [row["question"], *(row[letter] for letter in letters)]
-    if row.get("hint", "").strip():
-        texts[0] = f"Hint: {row['hint']}\n{texts[0]}"
-    if row.get("context", "").strip():
-        texts[0] = f"{row['context']}\n{texts[0]}"
+    for column, opening in (("hint", "Hint: "), ("context", "")):
+        if row.get(column, "").strip():
+            texts[0] = f"{opening}{row[column]}\n{texts[0]}"
     images = _images(row, table, folder)
     texts = _numbered(texts, ["question", *letters], len(images), where)
     labels = {label: row[label] for label in LABELS if label in row}
@@ -310,13 +307,13 @@ def image_processor(spec, max_pixels=MAX_PIXELS):
         image_std=list(spec.std),
         size={"shortest_edge": spec.min_pixels, "longest_edge": max_pixels},
     )
-    return partial(_process, processor, spec, max_pixels)
 
+    def process(images):
+        size = {"shortest_edge": spec.min_pixels, "longest_edge": round(max_pixels / len(images))}
+        made = processor(images, size=size, return_tensors="pt")
+        return made["pixel_values"].to(spec.dtype), made["image_grid_thw"]
 
-def _process(processor, spec, max_pixels, images):
-    size = {"shortest_edge": spec.min_pixels, "longest_edge": round(max_pixels / len(images))}
-    made = processor(images, size=size, return_tensors="pt")
-    return made["pixel_values"].to(spec.dtype), made["image_grid_thw"]
+    return process
 
 
 def prompt(row, tokenizer, merge, process, thinking=False) -> model.Prompt:
@@ -351,22 +348,21 @@ def ask_benchmark(built, asked, form, max_pixels, max_tokens, report) -> list:
     world, spec = built.world, built.spec
     process = image_processor(spec, max_pixels)
     opening = model.opening(built.tokenizer, form == "thinking")
-    rows, prompts, records = [], [], []  # of a chunk; and all
+    own, prompts, records = asked[world.rank :: world.size], [], []
 
     def answer():
         groups = built.engine.generate(prompts, group_size=1, temperature=0, max_tokens=max_tokens)
+        rows = own[len(records) :]
         records.extend(record(row, form, group.samples[0], opening) for row, group in zip(rows, groups))
-        rows.clear()
         prompts.clear()
         report(len(records))
 
-    for row in asked[world.rank :: world.size]:
+    for row in own:
         question = prompt(row, built.tokenizer, spec.merge, process, form == "thinking")
         largest = max(len(p.pixel_values) for p in [*prompts, question])
-        if len(rows) == CHUNK or (rows and largest * (len(rows) + 1) > CHUNK_PATCHES):
+        if len(prompts) == CHUNK or (prompts and largest * (len(prompts) + 1) > CHUNK_PATCHES):
             answer()
-        rows.append(row)
         prompts.append(question)
-    if rows:
+    if prompts:
         answer()
-    return gather(records, world)
+    return gather(records)

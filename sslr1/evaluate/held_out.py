@@ -4,8 +4,6 @@ import json
 from dataclasses import astuple
 from functools import cached_property
 
-import torch
-
 from sslr1 import distributed, model, puzzles
 from sslr1.data import choose_held_out, make_held_out
 from sslr1.errors import UserError
@@ -15,7 +13,6 @@ from sslr1.files import write_whole
 from sslr1.sums import plain_sum
 
 FROZEN = "held_out.json"
-CHUNK = 64  # prompts that are answered at once
 
 
 class Evaluator:
@@ -28,24 +25,18 @@ class Evaluator:
     @cached_property
     def batches(self) -> dict:
         """{puzzle: this rank's PuzzleBatches}"""
-        world = self.built.world
-        return {
-            name: list(batches_at(self.built, addresses[world.rank :: world.size], self.built.config.puzzles.thinking))
-            for name, addresses in self.addresses.items()
-        }
+        thinking = self.built.config.puzzles.thinking
+        return {name: list(batches_at(self.built, some, thinking)) for name, some in self.addresses.items()}
 
     def run(self) -> dict:
         """{eval/<puzzle>/exact, accuracy, format, chance, n} over all ranks."""
         out = {}
         for name, batches in self.batches.items():
-            sums = torch.zeros(5, dtype=torch.float64, device=self.built.world.device)
-            for batch in batches:
-                for puzzle, (score, _) in zip(batch, _answered(self.built, batch)):
-                    sums += sums.new_tensor([score.exact, score.accuracy, score.format_ok, puzzle.chance, 1])
-            *means, n = distributed.all_reduce(sums).tolist()
-            for key, total in zip(("exact", "accuracy", "format", "chance"), means):
-                out[f"eval/{name}/{key}"] = total / max(n, 1)
-            out[f"eval/{name}/n"] = int(n)
+            records = ask(self.built, batches)
+            for key in ("exact", "accuracy", "format", "chance"):
+                total = plain_sum(r["score" if key == "exact" else key] for r in records)
+                out[f"eval/{name}/{key}"] = total / max(len(records), 1)
+            out[f"eval/{name}/n"] = len(records)
         return out
 
 
@@ -88,82 +79,67 @@ def _kept(path) -> dict:
 def choose(built, name, level) -> list:
     """Addresses of the held-out puzzles of one kind and level, the same in both forms. Raises UserError where the
     images make too few."""
-    images, c = built.evaluation, built.config
-    return choose_held_out(
-        images.store, images.held_out, name, level, c.eval.count, seed=c.train.seed, form=built.form(False)
-    )
+    images, c, form = built.evaluation, built.config, built.form(False)
+    return choose_held_out(images.store, images.held_out, name, level, c.eval.count, seed=c.train.seed, form=form)
 
 
 def batches_at(built, addresses, thinking):
-    """The puzzles at these addresses, thinking or direct, as PuzzleBatches of at most CHUNK."""
-    images = built.evaluation
-    return make_held_out(images.store, images.held_out, addresses, form=built.form(thinking), chunk=CHUNK)
+    """This rank's share of the puzzles at these addresses, thinking or direct, as PuzzleBatches."""
+    images, world = built.evaluation, built.world
+    own = addresses[world.rank :: world.size]
+    return make_held_out(images.store, images.held_out, own, form=built.form(thinking))
 
 
-def _answered(built, batch) -> list:
-    """(Score, Sample) of each puzzle's greedy answer."""
-    opening = model.opening(built.tokenizer, batch.thinking)
-    groups = built.engine.generate(model.prompts(batch, built.tokenizer), group_size=1, temperature=0)
-    samples = [group.samples[0] for group in groups]
-    rule = built.config.puzzles.rule
-    return [
-        (puzzles.score(puzzle.answer, opening + sample.text, rule, batch.thinking), sample)
-        for puzzle, sample in zip(batch, samples)
-    ]
-
-
-def ask_puzzles(built, forms, chosen, report) -> list:
-    """A line of the log for every chosen puzzle in each form, over all ranks. report(done): how many of this rank's are
-    answered."""
-    files, world = built.evaluation.store.folder.files, built.world
-    out, done = [], 0
-    for form in forms:
-        records = []
-        for batch in batches_at(built, chosen[world.rank :: world.size], form == "thinking"):
-            for puzzle, (score, sample) in zip(batch, _answered(built, batch)):
-                at = puzzle.address
-                records.append(
-                    {
-                        "puzzle": at.puzzle,
-                        "level": at.level,
-                        "form": form,
-                        "image": files[at.index][0],
-                        "epoch": at.epoch,
-                        "attempt": at.attempt,
-                        "question": puzzle.question,
-                        "answer": puzzle.answer.text,
-                        "completion": sample.text,
-                        "finish": sample.finish,
-                        "score": score.exact,
-                        "accuracy": score.accuracy,
-                        "format": score.format_ok,
-                        "chance": puzzle.chance,
-                    }
-                )
-            done += len(batch)
-            report(done)
-        out += gather(records, world)
-    return out
+def ask(built, batches, report=lambda done: None) -> list:
+    """A line of the log for the greedy answer to each puzzle of this rank's PuzzleBatches, over all ranks, which must
+    all call it. report(done): how many of this rank's are answered."""
+    files, rule, records = built.evaluation.store.folder.files, built.config.puzzles.rule, []
+    for batch in batches:
+        opening = model.opening(built.tokenizer, batch.thinking)
+        groups = built.engine.generate(model.prompts(batch, built.tokenizer), group_size=1, temperature=0)
+        for puzzle, group in zip(batch, groups):
+            at, sample = puzzle.address, group.samples[0]
+            score = puzzles.score(puzzle.answer, opening + sample.text, rule, batch.thinking)
+            records.append(
+                {
+                    "puzzle": at.puzzle,
+                    "level": at.level,
+                    "form": "thinking" if batch.thinking else "direct",
+                    "image": files[at.index][0],
+                    "epoch": at.epoch,
+                    "attempt": at.attempt,
+                    "question": puzzle.question,
+                    "answer": puzzle.answer.text,
+                    "completion": sample.text,
+                    "finish": sample.finish,
+                    "score": score.exact,
+                    "accuracy": score.accuracy,
+                    "format": score.format_ok,
+                    "chance": puzzle.chance,
+                }
+            )
+        report(len(records))
+    return gather(records)
 
 
 def puzzle_report(records, baseline) -> list:
     """A summary of every (puzzle, level, form) among the records."""
-    cells, out = {}, []
-    for r in records:
-        cells.setdefault((r["puzzle"], r["level"], r["form"]), []).append(r)
-    theirs = {}
-    for r in baseline:
-        theirs.setdefault((r["puzzle"], r["level"], r["form"]), {})[_unit(r)] = r["score"]
-    for (name, level, form), own in cells.items():
-        scores, chances = ({_unit(r): r[field] for r in own} for field in ("score", "chance"))
-        same = theirs.get((name, level, form))
-        same = same if same and same.keys() == scores.keys() else None  # of other puzzles: nothing to compare
-        found = scoring.summary(scores, chances, same, name, level, form)
-        means = {field: plain_sum(r[field] for r in own) / len(own) for field in ("accuracy", "format")}
+    out, theirs = [], _cells(baseline)
+    for cell, own in _cells(records).items():
+        scores, chances = ({unit: r[field] for unit, r in own.items()} for field in ("score", "chance"))
+        same = {unit: r["score"] for unit, r in theirs.get(cell, {}).items()}
+        same = same if same.keys() == scores.keys() else None  # of other puzzles: nothing to compare
+        found = scoring.summary(scores, chances, same, *cell)
+        means = {field: plain_sum(r[field] for r in own.values()) / len(own) for field in ("accuracy", "format")}
         found |= {"places": means["accuracy"], "format": means["format"]}
-        out.append({"puzzle": name, "level": level, "form": form, **found})
+        out.append({**dict(zip(("puzzle", "level", "form"), cell)), **found})
     return out
 
 
-def _unit(r):
-    return f"{r['image']} {r['epoch']} {r['attempt']} {r['answer']}"
+def _cells(records) -> dict:
+    """{(puzzle, level, form): {unit: record}}"""
+    out = {}
+    for r in records:
+        unit = f"{r['image']} {r['epoch']} {r['attempt']} {r['answer']}"
+        out.setdefault((r["puzzle"], r["level"], r["form"]), {})[unit] = r
+    return out

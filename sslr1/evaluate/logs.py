@@ -1,6 +1,7 @@
 """What an evaluation writes, a line an answer, and what it reads of another model's."""
 
 import json
+from itertools import zip_longest
 from pathlib import Path
 
 import torch
@@ -9,11 +10,11 @@ from sslr1 import distributed
 from sslr1.errors import UserError
 
 
-def gather(records, world) -> list:
-    """All ranks' records, where each has every world.size-th. All ranks must call it."""
+def gather(records) -> list:
+    """All ranks' records in turn: the first of each, the second of each, and so on. All ranks must call it."""
     data = torch.frombuffer(bytearray(json.dumps(records).encode()), dtype=torch.uint8)
     ranks = [json.loads(part.numpy().tobytes()) for part in distributed.all_gather_rows(data[:, None])]
-    return [ranks[i % world.size][i // world.size] for i in range(sum(map(len, ranks)))]
+    return [record for turn in zip_longest(*ranks) for record in turn if record is not None]
 
 
 def read_log(path, keys) -> list:

@@ -38,7 +38,7 @@ class Case:
     rng: np.random.Generator
 
 
-@dataclass
+@dataclass(kw_only=True)
 class Finding:
     """exact: the share of `n` puzzles solved, cut from `images` images; limit: its one-sided 95 % upper limit, in which
     puzzles of one image count as alike as they were found; bound: chance + 5 points, None where the probe is only
@@ -60,10 +60,10 @@ class Finding:
         return self.bound is None or self.limit <= self.bound
 
 
-def cases(images, name, level, count, seed=0, spec=None, first=0):
+def cases(images, name, level, count, seed=0, first=0):
     """`count` decidable puzzles as (Case, Puzzle), each image in turn in epoch after epoch; `first` is the first
     image's number. Raises ValueError if the images give too few."""
-    form, n = puzzles.Form(spec=spec or ops.PatchSpec()), len(images)
+    form, n = puzzles.Form(), len(images)
     tried = (puzzles.Address(name, level, seed, i // n, 0, first + i % n) for i in range(100 * count + 1000))
     made = decidable(lambda number: images[number - first], tried, form, Pictures(images))
     turn = -1
@@ -76,10 +76,14 @@ def cases(images, name, level, count, seed=0, spec=None, first=0):
         raise ValueError(f"the images give {turn + 1} of {count} {name} puzzles of level {level}")
 
 
+def detail(grey):
+    """Absolute Laplacian of a grey picture, without its rim."""
+    inner = grey[1:-1, 1:-1]
+    return np.abs(4 * inner - grey[:-2, 1:-1] - grey[2:, 1:-1] - grey[1:-1, :-2] - grey[1:-1, 2:])
+
+
 def sharpness(canvas):
-    """Mean absolute Laplacian of the grey picture."""
-    g = canvas.mean(2)
-    return float(np.abs(4 * g[1:-1, 1:-1] - g[:-2, 1:-1] - g[2:, 1:-1] - g[1:-1, :-2] - g[1:-1, 2:]).mean())
+    return float(detail(canvas.mean(2)).mean())
 
 
 def small(canvas, n=8):
@@ -99,28 +103,29 @@ def at_random(case):
     return tuple(int(v) + 1 for v in case.rng.permutation(len(case.canvases)))
 
 
+def by(score, best=np.argmin):
+    """The solver that takes the candidate with the least of the scores of all, or with the greatest by np.argmax."""
+    return lambda case: case.choices[int(best(score(case)))]
+
+
 def histogram(case):
-    """The candidate whose colours are distributed most like the reference's: 16 bins a channel, L1."""
+    """How differently a candidate's colours are distributed from the reference's: 16 bins a channel, L1."""
 
     def bins(canvas):
         return np.stack([np.histogram(canvas[..., c], 16, (0, 256), density=True)[0] for c in range(3)])
 
     reference, *others = map(bins, case.canvases)
-    return case.choices[int(np.argmin([np.abs(reference - other).sum() for other in others]))]
+    return [np.abs(reference - other).sum() for other in others]
 
 
 def _distances(case):
     looks = [small(canvas) for canvas in case.canvases[1:]]
-    apart = np.array([[min(np.abs(a - b).mean(), np.abs(a - b[:, ::-1]).mean()) for b in looks] for a in looks])
-    return apart
+    return np.array([[min(np.abs(a - b).mean(), np.abs(a - b[:, ::-1]).mean()) for b in looks] for a in looks])
 
 
-def medoid(case):
-    return case.choices[int(np.argmin(_distances(case).sum(1)))]
-
-
-def odd_one_out(case):
-    return case.choices[int(np.argmax(_distances(case).sum(1)))]
+def unlikeness(case):
+    """How unlike the other candidates one is, mirrored or not."""
+    return _distances(case).sum(1)
 
 
 def in_a_pair(case):
@@ -129,18 +134,14 @@ def in_a_pair(case):
     return case.choices[int(case.rng.permutation(np.unravel_index(np.argmin(apart), apart.shape))[0])]
 
 
-def _by_sharpness(case, place):
-    order = np.argsort([sharpness(canvas) for canvas in case.canvases[1:]])
-    return case.choices[int(order[place(len(order))])]
-
-
-def sharpest(case):
-    return _by_sharpness(case, lambda n: n - 1)
+def sharpnesses(case):
+    return [sharpness(canvas) for canvas in case.canvases[1:]]
 
 
 def middling(case):
     """Of middling sharpness: neither enlarged nor reduced."""
-    return _by_sharpness(case, lambda n: n // 2 - int(case.rng.integers(0, 2)))
+    order = np.argsort(sharpnesses(case))
+    return case.choices[int(order[len(order) // 2 - int(case.rng.integers(0, 2))])]
 
 
 def visible_copy(case):
@@ -189,26 +190,16 @@ def continuity(case):
     return tuple(tile + 1 for tile in best)
 
 
-def _from_ref(case):
+def from_ref(case):
     return np.linalg.norm(case.rings[1] - case.rings[0][0], axis=1)
 
 
-def nearest(case):
-    return case.choices[int(np.argmin(_from_ref(case)))]
+def from_centre(case):
+    return np.linalg.norm(case.rings[1] - 0.5, axis=1)
 
 
-def farthest(case):
-    return case.choices[int(np.argmax(_from_ref(case)))]
-
-
-def central(case):
-    return case.choices[int(np.argmin(np.linalg.norm(case.rings[1] - 0.5, axis=1)))]
-
-
-def peripheral(case):
-    """Farthest from the other marks."""
-    rings = case.rings[1]
-    return case.choices[int(np.argmax(np.linalg.norm(rings - rings.mean(0), axis=1)))]
+def from_others(case):
+    return np.linalg.norm(case.rings[1] - case.rings[1].mean(0), axis=1)
 
 
 # --- features of a rotated picture, for solvers that are fitted on one half of the puzzles and scored on the other
@@ -233,29 +224,24 @@ def border_features(case):
 def sharpness_features(case):
     """Fine detail, alone and relative to coarser detail; by directions taken together."""
     c = case.canvases[-1]
-    coarse = small(c, len(c) // 2)
-    fine, mid = sharpness(c), sharpness(coarse)
+    fine, mid = sharpness(c), sharpness(small(c, len(c) // 2))
     return [math.log(fine + 1), math.log(mid + 1), math.log((fine + 0.1) / (mid + 0.1)), math.log(c.std() + 1)]
 
 
 def phase_features(case):
     """How far fine detail varies periodically from row to row, column to column and along diagonals, as it does where
     the pixel grid of the source was met at regular intervals."""
-    g = case.canvases[-1].mean(2)
-    detail = np.abs(4 * g[1:-1, 1:-1] - g[:-2, 1:-1] - g[2:, 1:-1] - g[1:-1, :-2] - g[1:-1, 2:])
-    detail = np.minimum(detail, 4 * detail.mean() + 1e-6)
-    n = len(detail)
+    fine = detail(case.canvases[-1].mean(2))
+    fine = np.minimum(fine, 4 * fine.mean() + 1e-6)
+    n = len(fine)
     y, x = np.mgrid[0:n, 0:n]
-    lines = {
-        "rows": detail.mean(1),
-        "columns": detail.mean(0),
-        "sum": np.bincount((y + x).ravel(), detail.ravel())[n // 2 : -n // 2]
-        / np.bincount((y + x).ravel())[n // 2 : -n // 2],
-        "difference": np.bincount((y - x + n).ravel(), detail.ravel())[1:][n // 2 : -n // 2]
-        / np.bincount((y - x + n).ravel())[1:][n // 2 : -n // 2],
-    }
+
+    def diagonals(numbers):
+        means = np.bincount(numbers.ravel(), fine.ravel()) / np.bincount(numbers.ravel())
+        return means[n // 2 : -n // 2]
+
     out = []
-    for line in lines.values():
+    for line in (fine.mean(1), fine.mean(0), diagonals(y + x), diagonals(y - x + n - 1)):
         line = np.log(line + 1e-3)
         line = line - np.convolve(line, np.ones(9) / 9, "same")
         spectrum = np.abs(np.fft.rfft(line[5:-5] * np.hanning(len(line) - 10)))
@@ -291,37 +277,36 @@ PROBES = {
         "sharpness": (Fitted(sharpness_features), ALL),
         "grid phase": (Fitted(phase_features), ALL),
     },
-    "similarity": {"colour histogram": (histogram, (3, 4))},
+    "similarity": {"colour histogram": (by(histogram), (3, 4))},
     "inpainting": {
-        "medoid": (medoid, (2, 3, 4)),
-        "odd one out": (odd_one_out, (2, 3, 4)),
+        "medoid": (by(unlikeness), (2, 3, 4)),
+        "odd one out": (by(unlikeness, np.argmax), (2, 3, 4)),
         "belongs to a pair": (in_a_pair, (2, 3, 4)),
-        "untouched: sharpest": (sharpest, (2, 3, 4)),
+        "untouched: sharpest": (by(sharpnesses, np.argmax), (2, 3, 4)),
         "untouched: middling": (middling, (2, 3, 4)),
         "visible copy": (visible_copy, ()),
     },
     "ordering": {"edge continuity": (continuity, ())},
     "correspondence": {
-        "nearest position": (nearest, ALL),
-        "farthest position": (farthest, ALL),
-        "central mark": (central, ALL),
-        "peripheral mark": (peripheral, ALL),
+        "nearest position": (by(from_ref), ALL),
+        "farthest position": (by(from_ref, np.argmax), ALL),
+        "central mark": (by(from_centre), ALL),
+        "peripheral mark": (by(from_others, np.argmax), ALL),
     },
 }
 FOR_ALL = {"constant": (constant, ALL), "random": (at_random, ALL)}
 
 
-def probe(images, name, level, count=2000, seed=0, spec=None, only_bounded=False) -> list:
+def probe(images, name, level, count=2000, seed=0, only_bounded=False) -> list:
     """Findings of every probe of a puzzle at one level on `count` puzzles (a fitted one has as many others to learn
     from)."""
     probes = {**FOR_ALL, **PROBES.get(name, {})}
-    if only_bounded:
-        probes = {probe: entry for probe, entry in probes.items() if level in entry[1]}
+    probes = {probe: entry for probe, entry in probes.items() if level in entry[1] or not only_bounded}
     fitted = {probe: solver for probe, (solver, _) in probes.items() if isinstance(solver, Fitted)}
     answers, chances, sources, guesses = [], [], [], {probe: [] for probe in probes}
     halves = [images[0::2], images[1::2]] if fitted else [images]  # what is learnt is scored on other images
     for half, part in enumerate(halves):
-        for case, puzzle in cases(part, name, level, count, seed, spec, first=half * len(images)):
+        for case, puzzle in cases(part, name, level, count, seed, first=half * len(images)):
             answers.append(puzzle.answer)
             chances.append(puzzle.chance)
             sources.append(puzzle.address.index)
@@ -347,7 +332,8 @@ def _finding(name, level, probe, guesses, answers, chances, sources, bounded):
     groups = np.bincount(image, hits - exact)  # each image is one draw: its puzzles may be guessed alike
     limit = exact + 1.645 * float(np.linalg.norm(groups)) / n
     bound = chance + SLACK if bounded else None
-    return Finding(name, level, probe, n, len(groups), chance, exact, float(accuracy), limit, bound)
+    about, rates = {"puzzle": name, "level": level, "probe": probe}, {"exact": exact, "accuracy": float(accuracy)}
+    return Finding(**about, n=n, images=len(groups), chance=chance, **rates, limit=limit, bound=bound)
 
 
 def pictures(folder=None) -> list:
@@ -356,9 +342,9 @@ def pictures(folder=None) -> list:
         from sslr1.data.scenes import scene
 
         return [torch.from_numpy(scene(i, 320)) for i in range(200)]
-    from sslr1.data import Decoder, ImageFolder, ImageStore
+    from sslr1.data import ImageStore
 
-    store = ImageStore(ImageFolder.scan(folder), Decoder(threads=torch.get_num_threads(), max_side=768))
+    store = ImageStore.scan(folder, threads=torch.get_num_threads())
     numbers = ops.generator("probes").permutation(len(store.folder))[:400].tolist()
     return [image for image in store.get(numbers) if image is not None]
 

@@ -188,11 +188,9 @@ def measures(records, name, field="score") -> dict:
         out["circular"] = {index: prod(all_of_it) for index, all_of_it in rotations.items()}
     if paper_name(name) == "MMVP":
         rows = [plain[index] for index in sorted(plain, key=int)]
-        out["pairs"] = {str(k + 1): rows[2 * k] * rows[2 * k + 1] for k in range(len(rows) // 2)}
-        shuffled = legacy_order(len(rows))
-        out["pairs, legacy"] = {
-            str(k + 1): rows[shuffled[2 * k]] * rows[shuffled[2 * k + 1]] for k in range(len(rows) // 2)
-        }
+        for measure, order in (("pairs", range(len(rows))), ("pairs, legacy", legacy_order(len(rows)))):
+            pairs = enumerate(zip(order[::2], order[1::2]), 1)
+            out[measure] = {str(k): rows[first] * rows[second] for k, (first, second) in pairs}
     return out
 
 
@@ -210,8 +208,8 @@ def check_pairs(rows, path) -> None:
     given = {row.index for row in rows}
     if len(rows) % 2 or given not in ({str(first + i) for i in range(len(rows))} for first in (0, 1)):
         raise UserError(
-            f"{path}, column index: MMVP's rows 2k-1 and 2k are a pair, so its indices must be 1 to an even number, or 0 "
-            "to an odd one, without gaps; give another --name if this is not MMVP"
+            f"{path}, column index: MMVP's rows 2k-1 and 2k are a pair, so its indices must be 1 to an even number, or "
+            "0 to an odd one, without gaps; give another --name if this is not MMVP"
         )
 
 
@@ -260,9 +258,8 @@ def summarise(records, name, baseline=None) -> dict:
     for column in LABELS:
         for value in sorted({r[column] for r in records if column in r}):
             plain = {r["index"]: r["score"] for r in records if r[column] == value and r["rotation"] == 0}
-            groups.setdefault(column, {})[value] = summary(
-                plain, chances["plain"], theirs.get("plain"), name, column, value
-            )
+            found = summary(plain, chances["plain"], theirs.get("plain"), name, column, value)
+            groups.setdefault(column, {})[value] = found
     return {
         "measures": out,
         "groups": groups,

@@ -8,14 +8,7 @@ from sslr1.integrations import truth
 
 REWARD_NAME = "sslr1"
 REWARD_TYPE = "batch"  # EasyR1 of 2026 reads it here, earlier ones from worker.reward.reward_type
-COLUMNS = {
-    "problem": "string",
-    "images": ["image"],
-    "answer": "string",
-    "id": "string",
-    "puzzle": "string",
-    "level": "int64",
-}
+COLUMNS = {"problem": "string", "images": ["image"], **truth.COLUMNS}
 
 
 def compute_score(reward_inputs, rule="default", opened=None) -> list:
@@ -28,11 +21,4 @@ def compute_score(reward_inputs, rule="default", opened=None) -> list:
 
 def row(puzzle, images) -> dict:
     """A `Puzzle` as a row; images: whatever stands for its canvases, in order."""
-    return {
-        "problem": puzzle.question,
-        "images": images,
-        "answer": truth.pack(puzzle.answer, puzzle.form.thinking),
-        "id": str(puzzle.address),
-        "puzzle": puzzle.address.puzzle,
-        "level": puzzle.address.level,
-    }
+    return {"problem": puzzle.question, "images": images, **truth.of(puzzle)}

@@ -16,11 +16,5 @@ def reward(completions, solution, rule="default", opened=None, **_) -> list:
 
 def row(puzzle, images) -> dict:
     """A `Puzzle` as a row; images: paths of its canvases, in order."""
-    return {
-        "messages": [{"role": "user", "content": puzzle.question}],
-        "images": images,
-        "solution": truth.pack(puzzle.answer, puzzle.form.thinking),
-        "id": str(puzzle.address),
-        "puzzle": puzzle.address.puzzle,
-        "level": puzzle.address.level,
-    }
+    messages = [{"role": "user", "content": puzzle.question}]
+    return {"messages": messages, "images": images, **truth.of(puzzle, "solution")}

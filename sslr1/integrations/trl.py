@@ -12,10 +12,7 @@ from sslr1.integrations import columns, truth
 COLUMNS = {
     "prompt": [{"role": "string", "content": [{"type": "string", "text": "string"}]}],
     "images": ["image"],
-    "answer": "string",
-    "id": "string",
-    "puzzle": "string",
-    "level": "int64",
+    **truth.COLUMNS,
 }
 
 
@@ -44,14 +41,7 @@ def row(puzzle, images) -> dict:
         content.append({"type": "image", "text": None})
         if piece:
             content.append({"type": "text", "text": piece})
-    return {
-        "prompt": [{"role": "user", "content": content}],
-        "images": images,
-        "answer": truth.pack(puzzle.answer, puzzle.form.thinking),
-        "id": str(puzzle.address),
-        "puzzle": puzzle.address.puzzle,
-        "level": puzzle.address.level,
-    }
+    return {"prompt": [{"role": "user", "content": content}], "images": images, **truth.of(puzzle)}
 
 
 def dataset(images, puzzle=None, *, level=None, count=None, seed=0, pool=None, **options):

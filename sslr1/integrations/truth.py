@@ -7,10 +7,19 @@ import json
 
 from sslr1.puzzles.reward import Answer, score, starts_opened
 
+COLUMNS = {"answer": "string", "id": "string", "puzzle": "string", "level": "int64"}  # types of `of`'s
+
 
 def pack(answer, thinking=True) -> str:
     """JSON of an Answer's `to_dict()` and of whether <think></think> was asked for."""
     return json.dumps({**answer.to_dict(), "thinking": thinking})
+
+
+def of(puzzle, name="answer") -> dict:
+    """The columns of a `Puzzle`'s row that say what it is: its ground truth, under the name by which the trainer hands
+    it to the reward, and `id`, `puzzle` and `level`."""
+    at = puzzle.address
+    return {name: pack(puzzle.answer, puzzle.form.thinking), "id": str(at), "puzzle": at.puzzle, "level": at.level}
 
 
 def scored(truth, completion, rule="default", opened=None):

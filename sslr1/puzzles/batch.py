@@ -104,9 +104,8 @@ def puzzle_at(address, picture, form, pool) -> Puzzle:
     module, level, spec = _PUZZLES[address.puzzle], address.level, form.spec
     geometry = (spec.patch, spec.merge, spec.min_pixels, spec.max_pixels)
     named = (*geometry, len(pool)) if level in module.POOLED else geometry
-    rng = keys.generator(
-        "puzzle", address.seed, address.epoch, address.attempt, address.index, address.puzzle, level, *named
-    )
+    at = (address.seed, address.epoch, address.attempt, address.index)
+    rng = keys.generator("puzzle", *at, address.puzzle, level, *named)
     picture = picture.piece(rng)
     puzzle = _built(module, rng, picture, level, spec, pool, form.composed)
     puzzle.address, puzzle.form, puzzle.picture = address, form, picture

@@ -14,6 +14,10 @@ SAMPLES = 96  # px sampled along each axis for it
 # Below this mean difference (8-bit levels) two pictures are taken for the same one, and a picture for a flat one.
 SAME = 4.0
 
+MIN_SIDE, MAX_SIDE = (
+    252,
+    768,
+)  # px of an image's sides, unless asked otherwise: smaller ones are passed over, larger reduced
 LONGEST = 3  # times its short side: of a longer picture a puzzle is cut from a piece
 
 

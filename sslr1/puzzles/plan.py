@@ -203,9 +203,8 @@ def canvas_size(pitch_y, pitch_x, spec, rim=0.0):
                 cropped.append((tall * wide * step**2, -abs(math.log(step)), h, w, step))
     if cropped:
         return max(cropped)[2:]
-    raise ValueError(
-        f"no canvas of multiples of {spec.unit} px lies between {spec.min_pixels} and {spec.max_pixels} pixels"
-    )
+    bounds = f"between {spec.min_pixels} and {spec.max_pixels} pixels"
+    raise ValueError(f"no canvas of multiples of {spec.unit} px lies {bounds}")
 
 
 class PoolError(ValueError):

@@ -46,10 +46,8 @@ def balanced(refs, places):
     if backends._C is not None:
         refs, places = np.ascontiguousarray(refs), np.ascontiguousarray(places)
         ranks, weights = np.empty((count, n), np.int64), np.empty((count, count))
-        arrays = ranks.ctypes.data, weights.ctypes.data
-        return (
-            (ranks, weights) if backends._C.balanced(refs.ctypes.data, places.ctypes.data, count, n, *arrays) else None
-        )
+        given, made = (refs.ctypes.data, places.ctypes.data), (ranks.ctypes.data, weights.ctypes.data)
+        return (ranks, weights) if backends._C.balanced(*given, count, n, *made) else None
     distances = np.linalg.norm(refs[:, :, None] - places, axis=3)
     ranks = (distances < distances[np.arange(count), :, np.arange(count)][:, :, None]).sum(2)
     weights = (ranks[:, :, None] == np.arange(count)).any(1).astype(float)

@@ -63,11 +63,16 @@ class Series:
     pool: as for `puzzle_at`."""
 
     def __init__(self, get, numbers, kinds, *, form, pool, seed=0):
-        self.get, self.numbers, self.kinds, self.form, self.seed = get, list(numbers), kinds, form, seed
-        self.pool = pool
-        self._permutation = lru_cache(2)(
-            lambda epoch: keys.generator("series", seed, epoch).permutation(len(self.numbers))
+        self.get, self.numbers, self.kinds, self.form, self.pool, self.seed = (
+            get,
+            list(numbers),
+            kinds,
+            form,
+            pool,
+            seed,
         )
+        n = len(self.numbers)
+        self._permutation = lru_cache(2)(lambda epoch: keys.generator("series", seed, epoch).permutation(n))
 
     def addresses(self, q: int):
         """Those tried for puzzle q, in turn."""

@@ -55,7 +55,7 @@ def page(folder) -> str:
         ) from None
     records = JsonLines(folder / "metrics.jsonl").read()
     script = (TEMPLATE / "report.js").read_text(encoding="utf-8")
-    return _template().render(
+    return template("report.html").render(
         config=config,
         settings=settings,
         summary=summary(records, config),
@@ -71,11 +71,12 @@ def page(folder) -> str:
 
 
 @lru_cache
-def _template():
+def template(name):
+    """A page of the template folder, in which values are words, never HTML."""
     import jinja2
 
     options = {"autoescape": True, "undefined": jinja2.StrictUndefined, "trim_blocks": True}
-    return jinja2.Environment(loader=jinja2.FileSystemLoader(TEMPLATE), **options).get_template("report.html")
+    return jinja2.Environment(loader=jinja2.FileSystemLoader(TEMPLATE), **options).get_template(name)
 
 
 def summary(records, config) -> list:

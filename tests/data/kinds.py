@@ -235,18 +235,18 @@ def bad(array) -> dict:
     }
 
 
-def mutated(file, draw) -> bytes:
+def mutated(file, rng) -> bytes:
     """A file with bytes changed, bits flipped, a part left out or put in, or its end cut off."""
-    file, way = bytearray(file), draw.integers(0, 4)
+    file, way = bytearray(file), rng.integers(0, 4)
     if way == 0:
-        return bytes(file[: draw.integers(0, len(file))])
+        return bytes(file[: rng.integers(0, len(file))])
     if way == 1:
-        for place in draw.integers(0, len(file), draw.integers(1, 9)):
-            file[place] ^= 1 << draw.integers(0, 8)
+        for place in rng.integers(0, len(file), rng.integers(1, 9)):
+            file[place] ^= 1 << rng.integers(0, 8)
     elif way == 2:
-        for place in draw.integers(0, min(len(file), 700), draw.integers(1, 5)):
-            file[place] = draw.integers(0, 256)
+        for place in rng.integers(0, min(len(file), 700), rng.integers(1, 5)):
+            file[place] = rng.integers(0, 256)
     else:
-        start = draw.integers(0, len(file))
-        file[start : start + draw.integers(0, 50)] = draw.bytes(draw.integers(0, 20))
+        start = rng.integers(0, len(file))
+        file[start : start + rng.integers(0, 50)] = rng.bytes(rng.integers(0, 20))
     return bytes(file)

@@ -1,5 +1,6 @@
 """Images, decoding and the stream: broken files, frozen lists, substitutes, addresses."""
 
+import inspect
 import io
 import shutil
 from dataclasses import replace
@@ -11,13 +12,14 @@ import torch
 from PIL import Image
 
 from sslr1 import model, ops, puzzles
+from sslr1.config.settings import Data
 from sslr1.data import Decoder, ImageFolder, ImageStore, Pool, PuzzleStream, choose_held_out, headers, make_held_out
 from sslr1.data.decode import _pillow, _turbo
 from sslr1.data.scenes import scene
 from sslr1.errors import UserError
 from sslr1.puzzles import look
 from sslr1.puzzles.curriculum import HORIZON, LAG, Curriculum
-from sslr1.puzzles.picture import Picture
+from sslr1.puzzles.picture import MAX_SIDE, MIN_SIDE, Picture
 
 SPEC = ops.PatchSpec(max_pixels=112 * 112)
 BACKENDS = [
@@ -388,3 +390,9 @@ def test_tinted_scenes_have_hues_of_their_own():
     assert np.array_equal(scene(3, 64), scene(3, 64, tint=False)) and np.array_equal(
         scene(3, 64, tint=True), scene(3, 64, tint=True)
     )
+
+
+def test_sides_are_the_configurations_defaults():
+    fields = Data.model_fields
+    assert (fields["min_side"].default, fields["max_side"].default) == (MIN_SIDE, MAX_SIDE)
+    assert fields["holdout"].default == inspect.signature(ImageFolder.hold_out).parameters["share"].default

@@ -131,9 +131,18 @@ def test_without_links_the_list_is_what_it_was(tmp_path, photo):
 
 
 LEFT_ASIDE = (
-    *("._00.jpg", ".hidden.png", ".Trash/1.jpg", ".Trash-1000/files/1.jpg", "__MACOSX/._00.jpg", "sub/._a.jpg"),
-    *("sub/@eaDir/00.jpg/SYNOPHOTO_THUMB_M.jpg", ".ipynb_checkpoints/00-checkpoint.jpg", ".DS_Store", "$RECYCLE.BIN/1.jpg"),
-    *("._more.tar", "#recycle/1.tar"),
+    "._00.jpg",
+    ".hidden.png",
+    ".Trash/1.jpg",
+    ".Trash-1000/files/1.jpg",
+    "__MACOSX/._00.jpg",
+    "sub/._a.jpg",
+    "sub/@eaDir/00.jpg/SYNOPHOTO_THUMB_M.jpg",
+    ".ipynb_checkpoints/00-checkpoint.jpg",
+    ".DS_Store",
+    "$RECYCLE.BIN/1.jpg",
+    "._more.tar",
+    "#recycle/1.tar",
 )  # fmt: skip
 
 

@@ -194,6 +194,7 @@ def test_the_wording(tmp_path, images):
         assert "<think></think>" in thinking and r"\boxed{}" in thinking and "directly" not in thinking
 
 
+UNDECODED = "row with index '2', column image: can't be decoded"
 BROKEN = {
     "missing question": (dict(drop="question"), "column question is missing; it has index, image"),
     "missing answer": (dict(drop="answer"), "column answer is missing"),
@@ -208,17 +209,20 @@ BROKEN = {
     "neither yes nor no": (dict(A="", B="", answer="B"), "row 2, column answer: 'B' is not one of Yes, No"),
     "a gap": (dict(D="four"), "row 2, column C: empty, though there is an option D"),
     "one option": (dict(B=""), "row 2, column B: empty, though there is an option A"),
-    "no base64": (dict(image="!" * 100), "row with index '2', column image: can't be decoded"),
-    "a stray mark": (dict(image="stray"), "row with index '2', column image: can't be decoded: Only base64 data is allowed"),
-    "no image": (dict(image=base64.b64encode(b"x" * 100).decode()), "row with index '2', column image: can't be decoded: not an image of a format"),
-    "cut off": (dict(image="cut"), "row with index '2', column image: can't be decoded"),
-    "too long": (dict(image="long"), "row with index '2', column image: can't be decoded: 402x2 px is longer"),
+    "no base64": (dict(image="!" * 100), UNDECODED),
+    "a stray mark": (dict(image="stray"), f"{UNDECODED}: Only base64 data is allowed"),
+    "no image": (dict(image=base64.b64encode(b"x" * 100).decode()), f"{UNDECODED}: not an image of a format"),
+    "cut off": (dict(image="cut"), UNDECODED),
+    "too long": (dict(image="long"), f"{UNDECODED}: 402x2 px is longer"),
     "no such row": (dict(image="17"), "row 2, column image: '17' is neither base64 nor the index of another row"),
     "a row that names itself": (dict(image="2"), "row 2, column image: it leads round to row '2' again"),
     "no list": (dict(image="['a', b]"), "row 2, column image: starts with [ but is not a list of strings"),
     "a list of numbers": (dict(image="[1, 2]"), "row 2, column image: not a list of strings"),
     "an empty list": (dict(image="[]"), "row 2, column image: not a list of strings"),
-    "marks": (dict(question="<image> and <image>?"), "row 2, column question: <image>, of 2, does not fit the row's pictures, which are 1"),
+    "marks": (
+        dict(question="<image> and <image>?"),
+        "row 2, column question: <image>, of 2, does not fit the row's pictures, which are 1",
+    ),
     "a mark": (dict(A="<image 2>"), "row 2, column A: <image 2> does not fit the row's pictures, which are 1"),
     "the model's mark": (dict(B="<|image_pad|>"), "row 2, column B: <|image_pad|> is the model's own mark"),
 }  # fmt: skip

@@ -5,13 +5,14 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 from rich.console import Console
 
 from sslr1 import config
 from sslr1.data import ImageFolder
 from sslr1.errors import UserError
 from sslr1.evaluate import __main__ as evaluate
-from sslr1.evaluate import benchmarks, scoring, tables
+from sslr1.evaluate import benchmarks, logs, scoring, tables
 from tests.evaluate.test_benchmarks import a_row, png, write
 from tests.forks import launch
 
@@ -214,3 +215,14 @@ def test_tables():
     ]
     text = shown(tables.puzzle_table(cells, {("rotation", 3)}))
     assert "*50.0% (9.5–90.5)" in text and text.count("*50.0%") == 1 and "chance 25.0%" in text and "level 3" in text
+
+
+def test_records_of_uneven_ranks_are_gathered(monkeypatch):
+    """An image that one rank can't read any more leaves it fewer records than its share."""
+
+    def ranks(mine):
+        return [torch.frombuffer(bytearray(json.dumps(part).encode()), dtype=torch.uint8)[:, None] for part in parts]
+
+    monkeypatch.setattr(logs.distributed, "all_gather_rows", ranks)
+    for parts, found in (([[0, 2, 4], [1, 3]], range(5)), ([[0], [1, 3, 5], [2, 4]], range(6)), ([[], []], ())):
+        assert logs.gather(parts[0]) == list(found)

@@ -67,9 +67,9 @@ def test_probes_find_the_shortcuts_they_are_for(images, textures, monkeypatch):
     assert score(images, "correspondence", 2, "nearest position").exact > 0.6
 
 
-def nearest_assign(draw, spots, places, image, first):
+def nearest_assign(rng, spots, places, image, first):
     """As if view 1 were put anywhere: REF stands where its point does in view 2."""
-    truth = int(draw.integers(0, len(spots)))
+    truth = int(rng.integers(0, len(spots)))
     return truth, places[truth].clip(0.1, 0.9), spots, places
 
 

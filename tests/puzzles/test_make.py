@@ -117,10 +117,10 @@ def answers_are_uniform(recorded, name, level, count):
     counts = collections.defaultdict(collections.Counter)
     drawn = 0
     for i in range(20 * count):
-        draw = keys.generator("balance", name, level, i)
+        rng = keys.generator("balance", name, level, i)
         picture = recorded.pictures[i % len(recorded.pictures)]
         made = _PUZZLES[name].build(
-            draw, picture, level, SPEC if name in ("similarity", "rotation") else BIG, recorded.pool
+            rng, picture, level, SPEC if name in ("similarity", "rotation") else BIG, recorded.pool
         )
         if made.decidable:
             drawn += 1

@@ -230,20 +230,19 @@ def test_any_string_gets_a_reward_in_range(seed):
 @pytest.mark.parametrize(
     "unit",
     [
-        *(
-            "\\boxed{",
-            "\\boxed{}",
-            "{",
-            "<think>",
-            "</think>",
-            "\x00",
-            "\\boxed{1 ",
-            "\\text{",
-            " ",
-            "1,",
-            "\\boxed{x}{",
-        ),
-        *("`<think>", "$"),
+        "\\boxed{",
+        "\\boxed{}",
+        "{",
+        "<think>",
+        "</think>",
+        "\x00",
+        "\\boxed{1 ",
+        "\\text{",
+        " ",
+        "1,",
+        "\\boxed{x}{",
+        "`<think>",
+        "$",
     ],
 )
 @pytest.mark.timeout(120)  # quadratic time would take hours
@@ -299,5 +298,8 @@ def test_the_longest_answers_take_linear_time():
 
 
 def test_reward_and_prompts_import_without_torch():
-    code = "import sys; sys.modules['torch'] = None; import sslr1.puzzles.reward, sslr1.puzzles.prompts; from sslr1.puzzles import score; print('fine')"
+    code = (
+        "import sys; sys.modules['torch'] = None; import sslr1.puzzles.reward, sslr1.puzzles.prompts; "
+        "from sslr1.puzzles import score; print('fine')"
+    )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "fine\n"

@@ -76,7 +76,7 @@ stripes = torch.arange(288, dtype=torch.uint8)[:, None, None].expand(288, 288, 3
 assert not any(puzzles.make([even, stripes], "mirror", level=1).decidable)  # the same in a mirror
 found = probes.probe([torch.from_numpy(scene(i, 288)) for i in range(20)], "mirror", 2, 100)
 assert {f.probe for f in found} == {"constant", "random"}
-assert preview.picture(puzzles.make(images[:1], "mirror")[0]).shape[2] == 3
+assert preview.picture(puzzles.make(images[:1], "mirror")[0]).mode == "RGB"
 assert len(puzzles.make(images[:1], "mirror", composed=True).render()[0]) == 1
 sys.exit(pytest.main(["-q", "-p", "no:cacheprovider", PATH, "-k", f"{CHOSEN} and (1 or 4)"]))
 """

@@ -233,7 +233,8 @@ def test_in_a_browser(run, tmp_path, width, dark):
         ]
         assert page.run("document.querySelector('figure path.line').getAttribute('d').length") > 100
         assert not page.run(
-            "[...document.querySelectorAll('svg *')].some(e => [...e.attributes].some(a => /NaN|Infinity/.test(a.value)))"
+            "[...document.querySelectorAll('svg *')]"
+            ".some(e => [...e.attributes].some(a => /NaN|Infinity/.test(a.value)))"
         )
         page.run("document.querySelector('#everything-else details').open = true")
         page.settle()
@@ -249,8 +250,8 @@ def test_in_a_browser(run, tmp_path, width, dark):
         page.settle()
         tip = page.run("document.querySelector('.tip:not([hidden])').textContent")
         assert re.fullmatch(r"step (9|10|11|12)all 0\.(09|1|11|12)rotation 0\.5ordering 0\.25", tip)
-        choose = "(s => { s.value = 'ordering'; s.dispatchEvent(new Event('change')) })(document.querySelector('[name=puzzle]'))"
-        page.run(choose)
+        choose = "(s => { s.value = 'ordering'; s.dispatchEvent(new Event('change')) })"
+        page.run(f"{choose}(document.querySelector('[name=puzzle]'))")
         page.run("document.querySelector('[name=back]').click()")
         heads = page.run("[...document.querySelectorAll('article h3')].map(e => e.textContent)")
         assert [int(re.search(r"step (\d+)", h)[1]) for h in heads] == list(range(9, 15))
