@@ -66,34 +66,40 @@ def evaluate_puzzles(arguments, console):
         folder = None  # there is no list of the images that it was started with
     overrides = ["rollout.batch_invariant=true", *given, *arguments.overrides]
     asked = FORMS[arguments.form] if arguments.form else ()
-    with entry.session(source, overrides, folder=folder, forms=asked) as built:
-        c, progress, records = built.config.puzzles, Progress(built.world.main), []
+    with entry.session(source, overrides, folder=folder, forms=asked) as session:
+        c, progress, records = session.config.puzzles, Progress(session.world.main), []
         names = arguments.puzzle or (puzzles.NAMES if arguments.levels else list(c.mixture))
         forms = asked or (("thinking",) if c.thinking else ("direct",))
         missing = []
         for name in names:
             for level in _levels(arguments.levels, name, c.levels[name]):
                 try:
-                    chosen = choose(built, name, level)
+                    chosen = choose(session, name, level)
                 except UserError as error:  # images that can't decide one puzzle may well decide the others
                     missing.append(f"not asked: {name}, level {level}: {error}")
                     continue
                 for form in forms:
-                    progress.start(f"{name}, level {level}, {form}", len(chosen[built.world.rank :: built.world.size]))
-                    batches = batches_at(built, chosen, form == "thinking")
-                    records += ask(built, batches, lambda done: progress.show(done, {}))
+                    progress.start(
+                        f"{name}, level {level}, {form}", len(chosen[session.world.rank :: session.world.size])
+                    )
+                    batches = batches_at(session, chosen, form == "thinking")
+                    records += ask(session, batches, lambda done: progress.show(done, {}))
         progress.stop()
         if not records:
             raise UserError("; ".join(missing))
         cells = puzzle_report(records, baseline)
-        numbers = {"model": str(built.model_path), "images": str(built.evaluation.store.folder.root), "cells": cells}
+        numbers = {
+            "model": str(session.model_path),
+            "images": str(session.evaluation.store.folder.root),
+            "cells": cells,
+        }
         numbers["missing"] = missing
-        if built.world.main:
+        if session.world.main:
             if arguments.out:
                 write(arguments.out, numbers, records)
             trained = {(name, c.levels[name]) for name in c.mixture} if source else set()
-            console.print(f"{built.model_path} on held-out images of {numbers['images']}, greedy", soft_wrap=True)
-            for line in built.not_read():
+            console.print(f"{session.model_path} on held-out images of {numbers['images']}, greedy", soft_wrap=True)
+            for line in session.not_read():
                 console.print(line, soft_wrap=True, highlight=False)
             console.print(tables.puzzle_table(cells, trained))
             for line in missing:
@@ -126,22 +132,22 @@ def evaluate_benchmark(arguments, console):
         rank, size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
         benchmarks.check_images(rows[rank::size], arguments.benchmark, processors.share())
     overrides = ["rollout.batch_invariant=true", *given, *arguments.overrides]
-    with entry.session(source, overrides, data=False, forms=forms) as built:
-        limits, records, progress = (arguments.max_pixels, arguments.max_tokens), [], Progress(built.world.main)
-        numbers = {"benchmark": name, "file": arguments.benchmark, "model": str(built.model_path)}
+    with entry.session(source, overrides, data=False, forms=forms) as session:
+        limits, records, progress = (arguments.max_pixels, arguments.max_tokens), [], Progress(session.world.main)
+        numbers = {"benchmark": name, "file": arguments.benchmark, "model": str(session.model_path)}
         numbers |= dict(zip(("max_pixels", "max_tokens"), limits))
         numbers |= {"without_picture": rows.without_picture, "forms": {}}
         for form in forms:
-            progress.start(f"{name}, {form}", len(asked[built.world.rank :: built.world.size]))
-            own = benchmarks.ask_benchmark(built, asked, form, *limits, lambda done: progress.show(done, {}))
+            progress.start(f"{name}, {form}", len(asked[session.world.rank :: session.world.size]))
+            own = benchmarks.ask_benchmark(session, asked, form, *limits, lambda done: progress.show(done, {}))
             theirs = [r for r in baseline if r["form"] == form]
             numbers["forms"][form] = scoring.summarise(own, name, theirs)
             records += own
         progress.stop()
-        if built.world.main:
+        if session.world.main:
             if arguments.out:
                 write(arguments.out, numbers, records)
-            console.print(f"{built.model_path} on {arguments.benchmark}, greedy", soft_wrap=True)
+            console.print(f"{session.model_path} on {arguments.benchmark}, greedy", soft_wrap=True)
             if rows.without_picture:
                 console.print(f"left out: {rows.without_picture:,} of its rows, which show no picture", soft_wrap=True)
             for table in tables.benchmark_tables(numbers):

@@ -342,23 +342,23 @@ def record(row, form, sample, opening="") -> dict:
     }
 
 
-def ask_benchmark(built, asked, form, max_pixels, max_tokens, report) -> list:
+def ask_benchmark(session, asked, form, max_pixels, max_tokens, report) -> list:
     """A line of the log for each of `asked` rows, over all ranks. report(done): how many of this rank's are
     answered."""
-    world, spec = built.world, built.spec
+    world, spec = session.world, session.spec
     process = image_processor(spec, max_pixels)
-    opening = model.opening(built.tokenizer, form == "thinking")
+    opening = model.opening(session.tokenizer, form == "thinking")
     own, prompts, records = asked[world.rank :: world.size], [], []
 
     def answer():
-        groups = built.engine.generate(prompts, group_size=1, temperature=0, max_tokens=max_tokens)
+        groups = session.engine.generate(prompts, group_size=1, temperature=0, max_tokens=max_tokens)
         rows = own[len(records) :]
         records.extend(record(row, form, group.samples[0], opening) for row, group in zip(rows, groups))
         prompts.clear()
         report(len(records))
 
     for row in own:
-        question = prompt(row, built.tokenizer, spec.merge, process, form == "thinking")
+        question = prompt(row, session.tokenizer, spec.merge, process, form == "thinking")
         largest = max(len(p.pixel_values) for p in [*prompts, question])
         if len(prompts) == CHUNK or (prompts and largest * (len(prompts) + 1) > CHUNK_PATCHES):
             answer()

@@ -18,21 +18,21 @@ FROZEN = "held_out.json"
 class Evaluator:
     """The same held-out puzzles each time: chosen once a run, drawn at the first evaluation, rendered at each."""
 
-    def __init__(self, built):
-        self.built = built
-        self.addresses = frozen(built) if built.folder else chosen(built)
+    def __init__(self, session):
+        self.session = session
+        self.addresses = frozen(session) if session.folder else chosen(session)
 
     @cached_property
     def batches(self) -> dict:
         """{puzzle: this rank's PuzzleBatches}"""
-        thinking = self.built.config.puzzles.thinking
-        return {name: list(batches_at(self.built, some, thinking)) for name, some in self.addresses.items()}
+        thinking = self.session.config.puzzles.thinking
+        return {name: list(batches_at(self.session, some, thinking)) for name, some in self.addresses.items()}
 
     def run(self) -> dict:
         """{eval/<puzzle>/exact, accuracy, format, chance, n} over all ranks."""
         out = {}
         for name, batches in self.batches.items():
-            records = ask(self.built, batches)
+            records = ask(self.session, batches)
             for key in ("exact", "accuracy", "format", "chance"):
                 total = plain_sum(r["score" if key == "exact" else key] for r in records)
                 out[f"eval/{name}/{key}"] = total / max(len(records), 1)
@@ -40,31 +40,31 @@ class Evaluator:
         return out
 
 
-def chosen(built) -> dict:
+def chosen(session) -> dict:
     """{puzzle: addresses} of the configured puzzles and levels."""
-    c = built.config.puzzles
-    return {name: choose(built, name, c.levels[name]) for name in c.mixture}
+    c = session.config.puzzles
+    return {name: choose(session, name, c.levels[name]) for name in c.mixture}
 
 
-def frozen(built) -> dict:
+def frozen(session) -> dict:
     """The same, from the run folder's held_out.json, which rank 0 writes where there is none for these images and
     settings: a start need not plan every held-out puzzle again. All ranks must call it. Raises UserError."""
-    path, c, spec, problem = built.folder / FROZEN, built.config, built.spec, None
+    path, c, spec, problem = session.folder / FROZEN, session.config, session.spec, None
     asked = {
         "levels": {name: c.puzzles.levels[name] for name in c.puzzles.mixture},
         "count": c.eval.count,
         "seed": c.train.seed,
         "pixels": [spec.patch, spec.merge, spec.min_pixels, spec.max_pixels],
         "composed": c.puzzles.composed,
-        "images": [built.evaluation.store.folder.files[number][0] for number in built.evaluation.held_out],
+        "images": [session.evaluation.store.folder.files[number][0] for number in session.evaluation.held_out],
     }
-    if built.world.main and _kept(path).get("asked") != asked:
+    if session.world.main and _kept(path).get("asked") != asked:
         try:
-            addresses = {name: [astuple(each) for each in some] for name, some in chosen(built).items()}
+            addresses = {name: [astuple(each) for each in some] for name, some in chosen(session).items()}
             write_whole(path, json.dumps({"asked": asked, "addresses": addresses}) + "\n")
         except UserError as error:
             problem = error
-    distributed.agree(problem, built.world)
+    distributed.agree(problem, session.world)
     return {name: [puzzles.Address(*each) for each in some] for name, some in _kept(path)["addresses"].items()}
 
 
@@ -76,27 +76,27 @@ def _kept(path) -> dict:
         return {}
 
 
-def choose(built, name, level) -> list:
+def choose(session, name, level) -> list:
     """Addresses of the held-out puzzles of one kind and level, the same in both forms. Raises UserError where the
     images make too few."""
-    images, c, form = built.evaluation, built.config, built.form(False)
+    images, c, form = session.evaluation, session.config, session.form(False)
     return choose_held_out(images.store, images.held_out, name, level, c.eval.count, seed=c.train.seed, form=form)
 
 
-def batches_at(built, addresses, thinking):
+def batches_at(session, addresses, thinking):
     """This rank's share of the puzzles at these addresses, thinking or direct, as PuzzleBatches."""
-    images, world = built.evaluation, built.world
+    images, world = session.evaluation, session.world
     own = addresses[world.rank :: world.size]
-    return make_held_out(images.store, images.held_out, own, form=built.form(thinking))
+    return make_held_out(images.store, images.held_out, own, form=session.form(thinking))
 
 
-def ask(built, batches, report=lambda done: None) -> list:
+def ask(session, batches, report=lambda done: None) -> list:
     """A line of the log for the greedy answer to each puzzle of this rank's PuzzleBatches, over all ranks, which must
     all call it. report(done): how many of this rank's are answered."""
-    files, rule, records = built.evaluation.store.folder.files, built.config.puzzles.rule, []
+    files, rule, records = session.evaluation.store.folder.files, session.config.puzzles.rule, []
     for batch in batches:
-        opening = model.opening(built.tokenizer, batch.thinking)
-        groups = built.engine.generate(model.prompts(batch, built.tokenizer), group_size=1, temperature=0)
+        opening = model.opening(session.tokenizer, batch.thinking)
+        groups = session.engine.generate(model.prompts(batch, session.tokenizer), group_size=1, temperature=0)
         for puzzle, group in zip(batch, groups):
             at, sample = puzzle.address, group.samples[0]
             score = puzzles.score(puzzle.answer, opening + sample.text, rule, batch.thinking)

@@ -371,12 +371,12 @@ def test_a_made_benchmark_is_scored(tiny, tmp_path, images, one_process, monkeyp
             (row.question, "\nAnswer")
         )
 
-    built = SimpleNamespace(
+    session = SimpleNamespace(
         world=one_process, spec=spec, tokenizer=tokenizer, engine=SimpleNamespace(generate=generate)
     )
     monkeypatch.setattr(benchmarks, "CHUNK", 3)
     done = []
-    records = benchmarks.ask_benchmark(built, asked, "direct", 112 * 112, 7, done.append)
+    records = benchmarks.ask_benchmark(session, asked, "direct", 112 * 112, 7, done.append)
     assert batches == [3, 3, 2] and done == [3, 6, 8]
     assert [(r["index"], r["rotation"]) for r in records] == [(row.index, row.rotation) for row in asked]
     assert [r["extracted"] for r in records] == ["A", "B", "C", "B", "B", "yes", "B", None]
@@ -390,5 +390,5 @@ def test_a_made_benchmark_is_scored(tiny, tmp_path, images, one_process, monkeyp
     patches = len(benchmarks.prompt(asked[0], tokenizer, 2, benchmarks.image_processor(spec, 112 * 112)).pixel_values)
     monkeypatch.setattr(benchmarks, "CHUNK_PATCHES", 2 * patches)  # all pictures are alike
     batches.clear()
-    assert benchmarks.ask_benchmark(built, asked, "direct", 112 * 112, 7, done.append) == records
+    assert benchmarks.ask_benchmark(session, asked, "direct", 112 * 112, 7, done.append) == records
     assert batches == [2, 2, 2, 2]

@@ -99,7 +99,7 @@ def test_held_out_puzzles_are_chosen_once_a_run(tmp_path, tiny, scenes, one_proc
     assert start().addresses == first.addresses and len(times) == 4
     assert start(count=3).addresses.keys() == first.addresses.keys() and len(times) == 6
     start()
-    store = first.built.evaluation.store
+    store = first.session.evaluation.store
     number = first.addresses["rotation"][0].index
     (images / store.folder.files[number][0]).unlink()
     again = start()
