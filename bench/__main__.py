@@ -2,7 +2,7 @@
 
 Ours and the peer run in turn (A B A B …) in one process on the same random inputs, after a check that they agree; figures
 are medians. Each row is printed and kept as soon as it is measured, in bench/results/'s JSON file of this machine: a run that is
-stopped leaves what it has, and --resume goes on behind it. Where no peer can run, ours is timed alone. On a GPU, rows say what share they
+stopped leaves what it has, and --resume goes on after it. Where no peer can run, ours is timed alone. On a GPU, rows say what share they
 reach of the rates of a large copy and of a large bfloat16 matrix product.
 """
 
@@ -84,7 +84,7 @@ def parse(arguments):
         default=0,
         help="seconds for each of a row's set-up, its peer's first call, and its rounds",
     )
-    parser.add_argument("--resume", action="store_true", help="go on with a run that was stopped, behind its last row")
+    parser.add_argument("--resume", action="store_true", help="go on with a run that was stopped, after its last row")
     parser.add_argument("--anew", action="store_true", help="drop all that the results file holds")
     parser.add_argument("--keep", type=Path, metavar="FILE", help="keep rows as JSON lines, there only")
     parser.add_argument("--dry", action="store_true", help="try a GPU's rows at small shapes on the CPU; with --keep")

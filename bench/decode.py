@@ -47,7 +47,7 @@ def draw(shape, device):
 
 
 def repeated(layer):
-    """The same for SDPA: keys and values of every sample one behind the other."""
+    """The same for SDPA: keys and values of every sample one after the other."""
     q, prompt_k, prompt_v, _, own_k, own_v, _ = layer
     P, G = q.shape[:2]
     whole = (

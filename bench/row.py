@@ -1,7 +1,7 @@
 """A row of the tables: what it says before anything is measured, and its measurement, in which a failure costs no other row.
 
 A benchmark is a file with rows(mode), a list of Rows in the order they are measured in. mode: "cpu" and "cuda" are what such a
-machine measures; "dry" are cuda's rows at small shapes on a CPU, to see that everything behind them runs.
+machine measures; "dry" are cuda's rows at small shapes on a CPU, to see that everything after them runs.
 """
 
 import contextlib

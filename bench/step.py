@@ -100,7 +100,7 @@ class PhasedStep:
 
 
 def one_step(case, engine, mark=lambda: None):
-    """As sslr1/train.py's loop makes one; (groups, metrics). mark: called behind each of PHASES."""
+    """As sslr1/train.py's loop makes one; (groups, metrics). mark: called after each of PHASES."""
     batch = case.draw()
     prompts = model.prompts(batch, case.tokenizer)
     mark()
@@ -139,7 +139,7 @@ def against_trl(shape, sizes, mode):
         version("trl")
         with torch.random.fork_rng(
             devices=[]
-        ):  # the trainer sets the seed, which the rows behind this one draw from too
+        ):  # the trainer sets the seed, which the rows after this one draw from too
             return make_peer(case, engine.suppressed)
 
     def check(mine, theirs):

@@ -131,7 +131,7 @@ GLOSSARY = {
         ),
         "curriculum/<puzzle>/level": Metric(
             "a level",
-            "the puzzle's main level behind this step; step k + 2 is the first that it rules",
+            "the puzzle's main level after this step; step k + 2 is the first that it rules",
             "puzzles.curriculum",
         ),
         "curriculum/<puzzle>/mean": Metric(

@@ -273,7 +273,7 @@ LETTERS = (
         ("B?", "BB", "~~B~~", r"\cancel{B}"),
     ),
     (
-        "behind words that say so",
+        "after words that say so",
         ("Option B", "The answer is (B).", "选项B", "答案：B"),
         ("not B", "Option B or C", "不是B"),
     ),
@@ -301,7 +301,7 @@ ANGLES = (
         ("270° CCW", "90° clockwise", "-90° CCW"),
     ),
     (
-        "behind words that say so",
+        "after words that say so",
         ("Angle: 270°", "rotated by 270 degrees"),
         ("not 270", "90 or 270", "between 90 and 270"),
     ),

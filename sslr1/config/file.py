@@ -139,7 +139,7 @@ def _parse(text, takes, source):
 
 
 def _given(value, takes, override):
-    """An override's value: a text setting's as it stands behind the "=", but for quotes around all of it, and null where it takes
+    """An override's value: a text setting's as it stands after the "=", but for quotes around all of it, and null where it takes
     that; other settings' as YAML."""
     if _is_text(takes):
         if len(value) < 2 or value[0] != value[-1] or value[0] not in "'\"":

@@ -192,7 +192,7 @@ class Loss(Section):
     kl_coef: float = Field(
         0.0,
         ge=0,
-        description="weight of the distance (KL, as e^r - r - 1) to the model as it was before the first step, behind the "
+        description="weight of the distance (KL, as e^r - r - 1) to the model as it was before the first step, after the "
         "format warm-up. Above 0, a frozen copy of it is held, sharded like the model and in its compute dtype, and read from "
         "the run's checkpoint of step 0, which is then kept",
     )
@@ -220,7 +220,7 @@ class Optim(Section):
     clip_norm: float = Field(1.0, ge=0, description="largest gradient norm; 0 is off")
     warmup_steps: int = Field(10, ge=0, description="steps over which the learning rate rises from 0")
     schedule: Literal["constant", "linear", "cosine"] = Field(
-        "constant", description="learning rate behind the rise; linear and cosine end at 0"
+        "constant", description="learning rate after the rise; linear and cosine end at 0"
     )
 
 
@@ -276,7 +276,7 @@ class Log(Section):
     report_every_s: float = Field(
         60,
         ge=0,
-        description="seconds between updates of report.html at least, besides those behind evaluations and at the end",
+        description="seconds between updates of report.html at least, besides those after evaluations and at the end",
     )
     tensorboard: bool = Field(True, description="write every metric to tensorboard/ in the run folder")
     wandb: str | None = Field(

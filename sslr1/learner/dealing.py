@@ -119,7 +119,7 @@ def _sizes(group):
 
 
 def _tensors(group, samples):
-    """What travels: input ids, grids, patches, and tokens and log-probs of the completions one behind the other."""
+    """What travels: input ids, grids, patches, and tokens and log-probs of the completions one after the other."""
     chosen = [group.samples[s] for s in samples]
     tokens, logprobs = (torch.cat([getattr(s, name) for s in chosen]) for name in ("tokens", "logprobs"))
     prompt = group.prompt

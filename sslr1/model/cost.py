@@ -30,7 +30,7 @@ class Cost:
         return length * self.token + length * length / 2 * self.pair + patches * (self.patch + seen * self.patch_pair)
 
     def completion(self, prompt_length: int, length: int) -> float:
-        """Of a completion of `length` tokens behind its prompt."""
+        """Of a completion of `length` tokens after its prompt."""
         return length * (self.token + self.row + (prompt_length + length / 2) * self.pair)
 
 

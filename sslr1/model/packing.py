@@ -1,4 +1,4 @@
-"""Prompts, samples and groups, and their packing: `[prompt | c1 … cG]` one behind the other in a single row."""
+"""Prompts, samples and groups, and their packing: `[prompt | c1 … cG]` one after the other in a single row."""
 
 from dataclasses import dataclass, field
 

@@ -20,7 +20,7 @@ def shard(policy, world: World, dtype: torch.dtype = torch.float32, replicate=1,
     Gradients are summed over ranks, not averaged: losses are divided by global counts.
     replicate: copies of the model, each sharded over world.size / replicate neighbouring ranks (HSDP). recompute: every so-many-th
     block keeps only its input and runs again in the backward pass; 0 is none, 1 is all. compiled: torch.compile of every block but its attention.
-    A policy with nothing to train gives its gathered embeddings and head up behind each forward pass, as no backward will.
+    A policy with nothing to train gives its gathered embeddings and head up after each forward pass, as no backward will.
     Raises UserError where `replicate` doesn't divide the ranks.
     """
     if world.size % replicate:
@@ -78,7 +78,7 @@ def first_row(parameter) -> int:
 
 def last_micro_batch(policy, last: bool) -> None:
     """Every micro-batch's gradients are reduced within a copy of the model, or each rank would hold them whole until the last;
-    between copies they are reduced behind the last."""
+    between copies they are reduced after the last."""
     policy.set_requires_all_reduce(last)
 
 

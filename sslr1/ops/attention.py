@@ -152,7 +152,7 @@ def _masked(q, k, v, layout, scale):
 
 
 def varlen_attention(q, k, v, boundaries, longest, scale, *, backend="auto"):
-    """Full (not causal) attention inside each of several sequences that lie one behind the other.
+    """Full (not causal) attention inside each of several sequences that lie one after the other.
 
     q, k, v [1, H, T, d]; boundaries int32 [n + 1]: where each sequence starts, and T; longest: of the sequences, which
     spares flash kernels a look at the device. Returns [1, T, H, d], differentiable in q, k and v.

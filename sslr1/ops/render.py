@@ -153,7 +153,7 @@ def _device(images):
 
 
 def _paint_all(images, tables, pixels, out, layout, backend):
-    """Fill `out`: canvases one behind the other (layout None) or their patches (layout: values [3, 256], patch, merge,
+    """Fill `out`: canvases one after the other (layout None) or their patches (layout: values [3, 256], patch, merge,
     temporal)."""
     backend = choose_backend(backend, out.device)
     values, patch, merge, temporal = layout or (out, 1, 1, 1)

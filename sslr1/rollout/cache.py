@@ -52,7 +52,7 @@ class GroupCache:
         self.expected = list(zip(places, lengths))
 
     def write_prompts(self, layer, key, value):
-        """key, value [1, H_kv, sum of prompt lengths, d], prompts one behind the other."""
+        """key, value [1, H_kv, sum of prompt lengths, d], prompts one after the other."""
         for buffer, packed in ((self.prompt_k, key), (self.prompt_v, value)):
             parts = packed[0].split([length for _, length in self.expected], 1)
             for (place, length), part in zip(self.expected, parts):

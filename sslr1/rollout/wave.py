@@ -170,7 +170,7 @@ class Graphs:
 
     def __init__(self):
         self.captured, self.seen = {}, set()
-        self.pool = torch.cuda.graph_pool_handle()  # one for all: they run one behind the other and leave nothing in it
+        self.pool = torch.cuda.graph_pool_handle()  # one for all: they run one after the other and leave nothing in it
 
     def run(self, step, kind):
         if kind not in self.seen:

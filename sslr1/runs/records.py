@@ -35,7 +35,7 @@ class JsonLines:
                 try:
                     out.append(json.loads(line))
                 except ValueError:
-                    break  # a line cut short by a kill, perhaps within a character; nothing behind it is whole
+                    break  # a line cut short by a kill, perhaps within a character; nothing after it is whole
         return out
 
     def cut(self, step: int) -> None:

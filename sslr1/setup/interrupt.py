@@ -1,6 +1,6 @@
 """Ctrl-C ends a program with one line in place of a traceback, and for the shell as a program that Ctrl-C has ended: 130.
 
-A shell's loop or script goes on behind a program that leaves with code 130 of its own accord, and stops behind one that the signal
+A shell's loop or script goes on after a program that leaves with code 130 of its own accord, and stops after one that the signal
 ended. So these die of the signal when all is said. Training saves first (`Signals`).
 """
 

@@ -22,4 +22,6 @@ def test_six_steps_are_as_recorded(tiny, photographs, one_process, loss_type):
     groups, rewards = make_groups(tiny, photographs, seed=0)
     found = [{name: step.metrics[name] for name in NAMES} for step in (learner.step(groups, rewards) for _ in range(6))]
     for number, (own, recorded) in enumerate(zip(found, RECORDED[loss_type], strict=True)):
-        assert own == pytest.approx(recorded, rel=1e-4, abs=1e-5), f"step {number}; in all {json.dumps(found)}"
+        for name, x in own.items():  # a loss is a difference of numbers near 1
+            near = pytest.approx(recorded[name], rel=1e-4, abs=1e-5 if name in ("loss", "policy_loss") else 0)
+            assert x == near, f"{name} of step {number}; in all {json.dumps(found)}"
