@@ -69,6 +69,7 @@ def test_micro_batches_change_nothing(tiny, photographs, seed, one_process, adva
     for key in ("loss", "grad_norm", "entropy", "ratio/mean"):
         assert abs(a.metrics[key] - b.metrics[key]) <= 1e-5 * max(1, abs(a.metrics[key])), key
     assert a.tokens == b.tokens == 34
+    assert a.reward_std == b.reward_std == pytest.approx(float(rewards.double().std()), rel=1e-6)
     prompts = sum(len(g.prompt.input_ids) for g in groups)
     assert a.computed == prompts + 34 < b.computed and a.flops < b.flops  # a prompt again for each of its parts
     assert a.unshared == b.unshared == 3 * prompts + 34
