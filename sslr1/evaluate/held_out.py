@@ -4,6 +4,8 @@ import json
 from dataclasses import astuple
 from functools import cached_property
 
+import torch
+
 from sslr1 import distributed, model, puzzles
 from sslr1.data import choose_held_out, make_held_out
 from sslr1.errors import UserError
@@ -32,11 +34,13 @@ class Evaluator:
         """{eval/<puzzle>/exact, accuracy, format, chance, n} over all ranks."""
         out = {}
         for name, batches in self.batches.items():
-            records = ask(self.session, batches)
-            for key in ("exact", "accuracy", "format", "chance"):
-                total = plain_sum(r["score" if key == "exact" else key] for r in records)
-                out[f"eval/{name}/{key}"] = total / max(len(records), 1)
-            out[f"eval/{name}/n"] = len(records)
+            own = answers(self.session, batches)
+            sums = [plain_sum(r[key] for r in own) for key in ("score", "accuracy", "format", "chance")]
+            sums = torch.tensor([*sums, len(own)], dtype=torch.float64, device=self.session.world.device)
+            *means, n = distributed.all_reduce(sums).tolist()
+            for key, total in zip(("exact", "accuracy", "format", "chance"), means):
+                out[f"eval/{name}/{key}"] = total / max(n, 1)
+            out[f"eval/{name}/n"] = int(n)
         return out
 
 
@@ -90,9 +94,13 @@ def batches_at(session, addresses, thinking):
     return make_held_out(images.store, images.held_out, own, form=session.form(thinking))
 
 
-def ask(session, batches, report=lambda done: None) -> list:
-    """A line of the log for the greedy answer to each puzzle of this rank's PuzzleBatches, over all ranks, which must
-    all call it. report(done): how many of this rank's are answered."""
+def ask(session, batches, report) -> list:
+    """As `answers`, of all ranks, which must all call it."""
+    return gather(answers(session, batches, report))
+
+
+def answers(session, batches, report=lambda done: None) -> list:
+    """A line of the log for the greedy answer to each puzzle of PuzzleBatches. report(done): how many are answered."""
     files, rule, records = session.evaluation.store.folder.files, session.config.puzzles.rule, []
     for batch in batches:
         opening = model.opening(session.tokenizer, batch.thinking)
@@ -119,7 +127,7 @@ def ask(session, batches, report=lambda done: None) -> list:
                 }
             )
         report(len(records))
-    return gather(records)
+    return records
 
 
 def puzzle_report(records, baseline) -> list:

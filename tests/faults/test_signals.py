@@ -29,6 +29,22 @@ def stop(line, when, number=signal.SIGTERM):
     return process.returncode, time.monotonic() - began, out, err
 
 
+def test_signals_are_noted_and_handlers_put_back_where_none_came():
+    """After one that came the run saves and ends: a second one must not kill it as the shell's default would."""
+    before = signal.getsignal(signal.SIGUSR1)
+    with interrupt.Signals(pytest.fail) as signals:
+        assert signals.received == 0 and signal.getsignal(signal.SIGUSR1) != before
+    assert signal.getsignal(signal.SIGUSR1) == before
+    try:
+        with interrupt.Signals(pytest.fail) as signals:
+            os.kill(os.getpid(), signal.SIGUSR1)
+            assert signals.received == interrupt.STOP
+        os.kill(os.getpid(), signal.SIGUSR1)  # would end this process
+    finally:
+        for name, handler in signals._before.items():
+            signal.signal(name, handler)
+
+
 def test_sigusr1_saves_the_step(tmp_path, warm, scenes):
     run = tmp_path / "run"
     options = ["train.steps=10000", "checkpoint.every=10000", "eval.every=10000", "train.warmup.steps=0"]
