@@ -1,7 +1,9 @@
 """How OpenMP's threads should wait for each other: sixty small parallel operations, as a wider model's decode step has them, and steps of
 configs/tiny.yaml (whose operations are too small to be shared out), under each policy in turn, with and without other load.
 
-python bench/waiting.py [--rounds 3] [--steps 6] [--load 0 2]     load: processes that only count, beside; --steps 0: operations alone
+    python bench/waiting.py [--rounds 3] [--steps 6] [--load 0 2] [--keep]
+
+load: processes that only count, beside; --steps 0: operations alone; --keep: into bench/results.
 
 Prints medians, of steps over all but each run's first two. Only on a machine that does nothing else does load 0 say what a policy costs
 there; `sslr1.setup.processors.wait_briefly` is what the outcome decides.
@@ -17,6 +19,9 @@ import tempfile
 import time
 from itertools import pairwise
 from pathlib import Path
+
+import journal
+from machine import machine, results_file
 
 ROOT = Path(__file__).parent.parent
 POLICIES = {
@@ -75,6 +80,7 @@ def main():
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=6, help="of a run; four at least, or none")
     parser.add_argument("--load", type=int, nargs="+", default=[0, os.cpu_count()])
+    parser.add_argument("--keep", action="store_true", help="in bench/results")
     parser.add_argument("--child", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.child:
@@ -83,6 +89,7 @@ def main():
             marks["steps"] = steps(arguments.child, arguments.steps)
         took = {what: [[b - a for a, b in zip(*two)] for two in pairwise(found)] for what, found in marks.items()}
         return print("found", json.dumps(took))
+    kept = []
     print(f"{'load':>4}  {'policy':30}{'of':12}{'ms':>10}{'CPU ms':>10}{'times':>7}")
     with tempfile.TemporaryDirectory() as builtin:
         if arguments.steps:
@@ -90,11 +97,12 @@ def main():
         for load in arguments.load:
             busy = [subprocess.Popen([sys.executable, "-c", BUSY]) for _ in range(load)]
             try:
-                found = {name: {"operations": [], "steps": []} for name in POLICIES}
+                found, rounds = ({name: {"operations": [], "steps": []} for name in POLICIES} for _ in range(2))
                 for _ in range(arguments.rounds):
                     for name, policy in POLICIES.items():
                         for what, rows in measured(policy, arguments.steps, builtin).items():
                             found[name][what] += rows
+                            rounds[name][what].append(rows)
             finally:
                 for process in busy:
                     process.kill()
@@ -104,6 +112,18 @@ def main():
                     rows = found[name][what]
                     wall, cpu = (1e3 * statistics.median(column) for column in zip(*rows))
                     print(f"{load:4}  {name:30}{what:12}{wall:10.1f}{cpu:10.1f}{len(rows):7}", flush=True)
+                    own = [1e3 * statistics.median(row[0] for row in round_) for round_ in rounds[name][what]]
+                    row = {
+                        "load": load,
+                        "policy": POLICIES[name],
+                        "of": what,
+                        "ms": wall,
+                        "cpu_ms": cpu,
+                        "times": len(rows),
+                    }
+                    kept.append(row | {"ms_of_each_round": own})
+    if arguments.keep:
+        journal.write(results_file("waiting", machine()), {**machine(), "rows": kept})
 
 
 if __name__ == "__main__":
