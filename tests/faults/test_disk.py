@@ -5,7 +5,6 @@ import errno
 import fcntl
 import os
 import re
-import resource
 import shutil
 import subprocess
 import sys
@@ -186,9 +185,9 @@ def test_a_record_that_is_taken_bit_by_bit(tmp_path):
 def test_a_file_is_whole_or_as_it_was(tmp_path):
     path = tmp_path / "config.yaml"
     write_whole(path, "before")
-    code = f"from sslr1.files import write_whole; write_whole({str(path)!r}, 'x' * 100000)"
-    limit = lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (5000, 5000))  # noqa: E731
-    done = subprocess.run([sys.executable, "-c", code], preexec_fn=limit, capture_output=True, text=True)
+    code = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (5000, 5000)); "
+    code += f"from sslr1.files import write_whole; write_whole({str(path)!r}, 'x' * 100000)"
+    done = subprocess.run([sys.executable, "-B", "-c", code], capture_output=True, text=True)
     assert "UserError" in done.stderr and path.read_text() == "before"
     write_whole(path, "after")
     assert path.read_text() == "after" and [p.name for p in tmp_path.iterdir()] == ["config.yaml"]
