@@ -170,12 +170,13 @@ def compile_steps(shape, visual, prompts, group_size, new):
     import grpo
 
     from sslr1 import model, ops
-    from sslr1.rollout.cache import GroupCache, head_size
+    from sslr1.rollout.cache import GroupCache, Shape, head_size
 
     case = grpo.Case(grpo.TINY, visual=visual, prompts=1, group_size=1, new=1)
     longest = max(len(p.input_ids) for p in model.prompts(case.draw(), case.tokenizer))
     text = SimpleNamespace(**{**shape.text, "num_hidden_layers": 1})
-    cache = GroupCache(text, prompts, longest, group_size, new, getattr(torch, shape.dtype), "cpu")
+    buffers = Shape(places=prompts, longest=longest, group_size=group_size, max_tokens=new, rows=prompts * group_size)
+    cache = GroupCache(text, buffers, getattr(torch, shape.dtype), "cpu")
     q = torch.zeros(prompts, group_size, text.num_attention_heads, head_size(text), dtype=cache.own_k.dtype)
     held = (
         cache.prompt_k[0],

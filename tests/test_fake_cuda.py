@@ -20,6 +20,7 @@ from sslr1.learner.learner import Counts
 from sslr1.model import shared_prefix
 from sslr1.ops import attention, backends, chunks, flash, loss_walk, packed_attention, sampling
 from sslr1.rollout import Engine, wave
+from sslr1.rollout.cache import Shape
 from tests.learner.test_learner import OPTIONS, make_groups
 
 CUDA = torch.device("cuda", 0)
@@ -164,7 +165,8 @@ def decode(folder, device, dtype, **sampling):
     with device, torch.no_grad():
         device.take(network)
         w = wave.Wave(
-            *(network, 3, 50, 4, 9, 12),
+            network,
+            Shape(places=3, longest=50, group_size=4, max_tokens=9, rows=12),
             key=7,
             sampling={"temperature": 0.9, "top_p": 1.0, "top_k": 0} | sampling,
             stop=engine.stop_ids,
@@ -173,8 +175,8 @@ def decode(folder, device, dtype, **sampling):
             capture=False,
         )
         device.watched = True
-        for piece in ((0, 12, 0, 3), (0, 6, 0, 3)):
-            w.step(*piece)
+        for block in ((0, 12, 0, 3), (0, 6, 0, 3)):
+            w.step(*block)
     assert device.seen > 100 and not device.waits
 
 

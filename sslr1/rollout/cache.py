@@ -1,4 +1,7 @@
-"""Keys and values of the groups in flight: each prompt's once, each sample's own, in buffers that never move or grow."""
+"""Keys and values of the groups in flight: each prompt's once, each sample's own, in buffers that never move or
+grow."""
+
+from dataclasses import dataclass
 
 import torch
 from torch.nn import functional as F
@@ -26,24 +29,36 @@ def places_for(prompts, group_size, wave_rows, wave_groups) -> int:
     return min(prompts, wave_groups or max(1, wave_rows // group_size) * 3 // 2)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Shape:
+    """How large a rollout is: P places (groups in flight), the longest prompt's tokens, G samples a group, tokens a
+    sample takes at most, and rows: samples that one step computes at most."""
+
+    places: int
+    longest: int
+    group_size: int
+    max_tokens: int
+    rows: int
+
+
 class GroupCache:
     """P places of a prompt and its G samples. A prompt's keys and values are written once and read by all its samples.
 
-    Prompt buffers are [layers, P, H_kv, longest prompt, d], own buffers [layers, P, G, H_kv, max_tokens, d]. A slot is a
-    sample's number p * G + s: where its keys and values stay for as long as it lives. How many there are of each lies on
-    the device, so that a captured step serves every length.
+    Prompt buffers are [layers, P, H_kv, longest prompt, d], own buffers [layers, P, G, H_kv, max_tokens, d]. A slot is
+    a sample's number p * G + s: where its keys and values stay for as long as it lives. How many there are of each lies
+    on the device, so that a captured step serves every length.
     """
 
-    def __init__(self, config, places, longest, group_size, max_tokens, dtype, device, batch_invariant=False):
-        heads, d, layers = config.num_key_value_heads, head_size(config), config.num_hidden_layers
+    def __init__(self, config, shape, dtype, device, batch_invariant=False):
+        layers, heads, d = config.num_hidden_layers, config.num_key_value_heads, head_size(config)
         options = {"dtype": dtype, "device": device}
-        # Zeros: what lies behind a length must be finite.
-        self.prompt_k, self.prompt_v = (torch.zeros(layers, places, heads, longest, d, **options) for _ in "kv")
-        self.own_k, self.own_v = (
-            torch.zeros(layers, places, group_size, heads, max_tokens, d, **options) for _ in "kv"
-        )
-        self.prompt_lengths = torch.ones(places, dtype=torch.int32, device=device)
-        self.own_lengths = torch.zeros(places, group_size, dtype=torch.int32, device=device)
+        prompt = layers, shape.places, heads, shape.longest, d
+        own = layers, shape.places, shape.group_size, heads, shape.max_tokens, d
+        # Zeros: what lies beyond a length must be finite.
+        self.prompt_k, self.prompt_v = torch.zeros(prompt, **options), torch.zeros(prompt, **options)
+        self.own_k, self.own_v = torch.zeros(own, **options), torch.zeros(own, **options)
+        self.prompt_lengths = torch.ones(shape.places, dtype=torch.int32, device=device)
+        self.own_lengths = torch.zeros(shape.places, shape.group_size, dtype=torch.int32, device=device)
         self.heads = torch.arange(heads, device=device)
         self.batch_invariant = batch_invariant
 
@@ -59,8 +74,8 @@ class GroupCache:
                 buffer[layer, place, :, :length] = part
 
     def begin_step(self, slots, written, first, last):
-        """The next decode step computes the samples in `slots` [n], of which `written` [n] have so many keys already, all in
-        places first to last - 1. n = (last - first) * G means all of these places' slots in order."""
+        """The next decode step computes the samples in `slots` [n], of which `written` [n] have so many keys already,
+        all in places first to last - 1. n = (last - first) * G means all of these places' slots in order."""
         G, C = self.own_k.shape[2], self.own_k.shape[4]
         self.first, self.last = first, last
         self.slots = None if len(slots) == (last - first) * G else slots - first * G
@@ -68,7 +83,7 @@ class GroupCache:
         self.into = ((slots[:, None] * heads + self.heads) * C + written[:, None]).view(-1)
 
     def attend(self, layer, query, key, value, scale):
-        """One decode step: query [1, H, R, d], key and value [1, H_kv, R, d] -> [1, R, H, d]. Rows behind the n that
+        """One decode step: query [1, H, R, d], key and value [1, H_kv, R, d] -> [1, R, H, d]. Rows after the n that
         `begin_step` named are padding."""
         rows, d = query.shape[2:]
         n = len(self.into) // len(self.heads)
@@ -78,12 +93,11 @@ class GroupCache:
         q = query[0, :, :n].transpose(0, 1)
         if self.slots is not None:
             q = q.new_zeros((b - a) * G, *q.shape[1:]).index_copy_(0, self.slots, q)
-        out = ops.decode_attention(
-            q.reshape(b - a, G, -1, d),
-            *(self.prompt_k[layer, a:b], self.prompt_v[layer, a:b], self.prompt_lengths[a:b]),
-            *(self.own_k[layer, a:b], self.own_v[layer, a:b], self.own_lengths[a:b], scale),
-            batch_invariant=self.batch_invariant,
-        ).view((b - a) * G, -1, d)
+        q = q.reshape(b - a, G, -1, d)
+        prompts = self.prompt_k[layer, a:b], self.prompt_v[layer, a:b], self.prompt_lengths[a:b]
+        own = self.own_k[layer, a:b], self.own_v[layer, a:b], self.own_lengths[a:b]
+        out = ops.decode_attention(q, *prompts, *own, scale, batch_invariant=self.batch_invariant)
+        out = out.view((b - a) * G, -1, d)
         if self.slots is not None:
             out = out.index_select(0, self.slots)
         if n < rows:

@@ -1,11 +1,10 @@
 """One in-process engine: each puzzle's prompt runs once, its group decodes together, waiting prompts take freed places.
 
-It knows prompts and tokens, nothing of puzzles, rewards or how the model is trained. This file is its host side: what is
-asked for, what fits, who goes where. The device's is wave.py.
+It knows prompts and tokens, nothing of puzzles, rewards or how the model is trained. This file is its host side: what
+is asked for and what fits. Who goes where is scheduler.py; what lies on the device is wave.py.
 """
 
 import os
-from collections import deque
 
 import torch
 
@@ -14,7 +13,8 @@ from sslr1.errors import UserError
 from sslr1.model.packing import Group, Sample
 from sslr1.model.shared_prefix import plug_in
 from sslr1.ops.attention import KERNEL_DTYPES, KERNEL_HEAD_SIZES
-from sslr1.rollout.cache import bytes_a_token, head_size, logit_bytes, places_for
+from sslr1.rollout.cache import Shape, bytes_a_token, head_size, logit_bytes, places_for
+from sslr1.rollout.scheduler import Scheduler
 from sslr1.rollout.wave import Wave
 
 PLACEHOLDERS = ("<|vision_start|>", "<|vision_end|>", "<|vision_pad|>", "<|image_pad|>", "<|video_pad|>")
@@ -26,14 +26,14 @@ class Engine:
     """model: a plain (not sharded) Hugging Face model; tokenizer: its tokenizer; max_tokens: longest completion;
     wave_rows: how many samples decode together at most (one group's at least).
 
-    wave_groups: how many groups' keys and values are held at most, 0 is half as many again as fill wave_rows. The more, the better
-    are wave_rows filled while groups wait for their longest samples; it costs the memory.
+    wave_groups: how many groups' keys and values are held at most, 0 is half as many again as fill wave_rows. The more,
+    the better are wave_rows filled while groups wait for their longest samples; it costs the memory.
 
-    batch_invariant: a sample is the same, bit for bit, with whatever others it decodes, on one machine; it costs a fixed
-    64 rows (or a group, if that is larger) a matrix product, so that finished samples are computed until their block of groups
-    is done and weights are read once a block, and prompts that run one by one.
-    look_every: decode steps between two looks at the device, 0 is 8 on a GPU and 1 elsewhere; cuda_graphs: replay captured steps
-    on a GPU. Neither alters results.
+    batch_invariant: a sample is the same, bit for bit, with whatever others it decodes, on one machine; it costs a
+    fixed 64 rows (or a group, if that is larger) a matrix product, so that finished samples are computed until their
+    block of groups is done and weights are read once a block, and prompts that run one by one.
+    look_every: decode steps between two looks at the device, 0 is 8 on a GPU and 1 elsewhere; cuda_graphs: replay
+    captured steps on a GPU. Neither alters results.
     """
 
     def __init__(
@@ -74,11 +74,13 @@ class Engine:
         if not prompts:
             return []
         places = places_for(len(prompts), group_size, self.wave_rows, self.wave_groups)
-        longest = max(len(p.input_ids) for p in prompts)
+        lengths = [len(p.input_ids) for p in prompts]
         rows = min(places, max(1, self.wave_rows // group_size)) * group_size
-        check_room(self.model, places, longest, group_size, max_tokens, rows)
+        shape = Shape(places=places, longest=max(lengths), group_size=group_size, max_tokens=max_tokens, rows=rows)
+        check_room(self.model, shape)
         wave = Wave(
-            *(self.model, places, longest, group_size, max_tokens, rows),
+            self.model,
+            shape,
             key=ops.fold("sample", seed, step, attempt),
             sampling={"temperature": temperature, "top_p": top_p, "top_k": top_k},
             stop=self.stop_ids,
@@ -86,46 +88,23 @@ class Engine:
             batch_invariant=self.batch_invariant,
             capture=self._captures(),
         )
-        return self._run(wave, prompts)
+        return self._run(wave, Scheduler(lengths, shape, 0 if self.batch_invariant else PREFILL_TOKENS), prompts)
 
-    def _run(self, wave, prompts):
-        G, P = wave.group_size, wave.places
+    def _run(self, wave, scheduler, prompts):
         look_every = self.look_every or (LOOK_EVERY if self.model.device.type == "cuda" else 1)
-        groups, waiting = [Group(p) for p in prompts], deque(range(len(prompts)))
-        occupant, left, live = [None] * P, [0] * P, [0] * P  # which prompt, how many steps at most, how many samples
+        groups = [Group(p) for p in prompts]
         while True:
-            done = [p for p in range(P) if occupant[p] is not None and not live[p]]
-            finished = [groups[occupant[p]] for p in done], wave.collect(done) if done else None
-            for p in done:
-                occupant[p], left[p] = None, 0
-            for batch in self._admit(wave, prompts, waiting, occupant, live):
-                for p in batch:
-                    left[p], live[p] = wave.max_tokens - 1, G
-            wave.arrange(live)
-            steps = min(look_every, max(left))
-            wave.decode(steps)
+            done = scheduler.release()
+            found = wave.collect(list(done)) if done else None
+            for packed in scheduler.admit():
+                wave.prefill([prompts[n] for n in packed.values()], list(packed))
+            wave.arrange(scheduler.live)
+            wave.decode(scheduler.advance(look_every))
             if done:  # while the device works
-                self._fill(*finished)
-            if all(o is None for o in occupant):
+                self._fill([groups[n] for n in done.values()], found)
+            if not scheduler.busy:
                 return groups
-            left = [max(0, n - steps) for n in left]
-            live = wave.look()
-
-    def _admit(self, wave, prompts, waiting, occupant, live):
-        """Prefill waiting prompts into free places while their samples find room among wave_rows, in packed rows of at most
-        PREFILL_TOKENS: each row's places."""
-        room = (wave.most_rows - sum(live)) // wave.group_size
-        free = deque([p for p in range(wave.places) if occupant[p] is None][:room])
-        while free and waiting:
-            batch, tokens = [], 0
-            while free and waiting:
-                tokens += len(prompts[waiting[0]].input_ids)
-                if batch and (tokens > PREFILL_TOKENS or self.batch_invariant):
-                    break
-                occupant[free[0]] = waiting.popleft()
-                batch.append(free.popleft())
-            wave.prefill([prompts[occupant[p]] for p in batch], batch)
-            yield batch
+            scheduler.look(wave.look())
 
     def _fill(self, groups, found):
         """Samples of finished groups from `Wave.collect`'s tensors."""
@@ -147,25 +126,27 @@ class Engine:
         return kernel or not self.batch_invariant  # the plain form of the attention then waits for the device
 
 
-def check_room(model, places, longest, group_size, max_tokens, rows) -> None:
-    """Raises UserError with the arithmetic where keys, values and the logits of `rows` rows are more than is free."""
-    text, itemsize, samples = model.config.text_config, model.dtype.itemsize, places * group_size
+def check_room(model, shape) -> None:
+    """Raises UserError with the arithmetic where keys, values and the logits of a step are more than is free."""
+    text, itemsize, samples = model.config.text_config, model.dtype.itemsize, shape.places * shape.group_size
     a_token = bytes_a_token(text, itemsize)
-    cache, logits = a_token * (places * longest + samples * max_tokens), logit_bytes(text, rows)
-    free = free_bytes(model.device)
+    cache = a_token * (shape.places * shape.longest + samples * shape.max_tokens)
+    logits, free = logit_bytes(text, shape.rows), free_bytes(model.device)
     if cache + logits <= free:
         return
     raise UserError(
         f"the rollout needs {(cache + logits) / 1e9:.2f} GB, {free / 1e9:.2f} GB are free. Keys and values take 2 x "
-        f"{text.num_hidden_layers} layers x {text.num_key_value_heads} heads x {head_size(text)} x {itemsize} bytes = {a_token:,} "
-        f"bytes a token; {places:,} prompts x {longest:,} tokens + {samples:,} samples x {max_tokens:,} tokens take {cache / 1e9:.2f} GB; "
-        f"logits, twice {rows:,} x {text.vocab_size:,} x 4 bytes, take {logits / 1e9:.2f} GB. Lower rollout.wave_rows, "
-        "rollout.wave_groups, rollout.max_tokens or puzzles.max_pixels"
+        f"{text.num_hidden_layers} layers x {text.num_key_value_heads} heads x {head_size(text)} x {itemsize} bytes = "
+        f"{a_token:,} bytes a token; {shape.places:,} prompts x {shape.longest:,} tokens + {samples:,} samples x "
+        f"{shape.max_tokens:,} tokens take {cache / 1e9:.2f} GB; logits, twice {shape.rows:,} x {text.vocab_size:,} x "
+        f"4 bytes, take {logits / 1e9:.2f} GB. Lower rollout.wave_rows, rollout.wave_groups, rollout.max_tokens or "
+        "puzzles.max_pixels"
     )
 
 
 def free_bytes(device) -> int:
-    """Memory that can be had there: on a GPU what is free or kept by torch unused, on a CPU all that the machine has."""
+    """Memory that can be had there: on a GPU what is free or kept by torch unused, on a CPU all that the machine
+    has."""
     if device.type == "cuda":
         unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return torch.cuda.mem_get_info(device)[0] + unused

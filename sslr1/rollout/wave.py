@@ -1,7 +1,8 @@
 """What of a rollout lies on the device: places for groups in flight, and the step that decodes their samples.
 
-The host fills places, says which rows the next steps compute, and looks at one small tensor every few steps; nothing in a
-step waits for it, so that on a GPU a step is captured in a CUDA graph once and replayed. What is captured is what a CPU runs.
+The host fills places, says which rows the next steps compute, and looks at one small tensor every few steps; nothing in
+a step waits for it, so that on a GPU a step is captured in a CUDA graph once and replayed. What is captured is what a
+CPU runs.
 """
 
 import torch
@@ -16,7 +17,8 @@ BLOCK = 64  # rows of every step's matrix products where results must not depend
 
 
 def bucket(n, device_type) -> int:
-    """Rows that a step computes for n living samples: on a GPU the next 2^k or 3 * 2^k, so that few kinds of step are captured."""
+    """Rows that a step computes for n living samples: on a GPU the next 2^k or 3 * 2^k, so that few kinds of step are
+    captured."""
     if device_type == "cpu":
         return n
     power = 1 << max(0, n - 1).bit_length()
@@ -26,43 +28,29 @@ def bucket(n, device_type) -> int:
 class Wave:
     """P places, each for a prompt and its G samples; sample s of the prompt in place p has slot p * G + s.
 
-    By slot, on the device: `tokens` int64 and `logprobs` float32 [P * G, max_tokens], `counts` int64 (tokens drawn), `live`
-    bool, `keys` int64 (the draws' address but for the position), `first_position` int64 (of a completion's first token).
+    By slot, on the device: `tokens` int64 and `logprobs` float32 [P * G, max_tokens], `counts` int64 (tokens drawn),
+    `live` bool, `addresses` int64 (the draws' but for the position), `first_position` int64 (of a completion's first
+    token). A step computes blocks: the slots `order[start:stop]`, which lie in places first to last - 1.
 
-    most_rows: samples that go on at one time at most; key: the hash of (seed, step, attempt) that draws go on from; sampling:
-    temperature, top_p and top_k; capture: whether steps become CUDA graphs.
+    shape: a `Shape`; key: the hash of (seed, step, attempt) that draws go on from; sampling: temperature, top_p and
+    top_k; capture: whether steps become CUDA graphs.
     """
 
-    def __init__(
-        self,
-        model,
-        places,
-        longest,
-        group_size,
-        max_tokens,
-        most_rows,
-        *,
-        key,
-        sampling,
-        stop,
-        suppressed,
-        batch_invariant,
-        capture,
-    ):
-        device, slots = model.device, places * group_size
+    def __init__(self, model, shape, *, key, sampling, stop, suppressed, batch_invariant, capture):
+        device, slots = model.device, shape.places * shape.group_size
         self.model, self.key, self.sampling, self.batch_invariant = model, key, sampling, batch_invariant
-        self.places, self.group_size, self.max_tokens, self.most_rows = places, group_size, max_tokens, most_rows
-        config = model.config.text_config
-        self.cache = GroupCache(config, places, longest, group_size, max_tokens, model.dtype, device, batch_invariant)
-        whole = {"dtype": torch.int64, "device": device}
-        self.tokens = torch.zeros(slots, max_tokens, **whole)
-        self.logprobs = torch.zeros(slots, max_tokens, device=device)
-        self.counts, self.keys, self.first_position = (torch.zeros(slots, **whole) for _ in range(3))
+        self.places, self.group_size, self.max_tokens = shape.places, shape.group_size, shape.max_tokens
+        self.most_rows = shape.rows
+        self.cache = GroupCache(model.config.text_config, shape, model.dtype, device, batch_invariant)
+        int64 = {"dtype": torch.int64, "device": device}
+        self.tokens = torch.zeros(slots, self.max_tokens, **int64)
+        self.logprobs = torch.zeros(slots, self.max_tokens, device=device)
+        self.counts, self.addresses, self.first_position = (torch.zeros(slots, **int64) for _ in range(3))
         self.live = torch.zeros(slots, dtype=torch.bool, device=device)
-        self.lengths = torch.ones(places, dtype=torch.int32, device=device)  # of prompts, those that are done included
-        self.rows = torch.arange(slots, device=device)
-        self.stop, self.suppressed = torch.tensor(stop, **whole), torch.tensor(suppressed, **whole)
-        self.pieces = []
+        self.lengths = torch.ones(self.places, dtype=torch.int32, device=device)  # prompts, done ones too
+        self.order = torch.arange(slots, device=device)
+        self.stop, self.suppressed = torch.tensor(stop, **int64), torch.tensor(suppressed, **int64)
+        self.blocks = []
         self.graphs = Graphs() if capture else None
 
     def prefill(self, prompts, places):
@@ -79,43 +67,44 @@ class Wave:
         sample = torch.arange(G, device=device)
         slots = (taken[:, None] * G + sample).view(-1)
         ids = torch.tensor([p.id for p in prompts], device=device)
-        behind = torch.stack([p.max() for p in packed.position_ids.split(lengths, 1)]) + 1
+        next_position = torch.stack([p.max() for p in packed.position_ids.split(lengths, 1)]) + 1
         self.lengths[taken] = lengths_there.int()
-        self.keys[slots] = ops.fold_tensor(self.key, ids[:, None], sample).view(-1)
-        self.first_position[slots] = behind.repeat_interleave(G)
+        self.addresses[slots] = ops.fold_tensor(self.key, ids[:, None], sample).view(-1)
+        self.first_position[slots] = next_position.repeat_interleave(G)
         self.counts[slots], self.live[slots] = 0, True
         self.draw(slots, logits.repeat_interleave(G, 0))
 
     def arrange(self, live):
-        """Choose what the next steps compute. live: how many samples of each place may go on, as far as the host knows."""
+        """Choose what the next steps compute. live: how many samples of each place may go on, as far as the host
+        knows."""
         # The prompt of a place that is done is not read again, and a single key keeps the attention's result finite.
         going = self.live.view(self.places, -1).any(1)
         self.cache.prompt_lengths.copy_(torch.where(going, self.lengths, 1))
         P, G = self.places, self.group_size
         if self.batch_invariant:
             size = max(1, BLOCK // G)
-            blocks = [(a, min(a + size, P)) for a in range(0, P, size)]
-            self.pieces = [(a * G, b * G, a, b) for a, b in blocks if any(live[a:b])]
+            ranges = [(a, min(a + size, P)) for a in range(0, P, size)]
+            self.blocks = [(a * G, b * G, a, b) for a, b in ranges if any(live[a:b])]
             return
-        kind = self.rows.device.type
+        device_type = self.order.device.type
         last = P  # on a GPU one graph serves all of a bucket, places that are done included
-        if kind == "cpu":
+        if device_type == "cpu":
             last = 1 + max((p for p in range(P) if live[p]), default=0)
-        n = min(bucket(sum(live), kind), self.most_rows, last * G)
-        order = torch.arange(P * G, device=self.rows.device)
+        n = min(bucket(sum(live), device_type), self.most_rows, last * G)
+        order = torch.arange(P * G, device=self.order.device)
         if n < last * G:  # the living first, each group's together, and then as many others as fill the bucket
             order = self.live.byte().argsort(descending=True, stable=True)
-        self.rows.copy_(order)
-        self.pieces = [(0, n, 0, last)]
+        self.order.copy_(order)
+        self.blocks = [(0, n, 0, last)]
 
     def decode(self, steps):
         """So many tokens for each sample that goes on. Does not wait for the device."""
         for _ in range(steps):
-            for piece in self.pieces:
+            for block in self.blocks:
                 if self.graphs:
-                    self.graphs.run(self.step, piece)
+                    self.graphs.run(self.step, block)
                 else:
-                    self.step(*piece)
+                    self.step(*block)
 
     def look(self) -> list:
         """How many samples of each place go on. The host waits here."""
@@ -123,18 +112,18 @@ class Wave:
 
     def collect(self, places):
         """tokens and logprobs [p, G, max_tokens], counts [p, G] of these places, on the CPU."""
-        taken = torch.tensor(places, device=self.rows.device)
+        taken = torch.tensor(places, device=self.order.device)
         return [
             x.view(self.places, self.group_size, *x.shape[1:])[taken].cpu()
             for x in (self.tokens, self.logprobs, self.counts)
         ]
 
     def step(self, start, stop, first, last):
-        """One token for the samples in slots `rows[start:stop]`, all of them in places first to last - 1. One that is done
-        goes through it like the others, in vain."""
-        slots = self.rows[start:stop]
+        """One token for the samples of a block. One that is done goes through it like the others, and keeps what it
+        has."""
+        slots = self.order[start:stop]
         counts = self.counts[slots]
-        written = counts - 1  # keys: the last token drawn has none yet
+        written = counts - 1  # keys and values: the last token drawn has none yet
         self.cache.own_lengths.copy_(torch.where(self.live, self.counts, 0).view(self.places, -1))
         self.cache.begin_step(slots, written, first, last)
         n = stop - start
@@ -154,7 +143,7 @@ class Wave:
     def draw(self, slots, logits):
         """The next token of each of `slots` [n] from logits [n, V], its log-prob, and whether the sample goes on."""
         counts, live = self.counts[slots], self.live[slots]
-        keys = ops.fold_tensor(self.keys[slots], counts)
+        keys = ops.fold_tensor(self.addresses[slots], counts)
         drawn, logprobs = ops.sample(logits, keys, suppress=self.suppressed, **self.sampling)
         at = slots, counts.clamp(max=self.max_tokens - 1)  # a sample that is done keeps what stands there
         self.tokens[at] = torch.where(live, drawn, self.tokens[at])
@@ -165,20 +154,21 @@ class Wave:
 
 
 class Graphs:
-    """CUDA graphs of a wave's steps, one for each kind (its arguments). A kind is run as it is the first time, which compiles its
-    kernels, captured the second, and replayed from then on. All that a step reads and writes must stay where it is."""
+    """CUDA graphs of a wave's steps, one for each block (a step's arguments). A block is run as it is the first time,
+    which compiles its kernels, captured the second, and replayed from then on. All that a step reads and writes must
+    stay where it is."""
 
     def __init__(self):
         self.captured, self.seen = {}, set()
         self.pool = torch.cuda.graph_pool_handle()  # one for all: they run one after the other and leave nothing in it
 
-    def run(self, step, kind):
-        if kind not in self.seen:
-            self.seen.add(kind)
-            return step(*kind)
-        if kind not in self.captured:
-            self.captured[kind] = torch.cuda.CUDAGraph()
+    def run(self, step, block):
+        if block not in self.seen:
+            self.seen.add(block)
+            return step(*block)
+        if block not in self.captured:
+            self.captured[block] = torch.cuda.CUDAGraph()
             # Other threads (NCCL's watchdog, loaders) may use the device meanwhile.
-            with torch.cuda.graph(self.captured[kind], pool=self.pool, capture_error_mode="thread_local"):
-                step(*kind)
-        self.captured[kind].replay()
+            with torch.cuda.graph(self.captured[block], pool=self.pool, capture_error_mode="thread_local"):
+                step(*block)
+        self.captured[block].replay()

@@ -9,7 +9,7 @@ import torch
 from sslr1 import config, model, ops
 from sslr1.model import parallel
 from sslr1.ops.chunks import default_height
-from sslr1.rollout.cache import GroupCache
+from sslr1.rollout.cache import GroupCache, Shape
 from sslr1.setup import budget, entry
 from tests.forks import launch
 from tests.learner.test_learner import make_groups, make_learner
@@ -154,7 +154,8 @@ def test_the_rollouts_buffers_are_what_is_planned(any_tiny):
     groups = 6  # half as many again as the 4 whose rows decode together; this rank has 12
     assert f"{groups * 4} samples x 7 tokens, {groups} prompts" in line.how
     text = model.skeleton(any_tiny).config.text_config
-    held = GroupCache(text, groups, longest, 4, 7, torch.float32, "meta")
+    shape = Shape(places=groups, longest=longest, group_size=4, max_tokens=7, rows=16)
+    held = GroupCache(text, shape, torch.float32, "meta")
     size = sum(x.nbytes for x in (held.prompt_k, held.prompt_v, held.own_k, held.own_v))
     assert line.gb * 1e9 == pytest.approx(size, rel=1e-9)
     assert planned["rollout's logits"].gb * 1e9 == pytest.approx(2 * 16 * text.vocab_size * 4)
