@@ -1,5 +1,6 @@
-"""The extension sslr1._C: C++ always, its CUDA part only where nvcc and the static runtime are. No torch headers, so it builds in
-seconds. Without that part the loss says so when it first meets a GPU, since pip shows nothing of what is printed here."""
+"""The extension sslr1._C: C++ always, its CUDA part only where nvcc and the static runtime are. No torch headers, so it
+builds in seconds. Without that part the loss says so when it first meets a GPU, since pip shows nothing of what is
+printed here."""
 
 import shutil
 import subprocess
@@ -33,15 +34,16 @@ class BuildWithCuda(build_ext):
 
 
 def cuda_library_folder():
-    """Where nvcc keeps the static runtime, or None; it is asked, since what is on the path may be a wrapper or a link."""
+    """Where nvcc keeps the static runtime, or None; it is asked, since what is on the path may be a wrapper or a
+    link."""
     dry_run = subprocess.run([NVCC, "-dryrun", "-E", "-x", "cu", "/dev/null"], capture_output=True, text=True).stderr
     top = Path(next(line.split("=", 1)[1] for line in dry_run.splitlines() if line.startswith("#$ TOP=")))
     for folder in (top / "lib64", top / "lib", *top.glob("targets/*/lib")):
         if (folder / "libcudart_static.a").exists():
             return str(folder.resolve())
     print(
-        f"sslr1 is built WITHOUT its CUDA part: {NVCC} is there, but no libcudart_static.a below {top}; install the CUDA "
-        "runtime's development files and build again",
+        f"sslr1 is built WITHOUT its CUDA part: {NVCC} is there, but no libcudart_static.a below {top}; install the "
+        "CUDA runtime's development files and build again",
         file=sys.stderr,
     )
 

@@ -1,9 +1,9 @@
 """`python bench/` measures everything that this machine can run; `python bench/ NAME…` some of it.
 
-Ours and the peer run in turn (A B A B …) in one process on the same random inputs, after a check that they agree; figures
-are medians. Each row is printed and kept as soon as it is measured, in bench/results/'s JSON file of this machine: a run that is
-stopped leaves what it has, and --resume goes on after it. Where no peer can run, ours is timed alone. On a GPU, rows say what share they
-reach of the rates of a large copy and of a large bfloat16 matrix product.
+Ours and the peer run in turn (A B A B …) in one process on the same random inputs, after a check that they agree;
+figures are medians. Each row is printed and kept as soon as it is measured, in bench/results/'s JSON file of this
+machine: a run that is stopped leaves what it has, and --resume goes on after it. Where no peer can run, ours is timed
+alone. On a GPU, rows say what share they reach of the rates of a large copy and of a large bfloat16 matrix product.
 """
 
 import argparse
@@ -99,13 +99,14 @@ def parse(arguments):
 
 
 def prepared(kept, results, here, options) -> list:
-    """Names of the rows that are measured already. ValueError if a file holds those of another machine or other versions."""
+    """Names of the rows that are measured already. ValueError if a file holds those of another machine or other
+    versions."""
     if results and options.anew:
         results.unlink(missing_ok=True)
     if results and results.exists() and journal.common(journal.load(results)) != journal.common(here):
         raise ValueError(
-            f"{results} holds rows of other versions ({journal.difference(journal.load(results), here)}), and one file can't hold both: "
-            "--anew drops them, or move the file away"
+            f"{results} holds rows of other versions ({journal.difference(journal.load(results), here)}), and one file "
+            "can't hold both: --anew drops them, or move the file away"
         )
     if not options.resume:
         if results:
@@ -114,7 +115,8 @@ def prepared(kept, results, here, options) -> list:
     found = journal.gather(journal.read(kept))
     if found["rows"] and journal.common(found) != journal.common(here):
         raise ValueError(
-            f"--resume: {kept} holds rows of other versions ({journal.difference(found, here)}); without it, all are measured anew"
+            f"--resume: {kept} holds rows of other versions ({journal.difference(found, here)}); without it, all are "
+            "measured anew"
         )
     return [journal.name(row) for row in found["rows"] if row.get("failed") != journal.LOST]
 
@@ -131,7 +133,8 @@ def measured(row, mode, ceilings, options) -> dict:
 
 
 def whole(kept, results, benches, known) -> dict:
-    """The results file with this run's rows, and those that it held and this run hasn't come to, unless they are rows no more."""
+    """The results file with this run's rows, and those that it held and this run hasn't come to, unless they are rows
+    no more."""
     found = journal.gather(journal.read(kept))
     before = journal.load(results)["rows"] if results.exists() else []
     before = [row for row in before if row["bench"] not in benches or journal.name(row) in known]

@@ -1,4 +1,5 @@
-"""Counters of the loss's row kernel at the 3B model's vocabulary, by NVIDIA's profiler `ncu`, as a row: how near it comes to the memory's rate.
+"""Counters of the loss's row kernel at the 3B model's vocabulary, by NVIDIA's profiler `ncu`, as a row: how near it
+comes to the memory's rate.
 
 python bench/counters.py --keep FILE
 """

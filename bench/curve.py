@@ -1,4 +1,5 @@
-"""A run's learning curves as an SVG picture: sampled accuracy of every step, smoothed, and held-out accuracy as dots."""
+"""A run's learning curves as an SVG picture: sampled accuracy of every step, smoothed, and held-out accuracy as
+dots."""
 
 from sslr1.sums import plain_sum
 
@@ -31,7 +32,8 @@ def svg(run) -> str:
         return TOP + (HEIGHT - TOP - BOTTOM) * (1 - share)
 
     out = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" font-family="system-ui, sans-serif" font-size="12" '
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" '
+        'font-family="system-ui, sans-serif" font-size="12" '
         'fill="#808080" role="img" aria-label="accuracy over steps">'
     ]
     for share in (0, 0.25, 0.5, 0.75, 1):
@@ -50,7 +52,8 @@ def svg(run) -> str:
             f'<polyline points="{points}" fill="none" stroke="{colour}" stroke-width="1.5" stroke-opacity=".6"/>'
         )
         out.append(
-            f'<path d="M{LEFT} {y(chance):.1f}H{WIDTH - RIGHT}" stroke="{colour}" stroke-dasharray="2 4" stroke-opacity=".8"/>'
+            f'<path d="M{LEFT} {y(chance):.1f}H{WIDTH - RIGHT}" stroke="{colour}" '
+            'stroke-dasharray="2 4" stroke-opacity=".8"/>'
         )
         for row in run["held_out"]:
             out.append(

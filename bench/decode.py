@@ -1,7 +1,8 @@
-"""One decode step's attention at the 3B model's shape: the kernel against plain SDPA on keys and values repeated for each sample.
+"""One decode step's attention at the 3B model's shape: the kernel against plain SDPA on keys and values repeated for
+each sample.
 
-Both sides run several layers, each with a cache of its own, as one captured graph: their times hold no launch from Python and
-find nothing in the chip's cache that a real step wouldn't.
+Both sides run several layers, each with a cache of its own, as one captured graph: their times hold no launch from
+Python and find nothing in the chip's cache that a real step wouldn't.
 """
 
 from dataclasses import dataclass
@@ -81,8 +82,8 @@ def captured(run, layers, device):
 def rows(mode):
     shape = SMALL if mode == "dry" else Shape()
     what = (
-        f"decode attention, {shape.layers} layers: {shape.samples} samples, G = {shape.G}, H = {shape.H}, H_kv = {shape.H_kv}, "
-        f"d = {shape.d}, prompts of {shape.prompt:,} tokens, {shape.own} own, bfloat16"
+        f"decode attention, {shape.layers} layers: {shape.samples} samples, G = {shape.G}, H = {shape.H}, H_kv = "
+        f"{shape.H_kv}, d = {shape.d}, prompts of {shape.prompt:,} tokens, {shape.own} own, bfloat16"
     )
     if mode == "cpu":
         return []

@@ -1,14 +1,15 @@
 """Tests and benchmarks that need a GPU, in two runs that fit a GPU machine reached for fifteen minutes.
 
-    python bench/gpu.py prepare                       on a CPU machine with the GPU machine's Python, torch and Triton: makes .kit/
-    python bench/gpu.py run1 --out FOLDER             on the GPU machine, .kit/ carried along if there is one
-    python bench/gpu.py run2 --out FOLDER [TEST…]     after it; TEST: tests to repeat, as pytest names them
-    python bench/gpu.py collect FOLDER…               anywhere: bench/results/kernels-<card>.json, and what the tests said
+    python bench/gpu.py prepare                       on a CPU machine with the GPU machine's Python, torch and Triton:
+    makes .kit/ python bench/gpu.py run1 --out FOLDER             on the GPU machine, .kit/ carried along if there is
+    one python bench/gpu.py run2 --out FOLDER [TEST…]     after it; TEST: tests to repeat, as pytest names them
+    python bench/gpu.py collect FOLDER…               anywhere: bench/results/kernels-<card>.json, and what the tests
+    said
 
-run1, at most 480 s: build, tests marked gpu, three GRPO steps of the 3B shape by phase, then the kernels against their peers. run2, at most
-330 s: tests to repeat, rollout, learner, TRL's step if TRL is installed, counters of the row kernel. What is found lies in FOLDER as soon as
-it is: rows.jsonl, and a log for each part. A part that overruns its limit is ended, and the next begins. --dry does all of it at
-small shapes on a CPU.
+run1, at most 480 s: build, tests marked gpu, three GRPO steps of the 3B shape by phase, then the kernels against their
+peers. run2, at most 330 s: tests to repeat, rollout, learner, TRL's step if TRL is installed, counters of the row
+kernel. What is found lies in FOLDER as soon as it is: rows.jsonl, and a log for each part. A part that overruns its
+limit is ended, and the next begins. --dry does all of it at small shapes on a CPU.
 """
 
 import argparse
@@ -79,7 +80,8 @@ def marked() -> list:
 
 
 def carry_out(part, limit_s, rows, log) -> str:
-    """Run it, what it prints to the screen and to the log, and again after a row that took its process down; how it ended."""
+    """Run it, what it prints to the screen and to the log, and again after a row that took its process down; how it
+    ended."""
     end, status = time.monotonic() + limit_s, "not run: no time was left"
     while end - time.monotonic() > 0:
         code, late = attend(part.command, end - time.monotonic(), log)

@@ -1,4 +1,5 @@
-"""A plugin of pytest for bench/gpu.py: outcomes are kept as they come, and a process whose GPU answers no more makes way for a new one."""
+"""A plugin of pytest for bench/gpu.py: outcomes are kept as they come, and a process whose GPU answers no more makes
+way for a new one."""
 
 import os
 import sys
@@ -34,7 +35,8 @@ def reason(report) -> str:
 
 
 def pytest_runtest_logfinish(nodeid):
-    """An illegal address ends all work of its process on the GPU; xdist starts another process for the tests that are left."""
+    """An illegal address ends all work of its process on the GPU; xdist starts another process for the tests that are
+    left."""
     torch = sys.modules.get("torch") if WORKER else None
     if torch and torch.cuda.is_initialized():
         try:

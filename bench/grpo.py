@@ -1,6 +1,6 @@
-"""What learner, rollout and step are measured on: a small Qwen2.5-VL on a CPU, one of the published 3B model's shape on a GPU, both
-of random weights; and the parts of a GRPO step, put together as sslr1.setup.build and sslr1.run do from a configuration, for machines
-without pydantic.
+"""What learner, rollout and step are measured on: a small Qwen2.5-VL on a CPU, one of the published 3B model's shape on
+a GPU, both of random weights; and the parts of a GRPO step, put together as sslr1.setup.build and sslr1.run do from a
+configuration, for machines without pydantic.
 """
 
 import hashlib
@@ -24,8 +24,8 @@ UNIT = 28  # px a side of a visual token
 
 @dataclass(frozen=True)
 class Shape:
-    """called: how rows name the model; text, vision: `build_tiny`'s; dtype: of its files, and what it computes in; token_budget,
-    recompute, moments: as in the configuration."""
+    """called: how rows name the model; text, vision: `build_tiny`'s; dtype: of its files, and what it computes in;
+    token_budget, recompute, moments: as in the configuration."""
 
     called: str
     text: dict
@@ -85,7 +85,8 @@ TINY = Shape(
 
 
 def weights(shape) -> Path:
-    """A model folder of the shape, written once for all processes that are given SSLR1_BENCH_MODELS, a folder to keep it in."""
+    """A model folder of the shape, written once for all processes that are given SSLR1_BENCH_MODELS, a folder to keep
+    it in."""
     kept = Path(os.environ.get("SSLR1_BENCH_MODELS") or _temporary().name)
     looks = json.dumps([shape.text, shape.vision, shape.dtype]) + Path(tiny.__file__).read_text("utf-8")
     folder = kept / hashlib.sha256(looks.encode()).hexdigest()[:12]
@@ -113,8 +114,8 @@ def model_folder(shape, max_pixels) -> tempfile.TemporaryDirectory:
 
 
 class Case:
-    """A model folder of a shape, whose pictures have `visual` tokens (a square number), and what is made of it when it is asked
-    for. prompts, group_size, new: of a step, completions all of `new` tokens."""
+    """A model folder of a shape, whose pictures have `visual` tokens (a square number), and what is made of it when it
+    is asked for. prompts, group_size, new: of a step, completions all of `new` tokens."""
 
     def __init__(self, shape, visual, prompts, group_size, new):
         self.shape, self.visual, self.prompts, self.group_size, self.new = shape, visual, prompts, group_size, new
@@ -127,7 +128,8 @@ class Case:
         self.spec = ops.PatchSpec.from_pretrained(self.folder, dtype=self.dtype)
         edge = self.side + UNIT // 2 + 1
         self.images = list(torch.randint(0, 256, (prompts, edge, edge, 3), dtype=torch.uint8))
-        # the configuration's values, as tests/test_bench.py sees to, but for a learning rate that leaves a random model be
+        # the configuration's values, as tests/test_bench.py sees to, but for a learning rate that leaves a random model
+        # be
         self.optim = SimpleNamespace(
             lr=1e-6,
             betas=(0.9, 0.99),

@@ -1,7 +1,7 @@
 """Rows kept as they are measured: JSON lines that survive their process, and the results file that they become.
 
-Each process writes {"process": the machine}, then for each row {"begin": the row's name} and {"row": what was found}. A row that was
-begun and not found is one that its process didn't survive.
+Each process writes {"process": the machine}, then for each row {"begin": the row's name} and {"row": what was found}. A
+row that was begun and not found is one that its process didn't survive.
 """
 
 import json

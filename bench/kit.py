@@ -1,7 +1,8 @@
-"""What a GPU machine is spared: kernels compiled before (.kit/kernels.tar.xz) and wheels that it may lack; made by `prepare`, without a GPU.
+"""What a GPU machine is spared: kernels compiled before (.kit/kernels.tar.xz) and wheels that it may lack; made by
+`prepare`, without a GPU.
 
-The kernels serve the Python and Triton that they were compiled with, and unchanged kernel sources; without them, or with others, they are
-compiled there.
+The kernels serve the Python and Triton that they were compiled with, and unchanged kernel sources; without them, or
+with others, they are compiled there.
 """
 
 import json

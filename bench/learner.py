@@ -1,5 +1,5 @@
-"""Forward, loss and backward with a prompt shared by its completions, against the same on separate sequences: on a CPU one group
-through transformers' own model, on a GPU whole updates of three groups by the learner itself."""
+"""Forward, loss and backward with a prompt shared by its completions, against the same on separate sequences: on a CPU
+one group through transformers' own model, on a GPU whole updates of three groups by the learner itself."""
 
 from functools import partial
 
@@ -86,7 +86,8 @@ def one_group(shape, sizes):
 
 
 def update(shape, sizes):
-    """The peer is the same learner, kernels and all, given a group for each completion: what differs is the shared prompt alone."""
+    """The peer is the same learner, kernels and all, given a group for each completion: what differs is the shared
+    prompt alone."""
     case = Case(shape, **sizes)
     groups, rewards = case.groups()
     advantages = ops.advantages(rewards).reshape(-1, 1)

@@ -22,8 +22,8 @@ def shares(runs, puzzle, when, key="exact") -> list:
 
 
 def interval(values, n):
-    """(mean, low, high): Student's over the seeds, and no narrower than Wilson's over all their puzzles. None where one seed alone
-    was run."""
+    """(mean, low, high): Student's over the seeds, and no narrower than Wilson's over all their puzzles. None where one
+    seed alone was run."""
     p = mean(values)
     if len(values) < 2:
         return p, None, None
@@ -77,8 +77,8 @@ def alone(names):
 
 
 def transfer(found):
-    """What training on one puzzle (rows) does to each (columns): points of held-out accuracy gained, and the answers that keep the
-    form afterwards, means over the seeds."""
+    """What training on one puzzle (rows) does to each (columns): points of held-out accuracy gained, and the answers
+    that keep the form afterwards, means over the seeds."""
     rows = []
     for trained in LONG:
         runs = of(found, f"only-{trained}")
@@ -103,7 +103,8 @@ def transfer(found):
 
 
 def compared(names, puzzles, key="exact", levels=False):
-    """A table of runs that differ in one thing: name: what it is called. levels: with those that training had come to."""
+    """A table of runs that differ in one thing: name: what it is called. levels: with those that training had come
+    to."""
 
     def make(found):
         rows = []
@@ -159,7 +160,8 @@ def svg(found) -> str:
     rows = math.ceil(len(panels) / columns)
     width, height = LEFT + columns * (WIDTH + GAP), rows * (HEIGHT + TOP + GAP)
     out = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" font-family="system-ui, sans-serif" font-size="12" '
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" '
+        'font-family="system-ui, sans-serif" font-size="12" '
         'fill="#808080" role="img" aria-label="sampled accuracy of each puzzle over steps, three seeds">'
     ]
     for place, (name, runs) in enumerate(panels):
@@ -179,6 +181,7 @@ def svg(found) -> str:
                 for step, share in enumerate(smoothed(run["sampled"][name]), 1)
             )
             out.append(
-                f'<polyline points="{points}" fill="none" stroke="{COLOURS[name]}" stroke-width="1.3" stroke-opacity=".75"/>'
+                f'<polyline points="{points}" fill="none" stroke="{COLOURS[name]}" '
+                'stroke-width="1.3" stroke-opacity=".75"/>'
             )
     return "\n".join([*out, "</svg>", ""])

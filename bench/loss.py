@@ -1,4 +1,5 @@
-"""The loss, forward and backward, from hidden states and head to their gradients, against everything that computes the same."""
+"""The loss, forward and backward, from hidden states and head to their gradients, against everything that computes the
+same."""
 
 import statistics
 import subprocess
@@ -22,7 +23,8 @@ SHAPES = {
 
 
 class Case:
-    """Random states, head and tokens, 64 completions; each loss is a function of nothing that leaves gradients behind."""
+    """Random states, head and tokens, 64 completions; each loss is a function of nothing that leaves gradients
+    behind."""
 
     def __init__(self, N, D, V, dtype, device, equal_rewards=0):
         self.hidden = torch.randn(N, D, device=device).to(dtype).requires_grad_()

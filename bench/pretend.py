@@ -1,9 +1,11 @@
-"""A CPU that passes for a GPU while kernels are compiled: what tests and benchmarks launch is compiled as they would, and not run.
+"""A CPU that passes for a GPU while kernels are compiled: what tests and benchmarks launch is compiled as they would,
+and not run.
 
-Tensors say that they lie on the GPU, and everything that they are given to goes the GPU's way; Triton compiles each launch's variant for
-the card, its launcher too, into TRITON_CACHE_DIR. Outputs stay zero, so what is computed from them means nothing: tests run without their
-asserts, and one that fails on the way has compiled what came before. A plugin: `python -O -m pytest --assert=plain -p pretend -m gpu`.
-`python bench/pretend.py` compiles what benchmarks launch. `bench/kit.py` runs both.
+Tensors say that they lie on the GPU, and everything that they are given to goes the GPU's way; Triton compiles each
+launch's variant for the card, its launcher too, into TRITON_CACHE_DIR. Outputs stay zero, so what is computed from them
+means nothing: tests run without their asserts, and one that fails on the way has compiled what came before. A plugin:
+`python -O -m pytest --assert=plain -p pretend -m gpu`. `python bench/pretend.py` compiles what benchmarks launch.
+`bench/kit.py` runs both.
 """
 
 import sys
@@ -142,7 +144,8 @@ def pytest_unconfigure(config):
 
 
 def compile_benchmarks():
-    """Kernels alone where whole rows hold the small ones, and at the shapes of the whole models' rows, of which one layer is enough."""
+    """Kernels alone where whole rows hold the small ones, and at the shapes of the whole models' rows, of which one
+    layer is enough."""
     import decode
     import rollout
     import sampling

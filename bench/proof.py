@@ -1,8 +1,10 @@
-"""`python bench/proof.py`: whether GRPO teaches a tiny model each puzzle, and what settings change. Trains every run of RUNS from
-configs/proof.yaml with three seeds, as many at a time as there are cores, below runs/proof, and then writes what they
-found to bench/results/, from which docs/results.md is made. A run that is finished is not made again, one that was cut off goes on.
+"""`python bench/proof.py`: whether GRPO teaches a tiny model each puzzle, and what settings change. Trains every run of
+RUNS from configs/proof.yaml with three seeds, as many at a time as there are cores, below runs/proof, and then writes
+what they found to bench/results/, from which docs/results.md is made. A run that is finished is not made again, one
+that was cut off goes on.
 
-python bench/proof.py [--only REGEX] [--jobs N] [--collect]      --collect: train nothing, only write what the run folders hold
+python bench/proof.py [--only REGEX] [--jobs N] [--collect]      --collect: train nothing, only write what the run
+folders hold
 """
 
 import argparse
@@ -58,13 +60,13 @@ FORMS = {
     "points": ["puzzles.mixture={correspondence: 1}"],
     "nine": ["puzzles.mixture={ordering: 1}", "puzzles.levels.ordering=3", "rollout.max_tokens=32"],
 }
-# Pictures are compared by a model with a third layer and the published models' theta. The tiny one's, of 2, shows where in an
-# image something is, and hardly in which of five images.
+# Pictures are compared by a model with a third layer and the published models' theta. The tiny one's, of 2, shows where
+# in an image something is, and hardly in which of five images.
 FAR = {"rope_type": "default", "rope_theta": 10_000.0, "mrope_section": [4, 6, 6]}
 LARGER = {"num_hidden_layers": 3, "rope_parameters": FAR}
 MODELS = {"pictures": LARGER, "points": LARGER}
-# How it is warmed up to it, unless by FORMAT_ONLY. Which picture belongs to another, or nine tiles' order, a model of random weights
-# can't begin to guess: it is shown right answers until it does so now and then.
+# How it is warmed up to it, unless by FORMAT_ONLY. Which picture belongs to another, or nine tiles' order, a model of
+# random weights can't begin to guess: it is shown right answers until it does so now and then.
 FORMAT_ONLY = ["train.warmup.steps=120"]
 SHOWN = "train.warmup.answers=right"
 WARMUPS = {
@@ -74,8 +76,8 @@ WARMUPS = {
     "points": [SHOWN, "train.warmup.steps=400"],
     "nine": [SHOWN, "train.warmup.steps=150"],
 }
-# … and on, with other puzzles each time, until this share of the held-out ones of each of these kinds is right: when that is
-# depends on the seed.
+# … and on, with other puzzles each time, until this share of the held-out ones of each of these kinds is right: when
+# that is depends on the seed.
 UNTIL = {"pictures": (PICTURES, 0.5)}
 ON = "train.warmup.steps=50"
 MOST = 20  # times: a seed that doesn't come to it begins with what it has
@@ -118,7 +120,8 @@ def call(module, *arguments, log):
 
 
 def warmed_up(form, seed) -> Path:
-    """A tiny model of this seed that knows its puzzles' form, and as much of their answers as its warm-up has shown it."""
+    """A tiny model of this seed that knows its puzzles' form, and as much of their answers as its warm-up has shown
+    it."""
     folder = FOLDER / f"warm-{form}-seed-{seed}"
     if complete(folder):
         return folder

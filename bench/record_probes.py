@@ -1,5 +1,5 @@
-"""`python bench/record_probes.py`: what blind solvers score on every puzzle at every level, for bench/results/ and the README.
-Most of an hour; `--count N` for fewer than 2,000 puzzles a cell."""
+"""`python bench/record_probes.py`: what blind solvers score on every puzzle at every level, for bench/results/ and the
+README. Most of an hour; `--count N` for fewer than 2,000 puzzles a cell."""
 
 import argparse
 import json

@@ -1,4 +1,5 @@
-"""`python bench/record_run.py runs/demo`: a run's held-out accuracies, its curves and times, for bench/results/ and the README."""
+"""`python bench/record_run.py runs/demo`: a run's held-out accuracies, its curves and times, for bench/results/ and the
+README."""
 
 import json
 import sys

@@ -1,6 +1,7 @@
-"""A decoded 640x480 image becomes one 3x3 ordering puzzle as `pixel_values`: the renderer against PIL and Hugging Face, once with
-tiles as PIL cuts an image into thirds, once with the very tiles that we cut. Then every puzzle where training starts, rendered
-only, against the same canvases through Hugging Face's processor. On a GPU: many images that lie there, against the reference."""
+"""A decoded 640x480 image becomes one 3x3 ordering puzzle as `pixel_values`: the renderer against PIL and Hugging Face,
+once with tiles as PIL cuts an image into thirds, once with the very tiles that we cut. Then every puzzle where training
+starts, rendered only, against the same canvases through Hugging Face's processor. On a GPU: many images that lie there,
+against the reference."""
 
 import random
 from functools import partial
@@ -46,7 +47,8 @@ def rows(mode):
     ]
     return drawn + [
         Row(
-            what=f"4 {puzzle} puzzles of level {puzzles.START_LEVEL[puzzle]}, planned already → fp32 patches, backend cpp",
+            what=f"4 {puzzle} puzzles of level {puzzles.START_LEVEL[puzzle]}, planned already → fp32 patches, "
+            "backend cpp",
             against="Qwen2VLImageProcessorPil on their finished canvases",
             make=partial(planned, puzzle),
         )

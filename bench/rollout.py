@@ -1,7 +1,7 @@
-"""Sampling groups: the engine against transformers' `generate` on repeated prompts; and where the engine's time goes. On a CPU one
-group of a small model, on a GPU 512 samples of one of the 3B shape, steps as CUDA graphs; sampling is then part of a step and
-has no time of its own. There `generate` is timed on 64 samples only: its vision tower loops over windows in Python, once for
-each repeated picture.
+"""Sampling groups: the engine against transformers' `generate` on repeated prompts; and where the engine's time goes.
+On a CPU one group of a small model, on a GPU 512 samples of one of the 3B shape, steps as CUDA graphs; sampling is then
+part of a step and has no time of its own. There `generate` is timed on 64 samples only: its vision tower loops over
+windows in Python, once for each repeated picture.
 """
 
 import statistics
@@ -38,8 +38,8 @@ SHAPES = {
 
 
 def split(run, rounds=5):
-    """Medians over some rounds of what `run` spends on each part, in seconds: one inside another counts for itself only, the
-    host is what remains."""
+    """Medians over some rounds of what `run` spends on each part, in seconds: one inside another counts for itself
+    only, the host is what remains."""
     parts = {"prefill": (Wave, "prefill"), "decode": (Wave, "decode"), "sampling": (ops, "sample")}
     spent, open_parts = {}, []
 
@@ -76,8 +76,8 @@ def now():
 
 
 def step_bytes(network, prompt_tokens, case):
-    """What a decode step has to read, at least, halfway: the language model's weights and head, each prompt's keys and values
-    once and each sample's own."""
+    """What a decode step has to read, at least, halfway: the language model's weights and head, each prompt's keys and
+    values once and each sample's own."""
     language, text = network.model.language_model, network.config.text_config
     weights = sum(p.nbytes for p in language.layers.parameters()) + network.lm_head.weight.nbytes
     kept = prompt_tokens + case.group_size * case.new // 2
@@ -92,7 +92,8 @@ def rows(mode):
         called = f", {shape.called}" if mode != "cpu" else ""
         found.append(
             Row(
-                what=f"rollout{called}: {P} prompt{'s' * (P > 1)} of {sizes['visual']:,} image tokens, G = {G}, {sizes['new']} new tokens",
+                what=f"rollout{called}: {P} prompt{'s' * (P > 1)} of {sizes['visual']:,} image tokens, G = {G}, "
+                f"{sizes['new']} new tokens",
                 against="model.generate on the repeated prompt" + "s" * (P > 1) if peer else "",
                 goal=("4" if mode == "cpu" else "10") if peer else "",
                 make=partial(sides, shape, sizes, peer),
@@ -153,8 +154,8 @@ def make_peer(case, plain, prompts, suppressed):
 
 
 def check(case, plain, ours, peer, prompt):
-    """In float32 both take the same tokens where the largest logit is taken; in bfloat16, where products of other heights round
-    to another one now and then, transformers gives what we drew the log-probs that we say it has."""
+    """In float32 both take the same tokens where the largest logit is taken; in bfloat16, where products of other
+    heights round to another one now and then, transformers gives what we drew the log-probs that we say it has."""
     if case.dtype == torch.float32:
         greedy = peer(do_sample=False, top_k=None, top_p=None)[:, -case.new :].cpu()
         tokens = [s.tokens for group in ours(temperature=0) for s in group.samples]

@@ -1,7 +1,8 @@
-"""A row of the tables: what it says before anything is measured, and its measurement, in which a failure costs no other row.
+"""A row of the tables: what it says before anything is measured, and its measurement, in which a failure costs no other
+row.
 
-A benchmark is a file with rows(mode), a list of Rows in the order they are measured in. mode: "cpu" and "cuda" are what such a
-machine measures; "dry" are cuda's rows at small shapes on a CPU, to see that everything after them runs.
+A benchmark is a file with rows(mode), a list of Rows in the order they are measured in. mode: "cpu" and "cuda" are what
+such a machine measures; "dry" are cuda's rows at small shapes on a CPU, to see that everything after them runs.
 """
 
 import contextlib
@@ -25,7 +26,8 @@ def device_of(mode) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """what, against, goal (peer / ours): as tables have them. make: a function of nothing that sets up and returns `Sides`."""
+    """what, against, goal (peer / ours): as tables have them. make: a function of nothing that sets up and returns
+    `Sides`."""
 
     what: str
     make: Callable
@@ -35,10 +37,10 @@ class Row:
 
 @dataclass(kw_only=True)
 class Sides:
-    """What is timed: functions of nothing. peer: may fail, which costs ours nothing. check(what ours returned, what the peer
-    returned or None): raises where they are wrong. memory(one of them): MB that a call of it adds. facts(what ours returned): what
-    the row says besides. bytes, flops: that a call of ours has to move and to compute, at least, if its facts don't tell. once: ours is timed at its first
-    and only call. alone: ours is timed where the peer fails, too."""
+    """What is timed: functions of nothing. peer: may fail, which costs ours nothing. check(what ours returned, what the
+    peer returned or None): raises where they are wrong. memory(one of them): MB that a call of it adds. facts(what ours
+    returned): what the row says besides. bytes, flops: that a call of ours has to move and to compute, at least, if its
+    facts don't tell. once: ours is timed at its first and only call. alone: ours is timed where the peer fails, too."""
 
     ours: Callable
     peer: Callable | None = None
@@ -85,8 +87,8 @@ def clock(run):
 
 
 def interleaved(runs, seconds, rounds, limit_s=0):
-    """(medians of each, in seconds a call, rounds made): in turn until `seconds` have gone by, at least so many rounds, unless
-    limit_s comes first."""
+    """(medians of each, in seconds a call, rounds made): in turn until `seconds` have gone by, at least so many rounds,
+    unless limit_s comes first."""
     times, start = [], time.perf_counter()
     try:
         with within(limit_s):
@@ -113,9 +115,10 @@ def told(problem) -> str:
 
 
 def measure(row, device, ceilings, *, seconds, rounds, limit_s=0) -> dict:
-    """What the results file says of a row: ours_s, peer_s (medians, seconds a call), ratio (peer_s / ours_s), rounds; extra_mb; its
-    facts; the share of what bounds it; `why_not` where the peer can't run or a package is not there, `failed` where ours did or the
-    check found it wrong. limit_s: for each of setting up, the peer's first call, and the rounds; 0 for none."""
+    """What the results file says of a row: ours_s, peer_s (medians, seconds a call), ratio (peer_s / ours_s), rounds;
+    extra_mb; its facts; the share of what bounds it; `why_not` where the peer can't run or a package is not there,
+    `failed` where ours did or the check found it wrong. limit_s: for each of setting up, the peer's first call, and the
+    rounds; 0 for none."""
     found = {"what": row.what, "against": row.against, "goal": row.goal, "device": device}
     try:
         with within(limit_s):
@@ -164,8 +167,8 @@ def let_go():
 
 
 def shares(bytes, flops, seconds, device, ceilings) -> dict:
-    """How near a call comes to what bounds it: the bytes that it has to move at the rate of a copy, its operations at that of a
-    matrix product (bfloat16's, on a GPU only)."""
+    """How near a call comes to what bounds it: the bytes that it has to move at the rate of a copy, its operations at
+    that of a matrix product (bfloat16's, on a GPU only)."""
     out = {}
     if bytes:
         out["share_of_copy"] = bytes / seconds / 1e9 / ceilings["copy_gb_s"]
@@ -183,7 +186,8 @@ def rate(run, amount):
 
 
 def ceilings_of(device) -> dict:
-    """copy_gb_s of a large copy, read and write counted; matrix_gflop_s of a large product, bfloat16 on a GPU, float32 on a CPU."""
+    """copy_gb_s of a large copy, read and write counted; matrix_gflop_s of a large product, bfloat16 on a GPU, float32
+    on a CPU."""
     a = torch.randint(0, 256, (1 << 28,), dtype=torch.uint8, device=device)
     b = torch.empty_like(a)
     found = {"copy_gb_s": rate(lambda: b.copy_(a), 2 * len(a))}

@@ -1,11 +1,12 @@
-"""A whole GRPO step, from prompts to updated weights. On a CPU ours against TRL's GRPOTrainer with its own generation: 2 prompts and
-a small model. On a GPU three steps of 64 prompts and a model of the 3B shape, by phase; and TRL at a size where it comes to an end.
+"""A whole GRPO step, from prompts to updated weights. On a CPU ours against TRL's GRPOTrainer with its own generation:
+2 prompts and a small model. On a GPU three steps of 64 prompts and a model of the 3B shape, by phase; and TRL at a size
+where it comes to an end.
 
 Both sides have the same weights, pictures, questions, rewards, loss (DAPO, on policy), clipping and AdamW, and draw
 exactly as many tokens a completion. What favours TRL: its pictures are drawn and decoded before, where ours draws its
-puzzles within the step; no logging, saving and data loading is timed; and on the CPU no layer's forward pass runs twice (gradient
-checkpointing, its default, which both sides have on the GPU). There its weights, gradients and moments are all bfloat16, so that both
-sides fit; ours are float32 but for the moments.
+puzzles within the step; no logging, saving and data loading is timed; and on the CPU no layer's forward pass runs twice
+(gradient checkpointing, its default, which both sides have on the GPU). There its weights, gradients and moments are
+all bfloat16, so that both sides fit; ours are float32 but for the moments.
 """
 
 import math
@@ -148,8 +149,8 @@ def against_trl(shape, sizes, mode):
         assert [len(s.tokens) for group in groups for s in group.samples] == [NEW] * case.prompts * G
         if theirs is None:
             return
-        # TRL's first step on our learner, whose weights a step at the rise's foot has hardly moved: the same completions and
-        # rewards make the same gradient
+        # TRL's first step on our learner, whose weights a step at the rise's foot has hardly moved: the same
+        # completions and rewards make the same gradient
         (loss, norm), seen = theirs, trainer()[1]
         prompts = model.prompts(case.draw(), engine.tokenizer)
         assert all(int((p.input_ids == engine.model.config.image_token_id).sum()) == case.visual for p in prompts)

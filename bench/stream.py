@@ -1,4 +1,5 @@
-"""JPEG files become puzzle patches: decode, draw and render, against DALI's decoding alone on the same files and threads."""
+"""JPEG files become puzzle patches: decode, draw and render, against DALI's decoding alone on the same files and
+threads."""
 
 import io
 import itertools
@@ -59,8 +60,8 @@ def sides(threads):
     pool_of_threads = ThreadPoolExecutor(threads)
 
     def ours():
-        """Steps of 8 puzzles on as many threads as there are: each decodes, draws, renders, and lets its patches go, as a
-        training step does."""
+        """Steps of 8 puzzles on as many threads as there are: each decodes, draws, renders, and lets its patches go, as
+        a training step does."""
         return sum(pool_of_threads.map(step, range(0, IMAGES, STEP)))
 
     def step(first):

@@ -1,5 +1,5 @@
-"""`python bench/tables.py` writes the measured tables of README.md and docs/ anew from bench/results/, and the learning curve;
-`--check` only says which are stale.
+"""`python bench/tables.py` writes the measured tables of README.md and docs/ anew from bench/results/, and the learning
+curve; `--check` only says which are stale.
 
 A table stands between `<!-- table: NAME -->` and `<!-- end of table -->`.
 """
@@ -45,7 +45,8 @@ def demo():
     found = table(
         ["puzzle", "level", "chance", "after format warm-up", f"after {steps} steps of GRPO", "change ± s.e."], rows
     )
-    return f"{found}\n\n{n} held-out puzzles each, greedy decoding. Training takes {run['elapsed_s']:.0f} s on {machine}, after installation."
+    took = f"Training takes {run['elapsed_s']:.0f} s on {machine}, after installation."
+    return f"{found}\n\n{n} held-out puzzles each, greedy decoding. {took}"
 
 
 def kernels():
@@ -78,7 +79,8 @@ def gpu():
             tests = found["tests"]
             failed = "".join(f"\n- `{test}`: {how}" for test, how in tests["others"].items())
             parts.append(
-                f"{found['card']}; {versions(found)}\n\n{on_gpu(by_name.values())}\n\n{tests['passed']} tests marked gpu passed; {len(tests['others'])} did not{failed}"
+                f"{found['card']}; {versions(found)}\n\n{on_gpu(by_name.values())}\n\n{tests['passed']} tests marked "
+                f"gpu passed; {len(tests['others'])} did not{failed}"
             )
     return "\n\n".join(parts) or on_gpu(listed)
 
@@ -88,7 +90,8 @@ def versions(found):
 
 
 def probes():
-    """What blind solvers score, a column a level; the 95 % limit in brackets where a bound is stated, * where none is."""
+    """What blind solvers score, a column a level; the 95 % limit in brackets where a bound is stated, * where none
+    is."""
     cells, chance = {}, {}
     for row in load("probes")["rows"]:
         puzzle, probe, level, (_, _, jpeg) = (

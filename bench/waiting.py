@@ -1,12 +1,13 @@
-"""How OpenMP's threads should wait for each other: sixty small parallel operations, as a wider model's decode step has them, and steps of
-configs/tiny.yaml (whose operations are too small to be shared out), under each policy in turn, with and without other load.
+"""How OpenMP's threads should wait for each other: sixty small parallel operations, as a wider model's decode step has
+them, and steps of configs/tiny.yaml (whose operations are too small to be shared out), under each policy in turn, with
+and without other load.
 
     python bench/waiting.py [--rounds 3] [--steps 6] [--load 0 2] [--keep]
 
 load: processes that only count, beside; --steps 0: operations alone; --keep: into bench/results.
 
-Prints medians, of steps over all but each run's first two. Only on a machine that does nothing else does load 0 say what a policy costs
-there; `sslr1.setup.processors.wait_briefly` is what the outcome decides.
+Prints medians, of steps over all but each run's first two. Only on a machine that does nothing else does load 0 say
+what a policy costs there; `sslr1.setup.processors.wait_briefly` is what the outcome decides.
 """
 
 import argparse
@@ -66,7 +67,8 @@ def steps(folder, count):
 
 
 def measured(policy, count, builtin):
-    """What a process finds that has a policy from its environment: {"operations", "steps": (seconds, CPU seconds) each}."""
+    """What a process finds that has a policy from its environment: {"operations", "steps": (seconds, CPU seconds)
+    each}."""
     kept = {k: v for k, v in os.environ.items() if k not in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "OMP_NUM_THREADS")}
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "builtin").symlink_to(builtin)

@@ -1,6 +1,8 @@
-"""What every name in metrics.jsonl means. docs/metrics.md is made from this, and a test holds a real run's records to it.
+"""What every name in metrics.jsonl means. docs/metrics.md is made from this, and a test holds a real run's records to
+it.
 
-A pattern names a family: <puzzle> stands for a puzzle's name, <k> for a level, <alarm> for an alarm's kind. To add a metric, add its entry under a heading.
+A pattern names a family: <puzzle> stands for a puzzle's name, <k> for a level, <alarm> for an alarm's kind. To add a
+metric, add its entry under a heading.
 """
 
 import re
@@ -10,8 +12,8 @@ from sslr1.puzzles.curriculum import FALL, HORIZON, PLATEAU_STEPS, RISE
 
 
 class Metric(NamedTuple):
-    """unit: or the range; meaning: of what, over what; source: the file and function that make it; reading: what good and bad
-    look like, empty where there is no such thing."""
+    """unit: or the range; meaning: of what, over what; source: the file and function that make it; reading: what good
+    and bad look like, empty where there is no such thing."""
 
     unit: str
     meaning: str
@@ -28,8 +30,8 @@ GLOSSARY = {
             "0 to the rule's highest",
             "mean reward of all completions, of the first puzzle of every slot",
             "runs.metrics.StepTotals",
-            "rises. Flat at what a random well-formed answer earns (see puzzles.md): the format is learnt and nothing else. 0: "
-            "look at `format`",
+            "rises. Flat at what a random well-formed answer earns (see puzzles.md): the format is learnt and nothing "
+            "else. 0: look at `format`",
         ),
         "reward_std": Metric(
             "0 …",
@@ -59,8 +61,8 @@ GLOSSARY = {
         "policy_loss": Metric("any sign", "the loss without the entropy bonus", "ops.grpo_loss", "as `loss`"),
         "kl": Metric(
             "nats, 0 …",
-            "mean distance to the reference per completion token, e^r - r - 1 with r = log-prob under the reference minus log-prob; "
-            "absent where loss.kl_coef is 0",
+            "mean distance to the reference per completion token, e^r - r - 1 with r = log-prob under the reference "
+            "minus log-prob; absent where loss.kl_coef is 0",
             "ops.grpo_loss",
             "rises slowly. A jump: lower optim.lr, or raise loss.kl_coef",
         ),
@@ -68,7 +70,8 @@ GLOSSARY = {
             "nats, 0 to log V",
             "mean entropy of the next-token distribution over completion tokens, at rollout.temperature",
             "ops.grpo_loss",
-            "falls slowly. Near 0 early: collapse, all completions of a group become one. Rising without end: the policy dissolves",
+            "falls slowly. Near 0 early: collapse, all completions of a group become one. Rising without end: the "
+            "policy dissolves",
         ),
         "grad_norm": Metric(
             "0 …",
@@ -85,8 +88,9 @@ GLOSSARY = {
         ),
         "alarm/<alarm>": Metric(
             "1, or absent",
-            "the step of an alarm. entropy: completions hardly differ any more, and the puzzles are not solved; format: few "
-            "completions keep it, step after step; reward: completions earn what the format earns, and nothing for their answers",
+            "the step of an alarm. entropy: completions hardly differ any more, and the puzzles are not solved; "
+            "format: few completions keep it, step after step; reward: completions earn what the format earns, and "
+            "nothing for their answers",
             "runs.alarms.Alarms",
             "absent; raised once a run. See troubleshooting.md",
         ),
@@ -98,7 +102,8 @@ GLOSSARY = {
         ),
         "clip_ratio/high_mean": Metric(
             "0 to 1",
-            "share of completion tokens whose ratio is above 1 + loss.clip_high at a positive advantage (cispo: at any)",
+            "share of completion tokens whose ratio is above 1 + loss.clip_high at a positive advantage (cispo: at "
+            "any)",
             "ops.grpo_loss",
             "0 by construction with loss.updates=1",
         ),
@@ -136,7 +141,8 @@ GLOSSARY = {
         ),
         "curriculum/<puzzle>/mean": Metric(
             "at most 1",
-            f"exponential mean ({HORIZON} steps) of chance-corrected exactness at the main level: 0 is guessing, 1 is solved",
+            f"exponential mean ({HORIZON} steps) of chance-corrected exactness at the main level: 0 is guessing, 1 is "
+            "solved",
             "puzzles.curriculum",
             f"the adaptive curriculum raises the level above {RISE} and lowers it below {FALL}",
         ),
@@ -164,22 +170,23 @@ GLOSSARY = {
             "nats, 0 …",
             "mean absolute difference of the sampler's and the learner's log-prob of completion tokens",
             "learner.Learner.step",
-            "rounding only; a test holds the largest of a run below 1e-4, in float32 on a CPU. If it grows from step to step, the "
-            "sampler's weights are old",
+            "rounding only; a test holds the largest of a run below 1e-4, in float32 on a CPU. If it grows from step "
+            "to step, the sampler's weights are old",
         ),
         "sampling/logp_difference/max": Metric(
             "nats, 0 …", "the largest such difference of the step", "learner.Learner.step"
         ),
         "sampling/capped": Metric(
             "0 to 1",
-            "share of completion tokens whose importance weight is capped at loss.is_cap; 0 without rollout.max_logp_gap",
+            "share of completion tokens whose importance weight is capped at loss.is_cap; 0 without "
+            "rollout.max_logp_gap",
             "learner.Learner._weights",
             "0, or nearly",
         ),
         "rollout/resampled": Metric(
             "groups",
-            "groups trained on that are of another puzzle than their slot's first, since that one's rewards were all equal; "
-            "absent where rollout.resample is 0",
+            "groups trained on that are of another puzzle than their slot's first, since that one's rewards were all "
+            "equal; absent where rollout.resample is 0",
             "train.resample",
             "many: the step costs more rollouts than it has slots; change the level instead",
         ),
@@ -205,7 +212,8 @@ GLOSSARY = {
         ),
         "perf/learner_effective_tokens_per_second": Metric(
             "tokens/s",
-            "the same counted as if every completion had its own copy of the prompt, for comparison with trainers in which it has",
+            "the same counted as if every completion had its own copy of the prompt, for comparison with trainers in "
+            "which it has",
             "run.Run.record",
         ),
         "perf/learner_tflops": Metric(
@@ -224,7 +232,8 @@ GLOSSARY = {
     "Held out": {
         "eval/<puzzle>/exact": Metric(
             "0 to 1",
-            "share of held-out puzzles solved, greedy, at the level that puzzles.levels names, whatever the curriculum does",
+            "share of held-out puzzles solved, greedy, at the level that puzzles.levels names, whatever the curriculum "
+            "does",
             "evaluate.held_out.Evaluator",
             "the number to trust: compare with `eval/<puzzle>/chance`. Its standard error is sqrt(p (1 - p) / n)",
         ),

@@ -1,7 +1,7 @@
 """Fill in what these pages take from the code, between `<!-- begin: NAME -->` and `<!-- end -->`: `make docs`.
 
-`python docs/make.py --check` writes nothing and leaves with 1 if a page is stale; `--pictures` also draws pictures/ anew. No model is
-needed.
+`python docs/make.py --check` writes nothing and leaves with 1 if a page is stale; `--pictures` also draws pictures/
+anew. No model is needed.
 """
 
 import argparse
@@ -307,11 +307,34 @@ ANGLES = (
     ),
 )
 LISTS = (
-    ("between commas, spaces, arrows, dashes, “and”", ("2, 1, 4, 3", "2 1 4 3", "2、1、4、3", "2 → 1 → 4 → 3", "2-1-4-3", "2, 1, 4 and 3"), ("2143", "2,,1,4,3", "2;1;4;3", "2<1<4<3")),
-    ("in brackets or a set", ("[2,1,4,3]", r"\left(2,1,4,3\right)", r"\{2,1,4,3\}"), ("[2,1,4,3] or [1,2,3,4]", "2,1,4,3,5", "2,1,4")),
-    ("by rows", ("[[2,1],[4,3]]", r"2 & 1 \\ 4 & 3", r"\begin{bmatrix}2&1\\4&3\end{bmatrix}", "2 1; 4 3", "2,1\n4,3", "Row 1: 2, 1; Row 2: 4, 3"), ("[[2,1,4],[3]]", "[[2,4],[1,3]]", "Row 2: 2, 1; Row 1: 4, 3")),
-    ("with words", ("tile 2, tile 1, tile 4, tile 3", "Order: 2,1,4,3", "顺序：2，1，4，3"), ("not 2,1,4,3", "2,1,4,3 from right to left")),
-)  # fmt: skip
+    (
+        "between commas, spaces, arrows, dashes, “and”",
+        ("2, 1, 4, 3", "2 1 4 3", "2、1、4、3", "2 → 1 → 4 → 3", "2-1-4-3", "2, 1, 4 and 3"),
+        ("2143", "2,,1,4,3", "2;1;4;3", "2<1<4<3"),
+    ),
+    (
+        "in brackets or a set",
+        ("[2,1,4,3]", r"\left(2,1,4,3\right)", r"\{2,1,4,3\}"),
+        ("[2,1,4,3] or [1,2,3,4]", "2,1,4,3,5", "2,1,4"),
+    ),
+    (
+        "by rows",
+        (
+            "[[2,1],[4,3]]",
+            r"2 & 1 \\ 4 & 3",
+            r"\begin{bmatrix}2&1\\4&3\end{bmatrix}",
+            "2 1; 4 3",
+            "2,1\n4,3",
+            "Row 1: 2, 1; Row 2: 4, 3",
+        ),
+        ("[[2,1,4],[3]]", "[[2,4],[1,3]]", "Row 2: 2, 1; Row 1: 4, 3"),
+    ),
+    (
+        "with words",
+        ("tile 2, tile 1, tile 4, tile 3", "Order: 2,1,4,3", "顺序：2，1，4，3"),
+        ("not 2,1,4,3", "2,1,4,3 from right to left"),
+    ),
+)
 
 
 def formats() -> str:
@@ -350,7 +373,8 @@ def curriculum_numbers() -> str:
 
 
 def flat_groups() -> str:
-    """How often a group has no gradient, by how often its puzzle is solved: p^G + (1 - p)^G, for rewards of two values."""
+    """How often a group has no gradient, by how often its puzzle is solved: p^G + (1 - p)^G, for rewards of two
+    values."""
     ps = (0.02, 0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95)
     rows = [(G, *(f"{100 * (p**G + (1 - p) ** G):.0f} %" for p in ps)) for G in (4, 8, 16, 32)]
     return table(("group_size", *(f"{100 * p:.0f} % solved" for p in ps)), rows)
@@ -377,7 +401,8 @@ def data_numbers() -> str:
         ),
         (
             "cache",
-            f"`data.cache_mb`, {fields['cache_mb'].default} MiB a rank, the images used last; 640x480 takes {(640 * 480 * 3 + puzzles.Picture.KEPT) / 2**20:.2f} MiB",
+            f"`data.cache_mb`, {fields['cache_mb'].default} MiB a rank, the images used last; 640x480 takes "
+            f"{(640 * 480 * 3 + puzzles.Picture.KEPT) / 2**20:.2f} MiB",
         ),
     ]
     return table(("what", "value"), rows)

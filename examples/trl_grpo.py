@@ -1,7 +1,8 @@
 """Puzzles in TRL's GRPOTrainer: python examples/trl_grpo.py [IMAGES MODEL] [--out DIR] [--steps N] [--count N]
 
-Without a folder of images and a Qwen2.5-VL a tiny one with random weights sees procedural scenes, a minute's work for a CPU. It
-earns nothing, since nobody taught it to put its answer into a box: `make demo` does, and leaves both below runs/:
+Without a folder of images and a Qwen2.5-VL a tiny one with random weights sees procedural scenes, a minute's work for a
+CPU. It earns nothing, since nobody taught it to put its answer into a box: `make demo` does, and leaves both below
+runs/:
     python examples/trl_grpo.py runs/builtin/scenes-2000 runs/demo/checkpoints/step-000120/hf --min-side 112
 """
 

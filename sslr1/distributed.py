@@ -49,9 +49,10 @@ def start(device: str = "auto") -> World:
 def _store(size):
     """Where the ranks find each other's addresses; None leaves it to the environment.
 
-    torchrun hands restarted ranks the store of those before them, whose addresses still stand in it (seen in torch 2.13: whoever read
-    one waited for good), so on one node each start gets names of its own. Nodes count restarts differently: there
-    TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1, in torchrun's environment, has a new store made each time."""
+    torchrun hands restarted ranks the store of those before them, whose addresses still stand in it (seen in torch
+    2.13: whoever read one waited for good), so on one node each start gets names of its own. Nodes count restarts
+    differently: there TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1, in torchrun's environment, has a new store made each
+    time."""
     env = os.environ
     if "RANK" not in env:
         return dist.HashStore()
@@ -93,7 +94,8 @@ def _all_gather(tensor):
 
 
 def swap(sends, receives) -> None:
-    """Send and receive contiguous CPU tensors: lists of (rank, tag, tensor), a tag the same on both sides, received in place."""
+    """Send and receive contiguous CPU tensors: lists of (rank, tag, tensor), a tag the same on both sides, received in
+    place."""
     work = [dist.isend(_bytes(x), rank, tag=tag) for rank, tag, x in sends if x.numel()]
     work += [dist.irecv(_bytes(x), rank, tag=tag) for rank, tag, x in receives if x.numel()]
     for each in work:

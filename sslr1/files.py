@@ -1,7 +1,7 @@
 """Files that are whole or as they were, whatever ends the process that writes them.
 
-Some file systems (Lustre without `-o flock`, some network and container mounts) have no locks, or can't flush a folder. There a run goes
-on, and a warning says once what isn't guarded.
+Some file systems (Lustre without `-o flock`, some network and container mounts) have no locks, or can't flush a folder.
+There a run goes on, and a warning says once what isn't guarded.
 """
 
 import errno
@@ -35,7 +35,8 @@ def write_whole(path, text: str) -> None:
 
 
 def open_to_all(files, folder) -> None:
-    """Give files that a library wrote for their owner alone (safetensors: 0600) the mode of any new file in `folder`, by the umask."""
+    """Give files that a library wrote for their owner alone (safetensors: 0600) the mode of any new file in `folder`,
+    by the umask."""
     probe = Path(folder) / ".mode"  # asking for the umask itself would change it for other threads
     probe.touch()
     mode = probe.stat().st_mode & 0o777
@@ -55,8 +56,8 @@ def flush(path) -> None:
             raise
         _warn(
             "flush",
-            f"the file system of {path} can't flush folders ({error.strerror}): killed processes do no harm, but a machine that "
-            "crashes or loses power may take the newest checkpoint and records along",
+            f"the file system of {path} can't flush folders ({error.strerror}): killed processes do no harm, but a "
+            "machine that crashes or loses power may take the newest checkpoint and records along",
         )
     finally:
         os.close(handle)
@@ -76,8 +77,8 @@ def lock(path):
             raise
         _warn(
             "lock",
-            f"the file system of {path} has no locks ({error.strerror}): nothing keeps a second run out of this folder while this "
-            "one runs; see to it that there is none",
+            f"the file system of {path} has no locks ({error.strerror}): nothing keeps a second run out of this folder "
+            "while this one runs; see to it that there is none",
         )
     return file
 

@@ -1,4 +1,5 @@
-"""A run: what stands around the training loop. Where it begins, what it records, when it evaluates and checkpoints, how it ends."""
+"""A run: what stands around the training loop. Where it begins, what it records, when it evaluates and checkpoints, how
+it ends."""
 
 import resource
 import time
@@ -100,8 +101,9 @@ class Run:
             self.load(state)
             if changed:
                 say(f"warning: {path} was made by other means ({', '.join(changed)}): expect other rounding")
-            words = f"{self.session.folder} has already made its {self.step} steps; raise train.steps to go on, or choose another log.name"
-            say(f"going on from {path}" if self.step < c.train.steps else words)
+            finished = f"{self.session.folder} has already made its {self.step} steps; raise train.steps to go on, "
+            finished += "or choose another log.name"
+            say(f"going on from {path}" if self.step < c.train.steps else finished)
         self.recorder.begin(self.step if found else None, c)
         self.evaluator = Evaluator(self.session)
         if not found:
@@ -119,7 +121,8 @@ class Run:
         return self.step
 
     def stopping(self) -> bool:
-        """Whether any rank was told to stop (SIGTERM, SIGUSR1, Ctrl-C). Raises what went wrong with a checkpoint in the background."""
+        """Whether any rank was told to stop (SIGTERM, SIGUSR1, Ctrl-C). Raises what went wrong with a checkpoint in the
+        background."""
         own = FAILED if self.checkpoints.failed() else self.signals.received
         gravest = int(distributed.all_reduce(torch.tensor(own, device=self.world.device), "max"))
         if gravest == FAILED:
@@ -128,8 +131,8 @@ class Run:
         return gravest > 0
 
     def count(self, batch, drawn, trained) -> StepTotals:
-        """A step's completions over all ranks. drawn: of the first puzzle of every slot, which nearly all metrics count; trained:
-        what the learner was given. Raises UserError if too many images are bad."""
+        """A step's completions over all ranks. drawn: of the first puzzle of every slot, which nearly all metrics
+        count; trained: what the learner was given. Raises UserError if too many images are bad."""
         c = self.config.puzzles
         totals = StepTotals.gather(
             batch.puzzles,
@@ -146,8 +149,8 @@ class Run:
         return totals
 
     def record(self, step, batch, drawn, totals, events, learned) -> None:
-        """Log a finished step, evaluate where it is time, and say what is to be said. events: the curriculum's. Raises UserError after
-        too many steps without a gradient."""
+        """Log a finished step, evaluate where it is time, and say what is to be said. events: the curriculum's. Raises
+        UserError after too many steps without a gradient."""
         c, say = self.config, self.recorder.say
         self.step = step
         for event in events:
@@ -206,7 +209,8 @@ class Run:
         self.checkpoints.save(self.step, self.best_step, self.state())
 
     def end(self) -> None:
-        """Save what is not saved yet, and say what was done. Raises KeyboardInterrupt where Ctrl-C has stopped the run."""
+        """Save what is not saved yet, and say what was done. Raises KeyboardInterrupt where Ctrl-C has stopped the
+        run."""
         if self.checkpoints.saved != self.step:
             self.checkpoint()
         self.checkpoints.wait()

@@ -1,4 +1,5 @@
-"""Sums of floats that come out the same under every Python: from 3.12 on the built-in `sum` compensates for rounding, before it doesn't."""
+"""Sums of floats that come out the same under every Python: from 3.12 on the built-in `sum` compensates for rounding,
+before it doesn't."""
 
 
 def plain_sum(values) -> float:

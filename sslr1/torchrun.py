@@ -1,5 +1,5 @@
-"""torchrun with the same options, less what it does when it is told to stop: a traceback of its own, and SIGKILL for ranks that
-are not done after half a minute.
+"""torchrun with the same options, less what it does when it is told to stop: a traceback of its own, and SIGKILL for
+ranks that are not done after half a minute.
 
 python -m sslr1.torchrun --nproc_per_node=N -m sslr1.train CONFIG [section.key=value …]
 """

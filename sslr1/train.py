@@ -69,7 +69,8 @@ def roll_out(session, batch, clock, attempt=0) -> Rollout:
 
 
 def score(session, answer, sample):
-    """A completion's Score. One that was cut off is scored as empty, so that stopping pays, unless rollout.truncated says otherwise."""
+    """A completion's Score. One that was cut off is scored as empty, so that stopping pays, unless rollout.truncated
+    says otherwise."""
     cut_off = sample.finish == "length" and session.config.rollout.truncated == "zero"
     return session.score(answer, "" if cut_off else sample.text)
 
@@ -96,8 +97,8 @@ def resample(session, stream, batch, drawn, clock) -> Rollout:
 
 
 def learnable(groups, truncated) -> list:
-    """The groups as the loss sees them: under rollout.truncated=mask, completions that were cut off have no tokens there. Their
-    rewards still count in their groups' means."""
+    """The groups as the loss sees them: under rollout.truncated=mask, completions that were cut off have no tokens
+    there. Their rewards still count in their groups' means."""
     if truncated != "mask":
         return groups
     empty = {"tokens": torch.zeros(0, dtype=torch.int64), "logprobs": torch.zeros(0)}

@@ -1,5 +1,6 @@
 """Warm-up: the right format around a uniformly random valid answer. It teaches the form and no skill, unless
-train.warmup.answers=right, which is supervised fine-tuning. A run that may change levels is shown the neighbouring ones too.
+train.warmup.answers=right, which is supervised fine-tuning. A run that may change levels is shown the neighbouring ones
+too.
 
 Meant for models that can't produce a boxed answer at all, such as the tiny one with random weights.
     torchrun … -m sslr1.warmup CONFIG OUT [section.key=value …]     writes the warmed-up model to the folder OUT
@@ -20,8 +21,9 @@ THOUGHT = "Let me look."
 
 
 def warm_up(session, progress=None, stopping=lambda: False) -> bool:
-    """`train.warmup.steps` updates towards `train.warmup.answers`; the sampler's weights follow at the end. Returns whether it got
-    there: `stopping`, asked on all ranks before each step, ends it. progress: a `Progress` to show them on."""
+    """`train.warmup.steps` updates towards `train.warmup.answers`; the sampler's weights follow at the end. Returns
+    whether it got there: `stopping`, asked on all ranks before each step, ends it. progress: a `Progress` to show them
+    on."""
     config = session.config
     options = config.train.warmup
     progress = progress or Progress(False)
@@ -67,7 +69,8 @@ def warm_up(session, progress=None, stopping=lambda: False) -> bool:
 
 
 def _levels(config):
-    """(step, slot, puzzle) -> level: where an adaptive curriculum begins or next to it, by key. None: the configured ones."""
+    """(step, slot, puzzle) -> level: where an adaptive curriculum begins or next to it, by key. None: the configured
+    ones."""
     c = config.puzzles
     if c.curriculum == "fixed":
         return None

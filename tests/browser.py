@@ -1,4 +1,5 @@
-"""A page in headless Chromium, driven through its debugging pipe: two file descriptors, messages of JSON that end in a zero byte."""
+"""A page in headless Chromium, driven through its debugging pipe: two file descriptors, messages of JSON that end in a
+zero byte."""
 
 import base64
 import json
@@ -16,7 +17,8 @@ FLAGS = (
 
 
 class Page:
-    """`file` opened at a width, light or dark. problems: what the console complained of; requests: every URL that was asked for."""
+    """`file` opened at a width, light or dark. problems: what the console complained of; requests: every URL that was
+    asked for."""
 
     def __init__(self, file, profile, width=1600, height=1000, dark=False):
         there, self._write = os.pipe()

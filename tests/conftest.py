@@ -26,8 +26,8 @@ def pytest_addoption(parser):
 
 
 def skip_reason(error, config):
-    """Why a test can't run where not all of the project's packages are, None for any other error; only with --bare, since what is missing
-    unasked is a fault."""
+    """Why a test can't run where not all of the project's packages are, None for any other error; only with --bare,
+    since what is missing unasked is a fault."""
     missing = config.getoption("--bare") and re.search(r"No module named .?'(pydantic|rich|simplejpeg|nvidia)\b", error)
     return missing and f"needs {missing[1]}, which isn't installed"
 
@@ -125,7 +125,8 @@ def tiny(once):
 
 @pytest.fixture(scope="session")
 def warm(once, tiny, scenes):
-    """Folder of the tiny model, able to put an answer into a box: without that every reward is 0, and all runs are alike."""
+    """Folder of the tiny model, able to put an answer into a box: without that every reward is 0, and all runs are
+    alike."""
     from tests.forks import launch
 
     options = [f"model.path={tiny}", f"data.path={scenes}", "data.min_side=112", "train.threads=1"]
@@ -208,8 +209,8 @@ def one_process():
 
 
 def launch_anew(*arguments, ranks=1, check=True, timeout=300, **environment):
-    """As a user does, `python -m …` or, for several ranks, `torchrun … -m …`; returns the finished process. `tests.forks` has a
-    `launch` that costs less."""
+    """As a user does, `python -m …` or, for several ranks, `torchrun … -m …`; returns the finished process.
+    `tests.forks` has a `launch` that costs less."""
     start = (
         [sys.executable]
         if ranks == 1

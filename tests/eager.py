@@ -1,5 +1,5 @@
-"""`sslr1.train` with a curriculum that moves within a few steps, up or down by the sign of the gain, and an alarm that is raised
-behind the third step, entropy or not. For `test_train.py`."""
+"""`sslr1.train` with a curriculum that moves within a few steps, up or down by the sign of the gain, and an alarm that
+is raised behind the third step, entropy or not. For `test_train.py`."""
 
 from sslr1.puzzles import curriculum
 from sslr1.runs import alarms

@@ -1,4 +1,5 @@
-"""transformers' RMSNorm and vision rotary work in float32 inside. Made to keep their input's dtype, float64 comparisons go through."""
+"""transformers' RMSNorm and vision rotary work in float32 inside. Made to keep their input's dtype, float64 comparisons
+go through."""
 
 import torch
 

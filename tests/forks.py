@@ -1,7 +1,9 @@
-"""Programs in processes of their own, less the eight seconds that each spends on imports: `python -m tests.forks SOCKET` makes the
-imports once, and every program is a fork of it, with arguments, environment, pipes and a process group as given.
+"""Programs in processes of their own, less the eight seconds that each spends on imports: `python -m tests.forks
+SOCKET` makes the imports once, and every program is a fork of it, with arguments, environment, pipes and a process
+group as given.
 
-What a start of the interpreter or torchrun does itself is not tried this way: those tests start a process as a user does.
+What a start of the interpreter or torchrun does itself is not tried this way: those tests start a process as a user
+does.
 """
 
 import contextlib
@@ -86,8 +88,8 @@ class Program:
 
 
 def launch(*command, ranks=1, check=True, timeout=300, **options):
-    """Run `python -m …`, as several ranks if asked, to its end; returns the finished process with what all have printed.
-    options: `cwd` and the environment."""
+    """Run `python -m …`, as several ranks if asked, to its end; returns the finished process with what all have
+    printed. options: `cwd` and the environment."""
     own = [{}] if ranks == 1 else _ranks(ranks)
     programs, end = [Program(*command, **options, **variables) for variables in own], time.monotonic() + timeout
     try:

@@ -1,4 +1,5 @@
-"""Triton kernels on CPU tensors, in a process of its own: whether they are interpreted is settled when they are imported."""
+"""Triton kernels on CPU tensors, in a process of its own: whether they are interpreted is settled when they are
+imported."""
 
 import os
 import subprocess
@@ -24,8 +25,8 @@ def interpret(program, seed):
 
 
 def mend():
-    """Triton 3.6 makes the bounds of a loop numbers by int() of an array of one dimension, which NumPy 2.4 refuses; 3.7 does
-    as here."""
+    """Triton 3.6 makes the bounds of a loop numbers by int() of an array of one dimension, which NumPy 2.4 refuses; 3.7
+    does as here."""
     from triton.runtime import interpreter
 
     inner = interpreter._patch_lang_tensor

@@ -100,7 +100,8 @@ def start(rank, size, store, device):
 
 
 def round_cosines():
-    """Cosines and sines of float32 are rounded rightly from here on, which the CPU's (and a GPU's) are but nearly always."""
+    """Cosines and sines of float32 are rounded rightly from here on, which the CPU's (and a GPU's) are but nearly
+    always."""
     for name in ("cos", "sin"):
         inner = getattr(torch.Tensor, name)
         setattr(torch.Tensor, name, lambda x, inner=inner: inner(x.double()).to(x.dtype))
@@ -150,8 +151,8 @@ def run(
 
 
 def main(path):
-    """Cases, as {out, size, …}, one after the other; ranks are forks of this process, which spares each its imports, but where
-    they use CUDA, which a fork may not."""
+    """Cases, as {out, size, …}, one after the other; ranks are forks of this process, which spares each its imports,
+    but where they use CUDA, which a fork may not."""
     for case in json.loads(Path(path).read_text()):
         size, out = case.pop("size"), case["out"]
         call = partial(run, size=size, store=f"{out}.store", **case)

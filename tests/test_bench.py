@@ -1,5 +1,5 @@
-"""Benchmarks: a GPU's rows are tried at small shapes, a row that fails costs no other, a run that is stopped keeps what it has, and all of
-it imports where little is installed."""
+"""Benchmarks: a GPU's rows are tried at small shapes, a row that fails costs no other, a run that is stopped keeps what
+it has, and all of it imports where little is installed."""
 
 import json
 import os

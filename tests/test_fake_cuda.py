@@ -1,7 +1,7 @@
-"""A decode step and the learner's pass over a micro-batch as a GPU would be given them, without one: on tensors that have shapes, dtypes
-and a device but no numbers (FakeTensorMode). An operation that mixes devices or asks for a number fails there by itself; one that
-makes a CPU tensor, or gives one back, fails here. Kernels are launched for nothing, products with sums of another dtype, which
-can't be traced, are replaced by what has their shape.
+"""A decode step and the learner's pass over a micro-batch as a GPU would be given them, without one: on tensors that
+have shapes, dtypes and a device but no numbers (FakeTensorMode). An operation that mixes devices or asks for a number
+fails there by itself; one that makes a CPU tensor, or gives one back, fails here. Kernels are launched for nothing,
+products with sums of another dtype, which can't be traced, are replaced by what has their shape.
 """
 
 import ctypes
@@ -31,8 +31,8 @@ pytestmark = pytest.mark.filterwarnings(
 
 @pytest.fixture
 def guarded():
-    """Where torch was built without CUDA, its C++ has nothing that sets a GPU as the current device, and will not index a tensor
-    there: what does nothing, for the meta device, takes the place."""
+    """Where torch was built without CUDA, its C++ has nothing that sets a GPU as the current device, and will not index
+    a tensor there: what does nothing, for the meta device, takes the place."""
     if torch.cuda._is_compiled():  # FakeTensorMode sees to it
         yield
         return
@@ -104,7 +104,8 @@ class Kernel:
 
 
 def there_and_back(q, k, v, *tables):
-    """Attention, and its gradient behind it, which autograd can't be asked for: a torch without CUDA has no thread for it."""
+    """Attention, and its gradient behind it, which autograd can't be asked for: a torch without CUDA has no thread for
+    it."""
     out, lse = packed_attention.forward(q, k, v, *tables)
     assert [x.shape for x in packed_attention.backward(out, q, k, v, out, lse, *tables)] == [x.shape for x in (q, k, v)]
     return out, lse

@@ -1,4 +1,5 @@
-"""bench/gpu.py on a CPU: limits, parts that die, what is kept and collected; its kit; and both runs, dry, with all that they start."""
+"""bench/gpu.py on a CPU: limits, parts that die, what is kept and collected; its kit; and both runs, dry, with all that
+they start."""
 
 import importlib
 import json

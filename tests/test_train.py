@@ -108,7 +108,8 @@ def test_a_run_leaves_what_is_promised(unbroken):
         assert [c["advantage"] for c in s["completions"]] == ops.advantages(rewards)[0].tolist()
     assert any(c["advantage"] for s in samples for c in s["completions"])
     assert "6 of 6" in (folder / "report.html").read_text()
-    chosen = f"86 images to train on, 64 held out, decoded by {Decoder().backend}, rendered by cpp; 1 cpu rank(s), 1 thread(s)"
+    chosen = f"86 images to train on, 64 held out, decoded by {Decoder().backend}, rendered by cpp; "
+    chosen += "1 cpu rank(s), 1 thread(s)"
     assert chosen in shown
     assert "Held-out accuracy" in shown and "rotation" in shown and "before" in shown
 
@@ -180,8 +181,9 @@ def test_two_ranks_train_alike_and_go_on_as_one(unbroken, tmp_path, warm, scenes
 
 
 def test_an_adaptive_run_goes_on_as_if_never_stopped(tmp_path, warm, scenes):
-    """Levels move and an alarm is raised (see eager.py), flat groups are drawn again, every step takes two updates, held to the
-    model behind the warm-up; stopped while a move is under way, the run is bit for bit the one that wasn't."""
+    """Levels move and an alarm is raised (see eager.py), flat groups are drawn again, every step takes two updates,
+    held to the model behind the warm-up; stopped while a move is under way, the run is bit for bit the one that
+    wasn't."""
     levels = "puzzles.levels={rotation: 2, ordering: 2, similarity: 2}"
     options = ["puzzles.curriculum=adaptive", levels, "train.steps=8", "eval.every=8", "rollout.resample=2"]
     options += ["loss.kl_coef=0.1", "loss.updates=2"]

@@ -1,8 +1,8 @@
 """AdamW with moments in bfloat16: 4 bytes a parameter for both instead of 8. Parameters stay float32.
 
-A moment changes by a hundredth of itself or less a step, and bfloat16 has 8 bits: rounded to nearest, it would stand still. So it
-is rounded up or down at random, in proportion, and right on average. The draws are keyed by (seed, step, parameter, place of the
-shard): the same after a resume, and the same on every copy of a shard.
+A moment changes by a hundredth of itself or less a step, and bfloat16 has 8 bits: rounded to nearest, it would stand
+still. So it is rounded up or down at random, in proportion, and right on average. The draws are keyed by (seed, step,
+parameter, place of the shard): the same after a resume, and the same on every copy of a shard.
 """
 
 import torch
@@ -54,7 +54,8 @@ def _update(parameter, gradient, first, second, step, generator, group):
 
 
 def round_at_random(x: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    """float32 -> bfloat16, to either neighbour with a probability that makes the mean right. What is not finite stays."""
+    """float32 -> bfloat16, to either neighbour with a probability that makes the mean right. What is not finite
+    stays."""
     noise = torch.randint(0, 1 << 16, x.shape, dtype=torch.int32, device=x.device, generator=generator)
     rounded = (x.view(torch.int32) + noise).bitwise_and_(-65536).view(torch.float32)
     return torch.where(x.isfinite(), rounded, x).bfloat16()

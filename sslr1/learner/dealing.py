@@ -1,5 +1,5 @@
-"""Groups dealt to ranks so that each has about the same work. Rollouts differ in length, and a step takes as long as its slowest
-rank; so groups, or some of a group's completions, move to other ranks before the learner packs them."""
+"""Groups dealt to ranks so that each has about the same work. Rollouts differ in length, and a step takes as long as
+its slowest rank; so groups, or some of a group's completions, move to other ranks before the learner packs them."""
 
 from dataclasses import dataclass
 
@@ -25,8 +25,9 @@ class Piece:
 def deal(prompts, completions, home, ranks) -> list:
     """Pieces that cover every group, with the most loaded rank within SLACK of the mean where possible.
 
-    prompts: cost of each group's prompt; completions: costs of its completions; home: the rank that has it. Groups move, or
-    swap places, as little as it takes; where whole groups can't do it, one is split, and its prompt then costs twice.
+    prompts: cost of each group's prompt; completions: costs of its completions; home: the rank that has it. Groups
+    move, or swap places, as little as it takes; where whole groups can't do it, one is split, and its prompt then costs
+    twice.
     """
     pieces = [Piece(g, range(len(own)), home[g]) for g, own in enumerate(completions)]
 
@@ -74,8 +75,8 @@ def deal(prompts, completions, home, ranks) -> list:
 
 
 def even_out(groups, rows, cost, world):
-    """(groups, rows) of this rank after dealing: rows is a tensor [P, K] of which a group takes its own along. A group that is
-    only in part here keeps its length, with empty samples for those elsewhere. All ranks must call it."""
+    """(groups, rows) of this rank after dealing: rows is a tensor [P, K] of which a group takes its own along. A group
+    that is only in part here keeps its length, with empty samples for those elsewhere. All ranks must call it."""
     if world.size == 1:
         return groups, rows
     own = [_sizes(group) for group in groups]

@@ -57,8 +57,8 @@ class Counts:
 
 @dataclass(frozen=True, kw_only=True)
 class MicroBatch:
-    """Groups by their numbers, and which of each one's samples. kept: arguments of the loss that the first pass leaves to the
-    others: its own log-probs, the reference's, and the weights that the sampler's log-probs give its tokens."""
+    """Groups by their numbers, and which of each one's samples. kept: arguments of the loss that the first pass leaves
+    to the others: its own log-probs, the reference's, and the weights that the sampler's log-probs give its tokens."""
 
     numbers: list
     parts: list  # of ranges
@@ -67,9 +67,9 @@ class MicroBatch:
 
 class Learner:
     """policy: a sharded `model.Policy`; world: `distributed.World`; optim, loss: sections of the configuration;
-    temperature: the sampler's; max_tokens: the longest completion; steps: of the whole run, for the schedule; max_logp_gap: from
-    which difference to the sampler's log-prob a token is weighted by min(ratio, loss.is_cap), None for never.
-    With loss.kl_coef above 0, `set_reference` comes before the first step."""
+    temperature: the sampler's; max_tokens: the longest completion; steps: of the whole run, for the schedule;
+    max_logp_gap: from which difference to the sampler's log-prob a token is weighted by min(ratio, loss.is_cap), None
+    for never. With loss.kl_coef above 0, `set_reference` comes before the first step."""
 
     def __init__(self, policy, world, *, optim, loss, temperature, max_tokens, token_budget, steps, max_logp_gap=None):
         self.policy, self.world, self.optim = policy, world, optim
@@ -116,11 +116,12 @@ class Learner:
         return self.optim.lr * factor[self.optim.schedule]
 
     def step(self, groups, rewards, advantages=None) -> StepResult:
-        """`loss.updates` updates from this rank's groups; rewards float32 [P, G]. advantages [P, G] override the configured kind.
+        """`loss.updates` updates from this rank's groups; rewards float32 [P, G]. advantages [P, G] override the
+        configured kind.
 
-        The first update is on-policy; the log-probs that it found are the old ones of those after it. Loss and gradients are
-        divided by global counts, so they don't depend on ranks or micro-batches. A gradient that is not finite skips its
-        update and what is left of the step, on all ranks."""
+        The first update is on-policy; the log-probs that it found are the old ones of those after it. Loss and
+        gradients are divided by global counts, so they don't depend on ranks or micro-batches. A gradient that is not
+        finite skips its update and what is left of the step, on all ranks."""
         counts = self._counts(groups, rewards)
         rows = rewards if advantages is None else torch.cat([rewards, advantages], 1)
         groups, rows = dealing.even_out(groups, rows, self.cost, self.world)
@@ -166,7 +167,8 @@ class Learner:
         return [MicroBatch(numbers=[n for n, _ in piece], parts=[r for _, r in piece]) for piece in pieces]
 
     def _uploaded(self, groups, batch, rows):
-        """(packed, the sampler's log-probs of its tokens, rewards, advantages where they are given) on the learner's device."""
+        """(packed, the sampler's log-probs of its tokens, rewards, advantages where they are given) on the learner's
+        device."""
         device, chosen = self.world.device, [groups[n] for n in batch.numbers]
         drawn = [group.samples[s].logprobs for group, part in zip(chosen, batch.parts) for s in part]
         options = {"numbers": batch.numbers, "parts": batch.parts, **self.policy.pack_options}
@@ -174,7 +176,8 @@ class Learner:
         return packed.to(device), torch.cat(drawn).to(device), *(each[batch.numbers].to(device) for each in rows)
 
     def _backward(self, packed, drawn, rewards, advantages=None, *, kept, counts) -> dict:
-        """Add a micro-batch's gradients; returns its statistics, each divided by the step's counts. kept: see MicroBatch."""
+        """Add a micro-batch's gradients; returns its statistics, each divided by the step's counts. kept: see
+        MicroBatch."""
         first, names = not kept, []
         token_count = max(1, counts.tokens)  # every completion may have been cut off and masked
         if first and self.reference is not None:
@@ -220,8 +223,9 @@ class Learner:
         )[0]
 
     def _weights(self, hidden, lm_head, tokens, drawn):
-        """(weight of each token, None for all 1; how many are capped): importance weights (truncated) from the sampler's policy to this
-        one, for tokens past `max_logp_gap`. They take a pass over the vocabulary before the loss's own."""
+        """(weight of each token, None for all 1; how many are capped): importance weights (truncated) from the
+        sampler's policy to this one, for tokens past `max_logp_gap`. They take a pass over the vocabulary before the
+        loss's own."""
         if self.max_logp_gap is None:
             return None, drawn.new_zeros(())
         gap = ops.token_logprobs(hidden.detach(), lm_head.detach(), tokens, self.loss_options["temperature"])[0] - drawn

@@ -28,11 +28,12 @@ def load_model(path, dtype=None):
 
 
 def skeleton(path):
-    """The folder's model without its weights: parameters on the meta device, buffers (rotary tables) real. In eval mode.
+    """The folder's model without its weights: parameters on the meta device, buffers (rotary tables) real. In eval
+    mode.
 
-    What `load_weights` fills after it has been sharded, so that no rank ever holds more than its share. A head that config.json ties to
-    the embeddings, and that is stored beside them with other values, is its own, as in transformers. Errors: `check_folder`'s, and
-    settings that transformers refuses.
+    What `load_weights` fills after it has been sharded, so that no rank ever holds more than its share. A head that
+    config.json ties to the embeddings, and that is stored beside them with other values, is its own, as in
+    transformers. Errors: `check_folder`'s, and settings that transformers refuses.
     """
     from transformers import AutoModelForImageTextToText
 
@@ -52,13 +53,13 @@ def remarks(path, network) -> list[str]:
     folder, out = Path(path), []
     if (folder / ADAPTER[0]).is_file():
         out.append(
-            f"the adapter in {folder} ({ADAPTER[0]}) is not used, only the model beside it; transformers would add it where peft is "
-            "installed. Merge it first if it is meant"
+            f"the adapter in {folder} ({ADAPTER[0]}) is not used, only the model beside it; transformers would add it "
+            "where peft is installed. Merge it first if it is meant"
         )
     if _config(folder).tie_word_embeddings and not network.config.tie_word_embeddings:
         out.append(
-            f"config.json of {folder} ties lm_head to the embeddings, but its files hold both, and they differ: the head is one of its "
-            "own, as in transformers"
+            f"config.json of {folder} ties lm_head to the embeddings, but its files hold both, and they differ: the "
+            "head is one of its own, as in transformers"
         )
     return out
 
@@ -140,9 +141,9 @@ def _parameters_on_meta():
 
 
 def _stored(model, folder):
-    """(parameter's name, or None for a tensor that is none, its key in the file, its shape, the file) of each tensor of the folder's
-    weights, from their headers. Of two of one name the later counts. Names that published checkpoints use are translated as
-    transformers does."""
+    """(parameter's name, or None for a tensor that is none, its key in the file, its shape, the file) of each tensor of
+    the folder's weights, from their headers. Of two of one name the later counts. Names that published checkpoints use
+    are translated as transformers does."""
     import torch
     from transformers.conversion_mapping import get_model_conversion_mapping
     from transformers.core_model_loading import WeightRenaming, rename_source_key
@@ -162,7 +163,8 @@ def _stored(model, folder):
 
 
 def load_weights(model, path) -> None:
-    """Fill a model's parameters, sharded or not, from the folder's `weight_files`: of each tensor only this rank's rows are read.
+    """Fill a model's parameters, sharded or not, from the folder's `weight_files`: of each tensor only this rank's rows
+    are read.
 
     Raises UserError for a tensor that is missing, unknown or of another shape, before any is read.
     """
@@ -188,34 +190,37 @@ def load_weights(model, path) -> None:
 
 
 def check_patches(path, spec) -> None:
-    """Raises UserError where an image processor's PatchSpec cuts pictures otherwise than the folder's vision tower reads them."""
+    """Raises UserError where an image processor's PatchSpec cuts pictures otherwise than the folder's vision tower
+    reads them."""
     vision = _config(check_folder(path)).vision_config
     cut = {"patch_size": spec.patch, "spatial_merge_size": spec.merge, "temporal_patch_size": spec.temporal}
     for name, given in cut.items():
         if getattr(vision, name) != given:
             raise UserError(
-                f"model.path {str(path)!r}: {name} is {getattr(vision, name)} in config.json, but its image processor has {given}: "
-                "take the original model's preprocessor_config.json"
+                f"model.path {str(path)!r}: {name} is {getattr(vision, name)} in config.json, but its image processor "
+                f"has {given}: take the original model's preprocessor_config.json"
             )
 
 
 def freeze(model, part) -> None:
-    """Train everything ("none"), or leave the vision tower as it is ("vision"): its gradients and moments are then never made."""
+    """Train everything ("none"), or leave the vision tower as it is ("vision"): its gradients and moments are then
+    never made."""
     model.requires_grad_(True)
     if part == "vision":
         model.model.visual.requires_grad_(False)
 
 
 def load_tokenizer(path):
-    """The folder's tokenizer with its chat template, the processor's where that has its own. Raises UserError, also where it has not the
-    model's own token for a picture or none that ends an answer."""
+    """The folder's tokenizer with its chat template, the processor's where that has its own. Raises UserError, also
+    where it has not the model's own token for a picture or none that ends an answer."""
     from transformers import AutoTokenizer
 
     folder = check_folder(path)
     files = [folder / name for name in ("tokenizer.json", "vocab.json", "tokenizer.model") if (folder / name).is_file()]
     if not files:
         raise UserError(
-            f"model.path {str(path)!r} has no tokenizer (tokenizer.json): copy the tokenizer files of the original model into it"
+            f"model.path {str(path)!r} has no tokenizer (tokenizer.json): copy the tokenizer files of the original "
+            "model into it"
         )
     for file in files:
         check_whole(file)
@@ -229,7 +234,8 @@ def load_tokenizer(path):
     tokenizer.chat_template = chat_template(folder) or tokenizer.chat_template
     if not tokenizer.chat_template:
         raise UserError(
-            f"model.path {str(path)!r}: the tokenizer has no chat template (chat_template.jinja): copy it from the original model"
+            f"model.path {str(path)!r}: the tokenizer has no chat template (chat_template.jinja): copy it from the "
+            "original model"
         )
     _check_ids(tokenizer, config, folder)
     return tokenizer
@@ -245,15 +251,16 @@ def _check_ids(tokenizer, config, folder) -> None:
         )
     if own != mark:
         raise UserError(
-            f"model.path {str(folder)!r}: image_token_id is {mark} in its config.json, but its tokenizer's {IMAGE_PAD} is {own}; "
-            f"{advice}"
+            f"model.path {str(folder)!r}: image_token_id is {mark} in its config.json, but its tokenizer's {IMAGE_PAD} "
+            f"is {own}; {advice}"
         )
     if max(vocabulary.values()) >= rows:
         raise UserError(
-            f"model.path {str(folder)!r}: its tokenizer counts up to {max(vocabulary.values())}, but the model has vocab_size {rows}; "
-            f"{advice}"
+            f"model.path {str(folder)!r}: its tokenizer counts up to {max(vocabulary.values())}, but the model has "
+            f"vocab_size {rows}; {advice}"
         )
     if tokenizer.eos_token_id is None:
         raise UserError(
-            f"model.path {str(folder)!r}: its tokenizer names no eos_token (tokenizer_config.json), so no answer would end"
+            f"model.path {str(folder)!r}: its tokenizer names no eos_token (tokenizer_config.json), so no answer would "
+            "end"
         )

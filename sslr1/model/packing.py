@@ -15,8 +15,8 @@ TEMPLATE = "give the model folder the chat template of the original vision-langu
 
 @dataclass
 class Prompt:
-    """input_ids int64 [L], one placeholder id per visual token; pixel_values [n, patch dim]; image_grid_thw int64 [M, 3];
-    id: the prompt's global number in its step, by which its draws are keyed."""
+    """input_ids int64 [L], one placeholder id per visual token; pixel_values [n, patch dim]; image_grid_thw int64 [M,
+    3]; id: the prompt's global number in its step, by which its draws are keyed."""
 
     input_ids: torch.Tensor
     pixel_values: torch.Tensor
@@ -26,8 +26,8 @@ class Prompt:
 
 @dataclass
 class Sample:
-    """tokens int64 [C] with the stop token; logprobs float32 [C] under the sampler; text without stop, pad and vision tokens;
-    finish "stop" or "length"."""
+    """tokens int64 [C] with the stop token; logprobs float32 [C] under the sampler; text without stop, pad and vision
+    tokens; finish "stop" or "length"."""
 
     tokens: torch.Tensor
     logprobs: torch.Tensor
@@ -84,8 +84,8 @@ def prompts(batch, tokenizer, first_id=0) -> list:
 
 
 def prompt(question, pixel_values, image_grid_thw, tokenizer, merge, thinking=True, id=0) -> Prompt:
-    """One prompt: chat template applied, each `<image>` of the question replaced by its image's visual tokens. ValueError where
-    marks and images are not equally many."""
+    """One prompt: chat template applied, each `<image>` of the question replaced by its image's visual tokens.
+    ValueError where marks and images are not equally many."""
     pieces = question.split("<image>")
     content = [{"type": "text", "text": pieces[0]}] if pieces[0] else []
     for piece in pieces[1:]:
@@ -102,23 +102,25 @@ def prompt(question, pixel_values, image_grid_thw, tokenizer, merge, thinking=Tr
 
 
 def _chat(tokenizer, content, thinking) -> str:
-    """The chat template with the question in it, up to where the answer begins. Templates with a switch for thinking call it
-    `enable_thinking` (Qwen's do); others don't look at it. Raises UserError for a template that can't take such a message."""
+    """The chat template with the question in it, up to where the answer begins. Templates with a switch for thinking
+    call it `enable_thinking` (Qwen's do); others don't look at it. Raises UserError for a template that can't take such
+    a message."""
     messages = [{"role": "user", "content": content}]
     options = {"tokenize": False, "add_generation_prompt": True, "enable_thinking": thinking}
     try:
         return tokenizer.apply_chat_template(messages, **options)
     except Exception as error:  # whatever Jinja, the template and what it calls raise
         raise UserError(
-            f"the model's chat template can't render a question with pictures ({' '.join(f'{type(error).__name__}: {error}'.split())}): "
-            f"{TEMPLATE}"
+            "the model's chat template can't render a question with pictures "
+            f"({' '.join(f'{type(error).__name__}: {error}'.split())}): {TEMPLATE}"
         ) from None
 
 
 def opening(tokenizer, thinking, asked="puzzles.thinking is false", mend="set puzzles.thinking=true") -> str:
-    """What the chat template has written of every completion already: "<think>" if its generation prompt ends by opening that
-    block, else "". Raises UserError for a template that opens it although there is to be no thinking (asked, mend: what says so
-    there, and what to do instead), or that has no place for a question's words and pictures."""
+    """What the chat template has written of every completion already: "<think>" if its generation prompt ends by
+    opening that block, else "". Raises UserError for a template that opens it although there is to be no thinking
+    (asked, mend: what says so there, and what to do instead), or that has no place for a question's words and
+    pictures."""
     content = [{"type": "text", "text": "Look:"}, {"type": "image"}, {"type": "text", "text": "which?"}]
     text = _chat(tokenizer, content, thinking)
     places, words = text.count(IMAGE_PAD), all(text.count(part.get("text", "")) for part in content)
@@ -131,15 +133,16 @@ def opening(tokenizer, thinking, asked="puzzles.thinking is false", mend="set pu
         return ""
     if not thinking:
         raise UserError(
-            f"{asked}, but the model's chat template opens {THINK} whatever enable_thinking says: {mend}, or give the model folder a "
-            "chat template that doesn't"
+            f"{asked}, but the model's chat template opens {THINK} whatever enable_thinking says: {mend}, or give the "
+            "model folder a chat template that doesn't"
         )
     return THINK
 
 
 def mrope_positions(input_ids, image_grid_thw, image_token_id, merge) -> torch.Tensor:
-    """Positions of a prompt as Qwen's models count them, int64 [3, L] (time, height, width): text counts up on all three; an
-    image's tokens share the time at which it starts and add their row and column; text goes on behind its longer side."""
+    """Positions of a prompt as Qwen's models count them, int64 [3, L] (time, height, width): text counts up on all
+    three; an image's tokens share the time at which it starts and add their row and column; text goes on behind its
+    longer side."""
     ids = input_ids.numpy()
     out = np.empty((3, len(ids)), np.int64)
     is_image = ids == image_token_id
@@ -218,8 +221,8 @@ def split(groups, token_budget, count=None) -> list:
     """Cut a rank's groups into micro-batches of at most `token_budget` packed tokens: a list of lists of
     (group number, range of samples). A group above the budget is split by completions and repeats its prompt.
 
-    count: exactly so many micro-batches (a rank's number must equal the others'); the largest are halved until they are.
-    Raises UserError where a prompt and one completion exceed the budget, or `count` can't be reached.
+    count: exactly so many micro-batches (a rank's number must equal the others'); the largest are halved until they
+    are. Raises UserError where a prompt and one completion exceed the budget, or `count` can't be reached.
     """
     pieces = []
     for number, group in enumerate(groups):
@@ -232,7 +235,8 @@ def split(groups, token_budget, count=None) -> list:
                 end += 1
             if end == start:
                 raise UserError(
-                    f"train.token_budget is {token_budget}: a prompt of {L} tokens and its completion of {lengths[start]} don't fit; raise it"
+                    f"train.token_budget is {token_budget}: a prompt of {L} tokens and its completion of "
+                    f"{lengths[start]} don't fit; raise it"
                 )
             pieces.append((number, range(start, end), total))
             start = end

@@ -18,10 +18,10 @@ def shard(policy, world: World, dtype: torch.dtype = torch.float32, replicate=1,
 
     Parameters and reductions keep their dtype, compute runs in `dtype`, inputs are not cast (positions stay fp32).
     Gradients are summed over ranks, not averaged: losses are divided by global counts.
-    replicate: copies of the model, each sharded over world.size / replicate neighbouring ranks (HSDP). recompute: every so-many-th
-    block keeps only its input and runs again in the backward pass; 0 is none, 1 is all. compiled: torch.compile of every block but its attention.
-    A policy with nothing to train gives its gathered embeddings and head up after each forward pass, as no backward will.
-    Raises UserError where `replicate` doesn't divide the ranks.
+    replicate: copies of the model, each sharded over world.size / replicate neighbouring ranks (HSDP). recompute: every
+    so-many-th block keeps only its input and runs again in the backward pass; 0 is none, 1 is all. compiled:
+    torch.compile of every block but its attention. A policy with nothing to train gives its gathered embeddings and
+    head up after each forward pass, as no backward will. Raises UserError where `replicate` doesn't divide the ranks.
     """
     if world.size % replicate:
         raise UserError(f"train.replicate is {replicate}, which does not divide the {world.size} ranks")
@@ -77,8 +77,8 @@ def first_row(parameter) -> int:
 
 
 def last_micro_batch(policy, last: bool) -> None:
-    """Every micro-batch's gradients are reduced within a copy of the model, or each rank would hold them whole until the last;
-    between copies they are reduced after the last."""
+    """Every micro-batch's gradients are reduced within a copy of the model, or each rank would hold them whole until
+    the last; between copies they are reduced after the last."""
     policy.set_requires_all_reduce(last)
 
 
@@ -99,7 +99,8 @@ def local(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def clip_gradients(policy, max_norm: float) -> torch.Tensor:
-    """Scale gradients down to a global norm of at most `max_norm`; returns the norm before, 0-d, whole on every rank."""
+    """Scale gradients down to a global norm of at most `max_norm`; returns the norm before, 0-d, whole on every
+    rank."""
     parameters = [p for p in policy.parameters() if p.grad is not None]
     norm = torch.nn.utils.get_total_norm([p.grad for p in parameters])
     norm = whole(norm)

@@ -8,8 +8,9 @@ from sslr1.model.shared_prefix import Policy
 
 
 def load_reference(path, world, dtype=torch.float32, replicate=1, compiled=False) -> Policy:
-    """The model folder's policy, frozen and sharded as the trained one is, in its compute dtype: in bfloat16 half of what the
-    trained weights take, no gradients, no moments. All ranks must call it. Errors: `check_folder`'s and `load_weights`'.
+    """The model folder's policy, frozen and sharded as the trained one is, in its compute dtype: in bfloat16 half of
+    what the trained weights take, no gradients, no moments. All ranks must call it. Errors: `check_folder`'s and
+    `load_weights`'.
     """
     network = skeleton(path).requires_grad_(False)
     for parameter in network.parameters():  # and not the rotary tables, which stay float32

@@ -18,8 +18,9 @@ VISION_ATTENTION = "sslr1_flash_varlen"  # transformers hands cumulative lengths
 
 @torch.compiler.disable  # or every layout would be compiled for
 def _text_attention(module, query, key, value, attention_mask, *, scaling, layout=None, group_cache=None, **kwargs):
-    """Packed groups when `layout` is given (and their keys and values go to `group_cache` if there is one), a decode step when
-    only `group_cache` is, and otherwise transformers' own SDPA, so that the model stays usable as any other."""
+    """Packed groups when `layout` is given (and their keys and values go to `group_cache` if there is one), a decode
+    step when only `group_cache` is, and otherwise transformers' own SDPA, so that the model stays usable as any
+    other."""
     if layout is not None:
         if group_cache is not None:
             group_cache.write_prompts(module.layer_idx, key, value)
@@ -40,8 +41,8 @@ AttentionInterface.register(VISION_ATTENTION, _vision_attention)
 
 
 def plug_in(model) -> None:
-    """Let a loaded model use our attention. Set behind transformers' setter, which would look a name with "flash" up on a
-    hub of kernels."""
+    """Let a loaded model use our attention. Set behind transformers' setter, which would look a name with "flash" up on
+    a hub of kernels."""
     model.model.language_model.config._attn_implementation_internal = TEXT_ATTENTION
     model.model.visual.config._attn_implementation_internal = VISION_ATTENTION
     if hasattr(model.model.language_model, "_deepstack_process"):
@@ -49,8 +50,8 @@ def plug_in(model) -> None:
 
 
 def no_mask(embeds) -> torch.Tensor:
-    """What to give a language model as its mask when `layout` or `group_cache` says who sees whom: every family takes a tensor of
-    four dimensions for a finished mask and hands it to the attention, which looks at it no more."""
+    """What to give a language model as its mask when `layout` or `group_cache` says who sees whom: every family takes a
+    tensor of four dimensions for a finished mask and hands it to the attention, which looks at it no more."""
     return embeds.new_empty(1, 1, 1, 0)
 
 
@@ -103,8 +104,8 @@ def vision_tables(visual, grid_thw, device) -> dict:
 
 
 def deepstack(seen, rows) -> dict:
-    """Arguments by which a language model adds what its vision tower says of earlier blocks (DeepStack, arXiv 2406.04334) to
-    image tokens behind its first layers. None for a tower that gives its last block only.
+    """Arguments by which a language model adds what its vision tower says of earlier blocks (DeepStack, arXiv
+    2406.04334) to image tokens behind its first layers. None for a tower that gives its last block only.
 
     seen: the tower's output; rows int64: the image tokens', which `_add_to_rows` takes in place of a mask.
     """

@@ -1,4 +1,5 @@
-"""A tiny Qwen2.5-VL or Qwen3-VL with random weights and a small byte-level tokenizer, as an ordinary Hugging Face folder.
+"""A tiny Qwen2.5-VL or Qwen3-VL with random weights and a small byte-level tokenizer, as an ordinary Hugging Face
+folder.
 
 For the demo and the tests: everything downstream loads it exactly as it would load Qwen/Qwen2.5-VL-3B-Instruct or
 Qwen/Qwen3-VL-4B-Instruct.
@@ -53,7 +54,7 @@ FAMILIES = {
             image_std=[0.26862954, 0.26130258, 0.27577711],
         ),
     ),
-    "qwen3_vl": dict(  # as in the published ones, heads are wider than hidden_size / heads, and some layers get no deepstack
+    "qwen3_vl": dict(  # as in published ones: heads wider than hidden_size / heads, some layers without deepstack
         text=dict(
             num_hidden_layers=3,
             head_dim=64,
@@ -100,7 +101,8 @@ def tiny_tokenizer():
     texts = [text for group in (*questions, prompts.THINKING, prompts.DIRECT) for text in group]
     texts += ["user\n", "assistant\n", " clockwise", " counter-clockwise"] * 4
     bpe = Tokenizer(models.BPE())
-    pieces = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+    pieces = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}"
+    pieces += r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
     bpe.pre_tokenizer = pre_tokenizers.Sequence(
         [
             pre_tokenizers.Split(Regex(pieces), "isolated"),
@@ -132,12 +134,13 @@ def build_tiny(
     family: str = "qwen2_5_vl",
     dtype: str = "float32",
 ) -> Path:
-    """Write the model to `folder` (made if missing) and return it: 0.65 million parameters (Qwen3-VL: 1.2) unless `text` and
-    `vision` change the configuration. theta 2 and a wide initialisation make place along an image's width visible to so
-    small a model.
+    """Write the model to `folder` (made if missing) and return it: 0.65 million parameters (Qwen3-VL: 1.2) unless
+    `text` and `vision` change the configuration. theta 2 and a wide initialisation make place along an image's width
+    visible to so small a model.
 
-    seed: of the weights; tie: head and embeddings share one matrix; max_pixels: the processor's bound on a canvas, 16 visual
-    tokens if not given; family: a key of FAMILIES; dtype: of the files. Weights are drawn on torch's default device."""
+    seed: of the weights; tie: head and embeddings share one matrix; max_pixels: the processor's bound on a canvas, 16
+    visual tokens if not given; family: a key of FAMILIES; dtype: of the files. Weights are drawn on torch's default
+    device."""
     import torch
     from transformers import AutoConfig, AutoModelForImageTextToText, GenerationConfig
 

@@ -85,12 +85,12 @@ _GRIDS = frozenset(
 )
 _TAGS = frozenset("b strong i em u p span div answer code center font big small".split())
 _CHINESE = {
-    "顺时针": "clockwise", "順時針": "clockwise", "逆时针": "counterclockwise", "逆時針": "counterclockwise", "方向": "of",
-    "旋转": "rotated", "旋轉": "rotated", "转": "rotated", "度": "degrees", "角度": "angle", "为": "is", "為": "is", "是": "is",
-    "答案": "answer", "正确": "correct", "正確": "correct", "最终": "final", "最終": "final", "最后": "final", "应该": "is",
-    "应": "is", "选项": "option", "選項": "option", "选择": "option", "選擇": "option", "选": "option", "選": "option",
-    "候选": "option", "图": "image", "顺序": "order", "順序": "order", "排列": "order", "图块": "tile", "的": "of", "点": "point",
-    "图片": "image", "我": "my", "和": "and",
+    "顺时针": "clockwise", "順時針": "clockwise", "逆时针": "counterclockwise", "逆時針": "counterclockwise",
+    "方向": "of", "旋转": "rotated", "旋轉": "rotated", "转": "rotated", "度": "degrees", "角度": "angle", "为": "is",
+    "為": "is", "是": "is", "答案": "answer", "正确": "correct", "正確": "correct", "最终": "final", "最終": "final",
+    "最后": "final", "应该": "is", "应": "is", "选项": "option", "選項": "option", "选择": "option", "選擇": "option",
+    "选": "option", "選": "option", "候选": "option", "图": "image", "顺序": "order", "順序": "order", "排列": "order",
+    "图块": "tile", "的": "of", "点": "point", "图片": "image", "我": "my", "和": "and",
 }  # fmt: skip
 _WORD = re.compile("|".join(sorted(_CHINESE, key=len, reverse=True)))
 

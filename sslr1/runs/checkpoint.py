@@ -82,16 +82,16 @@ def snapshot(
     copy=True,
 ):
     """Copy the state of this moment to the host's memory; all ranks call it. Returns the function that writes the copy
-    to `folder`/step-NNNNNN and returns that path, for all ranks to call, on any thread if `group` is used for nothing else.
-    Without `copy` it writes the state that it finds when it is called. Snapshots before it must have been written: what lies there
-    unfinished is cleared away.
+    to `folder`/step-NNNNNN and returns that path, for all ranks to call, on any thread if `group` is used for nothing
+    else. Without `copy` it writes the state that it finds when it is called. Snapshots before it must have been
+    written: what lies there unfinished is cleared away.
 
     sampler: the engine's plain model, equal to the learner's in its compute dtype, which becomes hf/. source: the model
     folder whose processor files go along. trainer: JSON-able state. records: files to be flushed before the checkpoint
     counts, since a run that goes on from it wants their lines up to its step.
 
-    Afterwards the `keep` newest and those of the steps `also` are kept, older ones removed. What can't be written (a full disk) is a
-    UserError on all ranks, worded on one of them; earlier checkpoints are then as they were.
+    Afterwards the `keep` newest and those of the steps `also` are kept, older ones removed. What can't be written (a
+    full disk) is a UserError on all ranks, worded on one of them; earlier checkpoints are then as they were.
     """
     folder = Path(folder)
     final, partial = folder / f"step-{step:06d}", folder / f"partial-{step:06d}"
@@ -128,8 +128,8 @@ def snapshot(
             work()
         except OUTSIDE as error:
             return (
-                f"checkpoint {final} could not be written: {_reason(error)}. Earlier ones are whole; when that is mended, start "
-                "the same command again"
+                f"checkpoint {final} could not be written: {_reason(error)}. Earlier ones are whole; when that is "
+                "mended, start the same command again"
             )
 
     def write():
@@ -181,8 +181,9 @@ def _remove(path):
 
 
 def save_hf(folder, model, tokenizer, source) -> None:
-    """A complete Hugging Face folder: weights, config, generation config, tokenizer and `source`'s processor files. Weights that lay
-    there in another layout are not read any more: transformers leaves a single file under shards, and goes on reading it."""
+    """A complete Hugging Face folder: weights, config, generation config, tokenizer and `source`'s processor files.
+    Weights that lay there in another layout are not read any more: transformers leaves a single file under shards, and
+    goes on reading it."""
     folder = Path(folder)
     for name in (SINGLE, INDEX):
         (folder / name).unlink(missing_ok=True)
@@ -200,8 +201,8 @@ def _save_small(folder, tokenizer, source):
 
 
 def load(path, *, learner) -> dict:
-    """Fill the learner's policy and optimiser from a checkpoint, written at any world size; returns the trainer's state.
-    Raises UserError for one that can't be read."""
+    """Fill the learner's policy and optimiser from a checkpoint, written at any world size; returns the trainer's
+    state. Raises UserError for one that can't be read."""
     path = Path(path) / "state"
     try:
         trainer = json.loads((path / "trainer.json").read_text(encoding="utf-8"))

@@ -12,7 +12,8 @@ REFERENCE = 0
 
 
 class Checkpointer:
-    """Takes a session's checkpoints and goes on from them. records: files that are flushed before a checkpoint counts."""
+    """Takes a session's checkpoints and goes on from them. records: files that are flushed before a checkpoint
+    counts."""
 
     def __init__(self, session, learner, records):
         self.session, self.learner, self.records = session, learner, records
@@ -23,8 +24,8 @@ class Checkpointer:
         self._background = session.world.device.type == "cuda" if asked is None else asked
 
     def resume(self):
-        """Fill the learner and the sampler from the newest one. Returns (its path, the state that was saved, what of the means that it
-        was made by is another now), or None where there is none. All ranks must call it."""
+        """Fill the learner and the sampler from the newest one. Returns (its path, the state that was saved, what of
+        the means that it was made by is another now), or None where there is none. All ranks must call it."""
         if self.session.world.main:
             self.folder.mkdir(parents=True, exist_ok=True)
         distributed.barrier()
@@ -39,7 +40,8 @@ class Checkpointer:
         return path, state, [f"{k} {before.get(k)} → {v}" for k, v in now.items() if before.get(k) != v]
 
     def save(self, step, best_step, state) -> None:
-        """state: the run's, JSON-able. All ranks must call it. The newest ones are kept, and the best one, and the reference's."""
+        """state: the run's, JSON-able. All ranks must call it. The newest ones are kept, and the best one, and the
+        reference's."""
         session, c = self.session, self.session.config
         self.wait()  # a snapshot clears away what lies there unfinished
         write = checkpoint.snapshot(

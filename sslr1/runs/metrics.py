@@ -22,8 +22,8 @@ class StepTotals:
 
     @classmethod
     def gather(cls, batch, scores, groups, mixture, rule, device, trained_rewards, resampled=0, images=(0, 0, 0)):
-        """batch: PuzzleBatch; scores: a list of `Score` for each of this rank's puzzles. All ranks must call it. What is
-        reduced has a place for every level of every puzzle of the mixture, whether or not a rank has met it.
+        """batch: PuzzleBatch; scores: a list of `Score` for each of this rank's puzzles. All ranks must call it. What
+        is reduced has a place for every level of every puzzle of the mixture, whether or not a rank has met it.
 
         trained_rewards [P, G]: of the groups that the learner was given, `resampled` of which are of other puzzles
         (rollout.resample); "flat" counts among these. All else counts the first draw of every slot: groups are drawn

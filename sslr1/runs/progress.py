@@ -10,8 +10,8 @@ PLAIN_EVERY_S = 10.0
 
 
 class Progress:
-    """A plain line is written in one piece with its end, so that lines of several processes, and torchrun's prefixes, stay
-    whole; a bar needs a terminal that can move its cursor."""
+    """A plain line is written in one piece with its end, so that lines of several processes, and torchrun's prefixes,
+    stay whole; a bar needs a terminal that can move its cursor."""
 
     def __init__(self, main: bool):
         self.console = Console(quiet=not main, highlight=False, soft_wrap=True)
@@ -19,7 +19,8 @@ class Progress:
         self._bar = self._task = None
 
     def start(self, what: str, total: int, done: int = 0):
-        """Begin a phase of `total` steps, `done` of which were made before: they don't count for the time that is left."""
+        """Begin a phase of `total` steps, `done` of which were made before: they don't count for the time that is
+        left."""
         self.stop()
         self._what, self._total, self._done = what, total, done
         self._began, self._last = time.monotonic(), 0.0

@@ -11,7 +11,8 @@ from sslr1.runs.trackers import Trackers
 
 
 class Recorder:
-    """Of one run folder. All ranks hold one; only the main one writes. write_report(folder): see `report.page.write`."""
+    """Of one run folder. All ranks hold one; only the main one writes. write_report(folder): see
+    `report.page.write`."""
 
     def __init__(self, folder, main, write_report):
         self.folder, self.main, self._write_report = Path(folder), main, write_report
@@ -48,7 +49,8 @@ class Recorder:
             self.progress.say(line)
 
     def report(self, step, at_least_every_s=0.0) -> None:
-        """Write the report, unless it was written less than so many seconds ago. One that can't be written is said, and ends no run."""
+        """Write the report, unless it was written less than so many seconds ago. One that can't be written is said, and
+        ends no run."""
         if time.monotonic() - self._reported_at <= at_least_every_s:
             return
         self._reported, self._reported_at = step, time.monotonic()
@@ -68,6 +70,6 @@ class Recorder:
             c = config.puzzles
             self.progress.table(records.final_table(self.metrics.read(), c.mixture, c.levels))
             self.say(
-                f"{step} of {config.train.steps} steps in {self.folder}, {time.monotonic() - self.began:.0f} s in this process; "
-                "report.html there shows what it learnt"
+                f"{step} of {config.train.steps} steps in {self.folder}, {time.monotonic() - self.began:.0f} s in this "
+                "process; report.html there shows what it learnt"
             )

@@ -55,8 +55,8 @@ def standard_error(p: float, n: int) -> float:
 
 
 def held_out(records, mixture, levels) -> list:
-    """What the first and the last held-out evaluation found: a dict for each puzzle, accuracies as shares of exact answers, each
-    with its standard error. Empty before the first evaluation."""
+    """What the first and the last held-out evaluation found: a dict for each puzzle, accuracies as shares of exact
+    answers, each with its standard error. Empty before the first evaluation."""
     evaluated = [r for r in records if any(k.startswith("eval/") for k in r)]
     out = []
     for name in mixture if evaluated else ():

@@ -1,7 +1,9 @@
-"""samples.jsonl and samples/: some puzzles of each step with all their answers, and the pictures that the model was given.
+"""samples.jsonl and samples/: some puzzles of each step with all their answers, and the pictures that the model was
+given.
 
-Pictures are read back from the model's own input and written when the step is recorded, not rendered again when somebody looks:
-a run folder can then be looked at where its images aren't, and shows what was seen even if rendering was wrong.
+Pictures are read back from the model's own input and written when the step is recorded, not rendered again when
+somebody looks: a run folder can then be looked at where its images aren't, and shows what was seen even if rendering
+was wrong.
 """
 
 import math
@@ -26,8 +28,8 @@ class Samples:
         self.pictures = Path(folder) / "samples"
 
     def write(self, step, puzzles, prompts, groups, scores, advantages) -> None:
-        """Record puzzles: PuzzleBatch, whose items are gone through as far as `prompts` goes, with their groups, lists of `Score`
-        and advantages [P, G]."""
+        """Record puzzles: PuzzleBatch, whose items are gone through as far as `prompts` goes, with their groups, lists
+        of `Score` and advantages [P, G]."""
         for i, (prompt, group) in enumerate(zip(prompts, groups)):
             name = f"step-{step:06d}-slot-{prompt.id}.webp"
             canvases = ops.unpatchify(prompt.pixel_values, prompt.image_grid_thw, puzzles.spec)
@@ -72,7 +74,8 @@ class Samples:
 
 
 def write_strip(path, canvases) -> list:
-    """Write pictures, uint8 [H, W, 3] each, side by side into one WebP file. Returns [height, width] of each as it is there."""
+    """Write pictures, uint8 [H, W, 3] each, side by side into one WebP file. Returns [height, width] of each as it is
+    there."""
     from PIL import Image
 
     area, width = sum(c.shape[0] * c.shape[1] for c in canvases), sum(c.shape[1] for c in canvases)

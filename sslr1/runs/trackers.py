@@ -8,22 +8,24 @@ from sslr1.errors import UserError
 
 
 def find_wandb(project):
-    """The package wandb, or None if no project is given: it is imported for nobody else. Raises UserError if it isn't installed."""
+    """The package wandb, or None if no project is given: it is imported for nobody else. Raises UserError if it isn't
+    installed."""
     if project is None:
         return None
     try:
         import wandb
     except ImportError:
         raise UserError(
-            f"log.wandb is {project!r}, and the package wandb is not installed: pip install wandb, or leave log.wandb out"
+            f"log.wandb is {project!r}, and the package wandb is not installed: pip install wandb, or leave log.wandb "
+            "out"
         ) from None
     return wandb
 
 
 class Trackers:
-    """Those of one run folder, on rank 0. done: the step that the run goes on from, None for one that begins; config: the
-    configuration as a dict. What a run that was killed wrote beyond that step is purged from TensorBoard; Weights & Biases
-    gets it again, with `step` as its axis and the same values."""
+    """Those of one run folder, on rank 0. done: the step that the run goes on from, None for one that begins; config:
+    the configuration as a dict. What a run that was killed wrote beyond that step is purged from TensorBoard; Weights &
+    Biases gets it again, with `step` as its axis and the same values."""
 
     def __init__(self, folder, done, config):
         folder, log = Path(folder), config["log"]

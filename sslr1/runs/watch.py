@@ -23,18 +23,22 @@ class Watch:
         self.asked, self.bad = state["images"]
 
     def images(self, totals) -> None:
-        """List bad images that are new. Raises UserError if they are too many. Counted are the images that slots asked for, which
-        are the same ones whatever the ranks, and resuming goes on counting."""
+        """List bad images that are new. Raises UserError if they are too many. Counted are the images that slots asked
+        for, which are the same ones whatever the ranks, and resuming goes on counting."""
         if totals.overall["untold"]:
             self.bad_images.update()
         self.asked += int(totals.overall["images"])
         self.bad += int(totals.overall["bad"])
         if self.asked >= ENOUGH_IMAGES and self.bad > self.max_bad * self.asked:
-            words = f"{self.bad} of the {self.asked} images that puzzles asked for were bad, more than data.max_bad {self.max_bad:.0%}: "
-            raise UserError(f"{words}{self.bad_images}" if self.main else "")
+            words = f"{self.bad} of the {self.asked} images that puzzles asked for were bad, more than data.max_bad "
+            raise UserError(f"{words}{self.max_bad:.0%}: {self.bad_images}" if self.main else "")
 
     def lost(self, step, samples):
-        """Raises UserError: SKIPS steps in a row had no finite gradient. samples: the file that holds the last one's."""
-        words = f"{SKIPS} steps in a row, to step {step}, had a gradient that is not finite and were skipped; the samples of the "
-        words += f"last are in {samples}. Checkpoints are whole: go on with other settings, e.g. a lower optim.lr, and "
-        raise UserError(words + "checkpoint.allow_change=true" if self.main else "")
+        """Raises UserError: SKIPS steps in a row had no finite gradient. samples: the file that holds the last
+        one's."""
+        words = (
+            f"{SKIPS} steps in a row, to step {step}, had a gradient that is not finite and were skipped; the samples "
+            f"of the last are in {samples}. Checkpoints are whole: go on with other settings, e.g. a lower optim.lr, "
+            "and checkpoint.allow_change=true"
+        )
+        raise UserError(words if self.main else "")

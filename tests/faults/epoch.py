@@ -11,8 +11,8 @@ from tests.data.test_data import content, stream
 
 
 def epoch(folder, tiny) -> dict:
-    """One epoch of puzzles that show no image but their own: {"slots": {slot: [image, hash of the rest]}, "bad": {image: reason},
-    "asked": images that slots asked for, of which bad}. JSON-able."""
+    """One epoch of puzzles that show no image but their own: {"slots": {slot: [image, hash of the rest]}, "bad":
+    {image: reason}, "asked": images that slots asked for, of which bad}. JSON-able."""
     files = ImageFolder.scan(folder)
     puzzles = stream(files, model.load_tokenizer(tiny), mixture={"rotation": 0.6, "ordering": 0.4})
     slots, asked = {}, [0, 0]

@@ -1,4 +1,5 @@
-"""What is written is the state of its step, whole or not at all; what is removed is never half removed under its name."""
+"""What is written is the state of its step, whole or not at all; what is removed is never half removed under its
+name."""
 
 import shutil
 import threading

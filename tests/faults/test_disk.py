@@ -1,4 +1,5 @@
-"""Disks that are full, files that may not grow, folders that can't be written: one line, and the run goes on when it is mended."""
+"""Disks that are full, files that may not grow, folders that can't be written: one line, and the run goes on when it is
+mended."""
 
 import contextlib
 import errno

@@ -1,4 +1,5 @@
-"""A run meets every kind of bad image, of changed files, of too many: it goes on, or ends in words, and nothing else moves."""
+"""A run meets every kind of bad image, of changed files, of too many: it goes on, or ends in words, and nothing else
+moves."""
 
 import io
 import json
@@ -66,8 +67,8 @@ WAYS = {
 
 @pytest.mark.filterwarnings("ignore::UserWarning", "ignore::PIL.Image.DecompressionBombWarning")
 def test_the_stream_survives_every_bad_file(tmp_path, scenes, tokenizer):
-    """Whole files of odd kinds are used, all under the name of a JPEG file; bad ones are listed with their reasons, those
-    that go bad under way too; each other puzzle is what it was."""
+    """Whole files of odd kinds are used, all under the name of a JPEG file; bad ones are listed with their reasons,
+    those that go bad under way too; each other puzzle is what it was."""
     whole, spoilt = (copies(scenes, tmp_path / name, 156) for name in ("whole", "spoilt"))
     array = scene(7, 160)[:112]
     small = {"JPEG, 1x1", "PNG, 1x1", "JPEG, 30,000 px wide"}
@@ -249,8 +250,8 @@ def test_too_many_bad_images_are_counted_sensibly():
 
 
 def test_a_run_with_too_many_bad_images_ends_in_words(tmp_path, tiny, scenes):
-    """The list is there; started again from its checkpoint, it ends at the same step; told to go on, it does, and what was
-    listed stays listed."""
+    """The list is there; started again from its checkpoint, it ends at the same step; told to go on, it does, and what
+    was listed stays listed."""
     folder = tmp_path / "images"
     shutil.copytree(scenes, folder)
     for i in range(0, 150, 3):

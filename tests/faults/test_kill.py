@@ -18,7 +18,8 @@ def test_the_run_that_is_compared_with_learns(unbroken):
 
 def start_and_kill(line, run, draw):
     """Start, and kill a random while after a sign that is drawn: a record, a checkpoint that is being written, or life.
-    Returns what was there by then: records, the newest checkpoint, whether one was under way, and whether the run had ended."""
+    Returns what was there by then: records, the newest checkpoint, whether one was under way, and whether the run had
+    ended."""
     sign, records_then = int(draw.integers(0, 3)), int(draw.integers(1, 7))
     process = start(line)
     wait_for(lambda: (run / "run.lock").exists() or process.poll() is not None)

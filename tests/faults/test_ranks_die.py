@@ -54,7 +54,8 @@ def test_the_run_ends_within_a_minute_and_can_be_started_again(tmp_path, pair, w
 
 @pytest.mark.slow
 def test_ranks_do_not_outlive_torchrun(tmp_path, pair, warm, scenes):
-    """torchrun is killed, its ranks aren't: they save and leave, and nobody holds the folder when it is started again."""
+    """torchrun is killed, its ranks aren't: they save and leave, and nobody holds the folder when it is started
+    again."""
     line, run = command(tmp_path, warm, scenes, "train.steps=100000", "eval.every=3", ranks=2), tmp_path / "run"
     process = start(line)
     wait_for(lambda: lines(run / "metrics.jsonl") >= 2, process)
@@ -75,7 +76,8 @@ def test_ranks_do_not_outlive_torchrun(tmp_path, pair, warm, scenes):
 
 
 def test_a_start_does_not_see_what_the_one_before_wrote(monkeypatch):
-    """torchrun keeps the store in which ranks publish where they listen; whoever read a dead rank's address would wait for good."""
+    """torchrun keeps the store in which ranks publish where they listen; whoever read a dead rank's address would wait
+    for good."""
     server = torch.distributed.TCPStore("localhost", 0, is_master=True, wait_for_workers=False)
     variables = {"RANK": 0, "MASTER_ADDR": "localhost", "MASTER_PORT": server.port, "GROUP_WORLD_SIZE": 1}
     for name, value in {**variables, "TORCHELASTIC_USE_AGENT_STORE": True}.items():

@@ -145,7 +145,8 @@ def test_ctrl_c_where_nothing_is_saved(tmp_path, tiny, scenes, program):
 
 
 def test_ctrl_c_while_torch_is_imported():
-    """A process of its own, since that comes before all that tests.forks starts with; and one that is to pay no heed to it."""
+    """A process of its own, since that comes before all that tests.forks starts with; and one that is to pay no heed to
+    it."""
 
     def begun(ignore):
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
@@ -167,7 +168,8 @@ def test_ctrl_c_while_torch_is_imported():
 
 def test_a_library_leaves_signals_and_threads_alone():
     """What `python -m sslr1.…` settles for its process, an import doesn't."""
-    code = "import os, signal, sslr1.setup.interrupt, sslr1.setup.processors; print(signal.getsignal(2), 'OMP_WAIT_POLICY' in os.environ)"
+    code = "import os, signal, sslr1.setup.interrupt, sslr1.setup.processors\n"
+    code += "print(signal.getsignal(2), 'OMP_WAIT_POLICY' in os.environ)"
     environment = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, env=environment)
     assert done.stdout == f"{signal.default_int_handler} False\n"

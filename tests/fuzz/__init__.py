@@ -1,7 +1,7 @@
 """Property-based fuzzing, for as long as is asked: `python -m tests.fuzz TARGET [--minutes 10] [--seed N]`.
 
-A target is a file here with CHECKS: pairs of a strategy and what is to hold of each input. The ordinary tests run each target for a
-second or so.
+A target is a file here with CHECKS: pairs of a strategy and what is to hold of each input. The ordinary tests run each
+target for a second or so.
 """
 
 import time
@@ -11,8 +11,8 @@ from hypothesis import HealthCheck, Phase, given, settings
 
 
 def run(checks, seconds, seed) -> int:
-    """Try checks in turn on generated inputs, each once at least and then for so long. Returns how many inputs were tried; raises
-    what went wrong, with the smallest input that makes it go wrong."""
+    """Try checks in turn on generated inputs, each once at least and then for so long. Returns how many inputs were
+    tried; raises what went wrong, with the smallest input that makes it go wrong."""
     tried, end = 0, time.monotonic() + seconds
     once = settings(
         max_examples=20 if seconds < 10 else 500,

@@ -1,5 +1,5 @@
-"""Fuzz of the configuration: whatever the file and the overrides hold, there is a Config that survives being written and read, or
-one line that says what is wrong."""
+"""Fuzz of the configuration: whatever the file and the overrides hold, there is a Config that survives being written
+and read, or one line that says what is wrong."""
 
 import math
 import tempfile
@@ -165,8 +165,8 @@ def edited(edits):
 
 
 def survives(load):
-    """Whether load() gives a Config; then it is itself when it has been written and read. Anything but a ConfigError of one
-    line is a failure."""
+    """Whether load() gives a Config; then it is itself when it has been written and read. Anything but a ConfigError of
+    one line is a failure."""
     try:
         found = load()
     except config.ConfigError as error:

@@ -1,5 +1,5 @@
-r"""Fuzz of the reward: any string gets a Score, soon, whose numbers fit each other, by every rule. An answer in any dress, one over
-the other, is that answer; two of them, or one that is taken back, are none.
+r"""Fuzz of the reward: any string gets a Score, soon, whose numbers fit each other, by every rule. An answer in any
+dress, one over the other, is that answer; two of them, or one that is taken back, are none.
 """
 
 import time
@@ -306,7 +306,8 @@ def check_dressed(answer, text, other):
 
 
 def check_read(text, options):
-    """The reader of benchmarks: any string is an option, one of two words or nothing, soon; the parts of the grammar likewise."""
+    """The reader of benchmarks: any string is an option, one of two words or nothing, soon; the parts of the grammar
+    likewise."""
     start = time.thread_time()
     assert (
         read_answer(text, options) in (None, *CHOICES[: len(options)])

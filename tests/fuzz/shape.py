@@ -1,4 +1,5 @@
-"""Fuzz of `puzzles.make`: images of any shape between bounds of any width make puzzles that keep them, or it says why none can."""
+"""Fuzz of `puzzles.make`: images of any shape between bounds of any width make puzzles that keep them, or it says why
+none can."""
 
 from functools import cache
 

@@ -62,8 +62,8 @@ def archives(draw):
 
 
 def tar(data):
-    """Indexing ends soon, says what it refuses, and names only members that lie in the archive and can be read; a folder with
-    such an archive is an ImageFolder or a UserError."""
+    """Indexing ends soon, says what it refuses, and names only members that lie in the archive and can be read; a
+    folder with such an archive is an ImageFolder or a UserError."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "a.tar"
         path.write_bytes(data)

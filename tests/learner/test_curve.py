@@ -1,7 +1,8 @@
-"""A few steps whose numbers are recorded, against drift from commit to commit: runs are otherwise compared with themselves alone.
+"""A few steps whose numbers are recorded, against drift from commit to commit: runs are otherwise compared with
+themselves alone.
 
-`python -m pytest tests/learner/test_curve.py` prints what it found where that differs; whoever means to change it writes it into
-curve.json in a commit of its own that says why.
+`python -m pytest tests/learner/test_curve.py` prints what it found where that differs; whoever means to change it
+writes it into curve.json in a commit of its own that says why.
 """
 
 import json

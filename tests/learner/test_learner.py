@@ -1,4 +1,5 @@
-"""The learner and the sampler's weights, on one process here; `tests/learner/test_ranks.py` runs the same on several."""
+"""The learner and the sampler's weights, on one process here; `tests/learner/test_ranks.py` runs the same on
+several."""
 
 import math
 from dataclasses import replace
@@ -78,8 +79,8 @@ def test_micro_batches_change_nothing(tiny, photographs, seed, one_process, adva
 
 
 def test_no_micro_batch_leaves_whole_gradients(tiny, photographs, seed, one_process, monkeypatch):
-    """They are reduced as they come, so that with more ranks each keeps its own part only; and one rank doesn't copy all of them to
-    divide them by one."""
+    """They are reduced as they come, so that with more ranks each keeps its own part only; and one rank doesn't copy
+    all of them to divide them by one."""
     groups, rewards = make_groups(tiny, photographs, seed)
     learner, _ = make_learner(tiny, one_process, max(len(g.prompt.input_ids) for g in groups) + 7)
     trained = list(learner.policy.parameters())
@@ -137,7 +138,8 @@ def test_recomputed_layers_change_nothing(any_tiny, photographs, seed, one_proce
 
 @pytest.mark.slow
 def test_compiled_layers_change_nothing(tiny, photographs, seed, one_process, monkeypatch):
-    """Traced and differentiated as for Inductor, but run by PyTorch; and compiled at most anew for a second shape, not a third."""
+    """Traced and differentiated as for Inductor, but run by PyTorch; and compiled at most anew for a second shape, not
+    a third."""
     from torch._dynamo.utils import counters
 
     inner = torch.nn.Module.compile

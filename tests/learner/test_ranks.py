@@ -1,5 +1,5 @@
-"""World sizes: the same step on one rank, two and three, and on two copies of the model on two ranks each. Groups are dealt anew
-to the ranks on the way, and the model has either family's patch size, a tied and an untied head."""
+"""World sizes: the same step on one rank, two and three, and on two copies of the model on two ranks each. Groups are
+dealt anew to the ranks on the way, and the model has either family's patch size, a tied and an untied head."""
 
 import json
 
@@ -23,8 +23,8 @@ def steps(folder, seed, models, cases, launch=launch):
 
 
 def compare(one, other, name, exact=1e-12, updated=1e-8, close=1e-5):
-    """Two runs' results: gradients in float64 to `exact`, what three updates lead to in float64 to `updated`, a step's numbers in
-    float32 to `close`."""
+    """Two runs' results: gradients in float64 to `exact`, what three updates lead to in float64 to `updated`, a step's
+    numbers in float32 to `close`."""
     assert set(other) == set(one)
     for key, expected in one.items():
         found, where = other[key], (name, key)
@@ -39,7 +39,8 @@ def compare(one, other, name, exact=1e-12, updated=1e-8, close=1e-5):
             assert (found - expected).norm() <= 0.02 * 1e-3 * expected.numel() ** 0.5, where
 
 
-# Two devices' cosines and sines of float32 angles, which rotary embeddings are made of in every dtype, differ in the last bit.
+# Two devices' cosines and sines of float32 angles, which rotary embeddings are made of in every dtype, differ in the
+# last bit.
 ANOTHER_DEVICE = {"exact": 1e-6, "updated": 1e-6, "close": 1e-4}
 
 
@@ -63,8 +64,8 @@ def test_one_rank_and_more_take_the_same_step(tmp_path, tiny, seed):
 
 @pytest.mark.gpu
 def test_two_ranks_on_one_gpu(tmp_path, tiny, seed):
-    """FSDP2 on CUDA tensors, by gloo; and the GPU's step is the CPU's. Not by tests.forks, which can't start where an import has
-    started a thread."""
+    """FSDP2 on CUDA tensors, by gloo; and the GPU's step is the CPU's. Not by tests.forks, which can't start where an
+    import has started a thread."""
     pytest.importorskip("pydantic")
     cases = {"cpu": dict(size=1), "1": dict(size=1, device="cuda"), "2": dict(size=2, device="cuda")}
     found = steps(tmp_path, seed, [tiny], cases, launch_anew)

@@ -41,7 +41,8 @@ def test_equal_to_a_loop_by_hand(any_tiny, photographs, seed, one_process, exact
 
 @pytest.mark.parametrize("frozen", ["none", "vision"])
 def test_a_frozen_copy_and_nothing_more(any_tiny, photographs, seed, one_process, frozen):
-    """Half the weights' bytes in bfloat16, as the planner says; no gradients; nothing stays gathered; it never moves."""
+    """Half the weights' bytes in bfloat16, as the planner says; no gradients; nothing stays gathered; it never
+    moves."""
     learner, _ = make_learner(any_tiny, one_process, loss=KL, frozen=frozen)
     reference = model.load_reference(any_tiny, one_process, torch.bfloat16)
     learner.set_reference(reference)

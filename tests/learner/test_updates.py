@@ -11,8 +11,8 @@ from tests.learner.test_learner import OPTIONS, make_groups, make_learner, param
 
 
 def by_hand(folder, groups, rewards, updates, max_logp_gap=None, **loss):
-    """(parameters, a list of GrpoLoss, a list of gradient norms) of `updates` updates of all groups at once; the reference is
-    the model as the folder has it."""
+    """(parameters, a list of GrpoLoss, a list of gradient norms) of `updates` updates of all groups at once; the
+    reference is the model as the folder has it."""
     policy = model.Policy(model.load_model(folder, torch.float64))
     optimizer = torch.optim.AdamW(policy.parameters(), lr=OPTIONS.optim.lr / 2, betas=(0.9, 0.99), weight_decay=0)
     packed = model.pack(groups, **policy.pack_options)

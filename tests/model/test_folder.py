@@ -1,4 +1,5 @@
-"""A model folder is read as transformers reads it, by everything that reads one; what can't be read is named in one line."""
+"""A model folder is read as transformers reads it, by everything that reads one; what can't be read is named in one
+line."""
 
 import json
 import os

@@ -97,11 +97,11 @@ def test_shards_of_files_and_a_stored_tied_head(tmp_path, any_tiny, one_process)
     assert all(torch.equal(mine[n], p) for n, p in theirs.named_parameters())
 
 
-# Published configurations by the names of their recipes, shortened to what shapes and positions follow from: config.json, number
-# of parameters, number of tensors. Qwen2.5-VL: Qwen/Qwen2.5-VL-3B-Instruct and -7B-Instruct. Qwen3-VL: Qwen/Qwen3-VL-4B-Instruct,
-# whose index names 713 tensors of 8,875,631,616 bytes in bfloat16. MiMo-VL: XiaomiMiMo/MiMo-VL-7B-RL as a third party quotes its
-# config.json (the wider vision MLP is Qwen2.5-VL-72B's, whose tower it took); its page says 8B, the exact count follows from
-# the shapes and was not compared with its files.
+# Published configurations by the names of their recipes, shortened to what shapes and positions follow from:
+# config.json, number of parameters, number of tensors. Qwen2.5-VL: Qwen/Qwen2.5-VL-3B-Instruct and -7B-Instruct.
+# Qwen3-VL: Qwen/Qwen3-VL-4B-Instruct, whose index names 713 tensors of 8,875,631,616 bytes in bfloat16. MiMo-VL:
+# XiaomiMiMo/MiMo-VL-7B-RL as a third party quotes its config.json (the wider vision MLP is Qwen2.5-VL-72B's, whose
+# tower it took); its page says 8B, the exact count follows from the shapes and was not compared with its files.
 QWEN2_5_VISION = dict(
     depth=32,
     hidden_size=1280,
@@ -192,8 +192,8 @@ PUBLISHED = {
 
 
 def published(folder, tiny, name):
-    """(a folder with the configuration of that name, a processor of its family and the tiny model's other files, number of
-    parameters)."""
+    """(a folder with the configuration of that name, a processor of its family and the tiny model's other files, number
+    of parameters)."""
     config, count, _ = PUBLISHED[name]
     shutil.copytree(tiny, folder)
     (folder / "config.json").write_text(json.dumps(config))

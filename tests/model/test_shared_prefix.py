@@ -1,4 +1,5 @@
-"""The packed forward: equal to separate sequences, to transformers' own padded batch, and to itself however it is cut."""
+"""The packed forward: equal to separate sequences, to transformers' own padded batch, and to itself however it is
+cut."""
 
 from functools import partial
 

@@ -37,8 +37,8 @@ def same(a, b):
 
 
 def drawable(engine, prompt, sample, tokens, temperature, *address):
-    """First and last token that a uniform within 1e-5 of this draw's picks behind the prompt and `tokens`, from the logits that
-    the learner's forward gives. address: seed, step, attempt."""
+    """First and last token that a uniform within 1e-5 of this draw's picks behind the prompt and `tokens`, from the
+    logits that the learner's forward gives. address: seed, step, attempt."""
     group = Group(prompt, [Sample(torch.tensor([*tokens, 0]), None, "", "")])
     packed = model.pack([group], **model.Policy(engine.model).pack_options)
     with torch.no_grad():
@@ -52,8 +52,9 @@ def drawable(engine, prompt, sample, tokens, temperature, *address):
 
 
 def assert_same_draws(engine, first, second, temperature, seed=0, step=0, attempt=0):
-    """Sample by sample the same tokens, log-probs within 1e-5. A token may be another, which ends its sample's comparison, only
-    where the draw's uniform lies within 1e-5 of both tokens' shares of the CDF: the prefix is replayed to see."""
+    """Sample by sample the same tokens, log-probs within 1e-5. A token may be another, which ends its sample's
+    comparison, only where the draw's uniform lies within 1e-5 of both tokens' shares of the CDF: the prefix is replayed
+    to see."""
     assert [len(g.samples) for g in first] == [len(g.samples) for g in second]
     for a, b in zip(first, second):
         for s, (x, y) in enumerate(zip(a.samples, b.samples)):
@@ -347,8 +348,8 @@ def test_buckets_are_few_and_hold_what_lives(device_type):
 
 
 def test_a_step_can_be_captured(engine, prompts, many_stops, monkeypatch):
-    """Nothing in it makes the host wait or takes numbers from it, and buffers stay where they are. (That the attention does
-    neither on a GPU is its own test's: on a CPU it looks at lengths in a way that isn't seen here.)"""
+    """Nothing in it makes the host wait or takes numbers from it, and buffers stay where they are. (That the attention
+    does neither on a GPU is its own test's: on a CPU it looks at lengths in a way that isn't seen here.)"""
     forbidden = "_local_scalar_dense nonzero masked_select lift_fresh unique2 equal".split()
 
     class Watch(torch.utils._python_dispatch.TorchDispatchMode):

@@ -23,7 +23,8 @@ class Screen(io.StringIO):
 
 
 def shown(monkeypatch, terminal, main=True, done=40, **environment):
-    """What is written of steps done + 1 to done + 10 of a hundred, one a second, with a remark and the end of the phase."""
+    """What is written of steps done + 1 to done + 10 of a hundred, one a second, with a remark and the end of the
+    phase."""
     for name in ("FORCE_COLOR", "TTY_COMPATIBLE", "TTY_INTERACTIVE", "NO_COLOR"):
         monkeypatch.delenv(name, raising=False)
     for name, value in ({"TERM": "xterm", "COLUMNS": "120"} | environment).items():

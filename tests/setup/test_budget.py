@@ -50,7 +50,8 @@ def test_equal_to_what_a_learner_holds(any_tiny, photographs, seed, one_process,
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_activations_are_what_a_forward_pass_keeps(any_tiny, photographs, seed, dtype):
-    """But for the CPU's attention, which keeps masks and each key and value once a query head, where flash kernels don't."""
+    """But for the CPU's attention, which keeps masks and each key and value once a query head, where flash kernels
+    don't."""
     of_token, of_patch = budget.activations(model.skeleton(any_tiny), dtype)
     network = model.load_model(any_tiny, dtype)
     policy = model.Policy(network)

@@ -71,7 +71,8 @@ def test_affinity_counts_and_not_the_machine(alone, monkeypatch):
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="affinity is Linux's")
 def test_a_process_bound_to_one_processor():
     """As torch and an own process see it."""
-    code = "import os; os.sched_setaffinity(0, [min(os.sched_getaffinity(0))]); from sslr1.setup import processors; print(processors.threads())"
+    code = "import os; os.sched_setaffinity(0, [min(os.sched_getaffinity(0))])\n"
+    code += "from sslr1.setup import processors; print(processors.threads())"
     environment = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
     assert done.stdout == "1\n", done.stderr
@@ -140,7 +141,8 @@ def test_how_threads_wait_is_the_users_where_they_say(alone, monkeypatch, name):
 
 
 def test_programs_wait_briefly_and_libraries_as_before(tmp_path):
-    """Settled before torch, whose OpenMP reads it once: a module of ours that is started by `-m` shows what torch would find."""
+    """Settled before torch, whose OpenMP reads it once: a module of ours that is started by `-m` shows what torch would
+    find."""
     code = "import os, sys; sys.argv = ['-m']; sys.orig_argv = ['python', '-u', '-m', MODULE, 'x']; import sslr1; "
     code += "print(os.environ.get('GOMP_SPINCOUNT'), 'torch' in sys.modules)"
     environment = {name: value for name, value in os.environ.items() if name not in processors.WAITING}

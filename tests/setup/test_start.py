@@ -1,4 +1,5 @@
-"""What a run refuses before it loads a model, in words that a user can act on; `test_train.py` has the same through the command."""
+"""What a run refuses before it loads a model, in words that a user can act on; `test_train.py` has the same through the
+command."""
 
 import re
 import shutil
@@ -79,7 +80,8 @@ def test_a_sheet_for_which_the_bounds_leave_no_room(tiny, scenes, one_process, n
 
 
 def test_held_out_puzzles_are_chosen_once_a_run(tmp_path, tiny, scenes, one_process, monkeypatch):
-    """A later start reads their addresses; other settings, or a damaged file, have them chosen anew; a picture that is gone is left out."""
+    """A later start reads their addresses; other settings, or a damaged file, have them chosen anew; a picture that is
+    gone is left out."""
     from sslr1.evaluate import held_out as evaluate
 
     images = tmp_path / "images"
