@@ -69,6 +69,7 @@ class Run:
         self.signals = Signals(self.recorder.say)
         self.clock = Clock()
         self.step, self.best, self.best_step, self.interrupted = 0, -1.0, None, False
+        self.line = {"step": 0}  # what is written of a step
 
     def __enter__(self):
         self.signals.__enter__()
@@ -110,9 +111,9 @@ class Run:
             if c.train.warmup.steps and not warm_up(self.session, self.recorder.progress, self.stopping):
                 say("stopped during the warm-up, of which nothing is kept")
                 raise KeyboardInterrupt("said") if self.interrupted else SystemExit
-            self.recorder.log({"step": 0, **self.evaluate()})
+            self.evaluate()
+            self.log(report=True)
             self.checkpoint()
-            self.recorder.report(0)
         self.watch.bad_images.update()
         if c.loss.kl_coef:
             self.checkpoints.wait()
@@ -149,7 +150,7 @@ class Run:
         return totals
 
     def record(self, step, batch, drawn, totals, events, learned) -> None:
-        """Log a finished step, evaluate where it is time, and say what is to be said. events: the curriculum's. Raises
+        """Note a finished step's numbers and samples, and say what is to be said. events: the curriculum's. Raises
         UserError after too many steps without a gradient."""
         c, say = self.config, self.recorder.say
         self.step = step
@@ -168,14 +169,15 @@ class Run:
             say(f"step {step}: {alarm}")
             line[f"alarm/{alarm.kind}"] = 1.0
         self.recorder.progress.show(step, {k: line[k] for k in ("reward", "entropy", "timing_s/step")})
-        evaluated = not lost and (step % c.eval.every == 0 or step == c.train.steps)
-        self.recorder.log(line | self.evaluate() if evaluated else line)
+        self.line = line
         if lost:
-            self.recorder.report(step)
+            self.log(report=True)
             self.watch.lost(step, self.recorder.samples.lines.path)
-        if step % c.checkpoint.every == 0 or step == self.best_step:
-            self.checkpoint()
-        self.recorder.report(step, at_least_every_s=0.0 if evaluated else c.log.report_every_s)
+
+    def log(self, report) -> None:
+        """Write the step's line, and the report: at once, or if the last is log.report_every_s old."""
+        self.recorder.log(self.line)
+        self.recorder.report(self.step, 0.0 if report else self.config.log.report_every_s)
 
     def _speed(self, learned) -> dict:
         seconds = self.clock.take()
@@ -195,15 +197,15 @@ class Run:
         out["perf/max_host_memory_gb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
         return out
 
-    def evaluate(self) -> dict:
-        """Answer the held-out puzzles; returns their metrics."""
+    def evaluate(self) -> None:
+        """Answer the held-out puzzles, and add their metrics to the step's line."""
         found, names = self.evaluator.run(), self.config.puzzles.mixture
         exact = {name: found[f"eval/{name}/exact"] for name in names}
         mean = plain_sum(exact.values()) / len(exact)
         if mean > self.best:
             self.best, self.best_step = mean, self.step
         self.recorder.say(f"step {self.step} held out: " + ", ".join(f"{name} {x:.1%}" for name, x in exact.items()))
-        return found
+        self.line |= found
 
     def checkpoint(self) -> None:
         self.checkpoints.save(self.step, self.best_step, self.state())

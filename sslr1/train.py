@@ -15,7 +15,7 @@ from sslr1.setup import entry
 
 
 def train(session, run):
-    """The loop: stream, rollout with rewards, learner, sampler weights, curriculum, log."""
+    """The loop: stream, rollout with rewards, learner, sampler weights, curriculum, log, evaluation, checkpoint."""
     c = session.config
     start = run.begin()
     with closing(session.stream(levels=run.curriculum.level)) as stream:
@@ -33,6 +33,12 @@ def train(session, run):
             totals = run.count(batch, drawn, trained)
             events = run.curriculum.update(step, totals.levels)
             run.record(step + 1, batch, drawn, totals, events, learned)
+            evaluates = run.step % c.eval.every == 0 or run.step == c.train.steps
+            if evaluates:
+                run.evaluate()
+            run.log(report=evaluates)
+            if run.step % c.checkpoint.every == 0 or run.step == run.best_step:
+                run.checkpoint()
     run.end()
 
 

@@ -35,6 +35,7 @@ TOKENIZER_FILES = (
     "video_preprocessor_config.json",
     "chat_template.json",
 )
+COUNTERS = ("step_number", "skipped", "skipped_in_a_row")  # of the learner
 OUTSIDE = (OSError, SafetensorError, CheckpointException)  # what a disk does, or the files on it
 
 
@@ -61,91 +62,96 @@ def _state(policy, optimizer=None) -> dict:
 
 
 def save(*arguments, **options) -> Path:
-    """Take a checkpoint and wait until it is written. As `snapshot`."""
-    return snapshot(*arguments, copy=False, **options)()
+    """Take a checkpoint and wait until it is written. As `Snapshot`."""
+    return Snapshot(*arguments, copy=False, **options).write()
 
 
-def snapshot(
-    folder,
-    step,
-    *,
-    learner,
-    sampler,
-    tokenizer,
-    source,
-    trainer: dict,
-    world,
-    keep=2,
-    also=(),
-    records=(),
-    group=None,
-    copy=True,
-):
-    """Copy the state of this moment to the host's memory; all ranks call it. Returns the function that writes the copy
-    to `folder`/step-NNNNNN and returns that path, for all ranks to call, on any thread if `group` is used for nothing
-    else. Without `copy` it writes the state that it finds when it is called. Snapshots before it must have been
+class Snapshot:
+    """The state of this moment, copied to the host's memory, which `write` makes the checkpoint `folder`/step-NNNNNN.
+    All ranks take it. Without `copy` it is the state at the time of `write`. Snapshots before it must have been
     written: what lies there unfinished is cleared away.
 
     sampler: the engine's plain model, equal to the learner's in its compute dtype, which becomes hf/. source: the model
     folder whose processor files go along. trainer: JSON-able state. records: files to be flushed before the checkpoint
-    counts, since a run that goes on from it wants their lines up to its step.
-
-    Afterwards the `keep` newest and those of the steps `also` are kept, older ones removed. What can't be written (a
-    full disk) is a UserError on all ranks, worded on one of them; earlier checkpoints are then as they were.
+    counts, since a run that goes on from it wants their lines up to its step. Afterwards the `keep` newest and those of
+    the steps `also` are kept, older ones removed. group: for `write`'s collectives.
     """
-    folder = Path(folder)
-    final, partial = folder / f"step-{step:06d}", folder / f"partial-{step:06d}"
-    counters = {name: getattr(learner, name) for name in ("step_number", "skipped", "skipped_in_a_row")}
-    trainer = {**trainer, "learner": {**counters, "optimizer": bool(learner.optimizer.state)}}
-    text = json.dumps(trainer, indent=2) + "\n"
-    state, weights, problem = _state(learner.policy, learner.optimizer), None, None
-    if copy:
-        state = DefaultStager(StagingOptions(False, False, False, False)).stage(state)
-        weights = _copies(sampler) if world.main else None
 
-    def prepare():
-        for left in folder.glob("partial-*"):  # by a run that was killed while it wrote
+    def __init__(
+        self,
+        folder,
+        step,
+        *,
+        learner,
+        sampler,
+        tokenizer,
+        source,
+        trainer: dict,
+        world,
+        keep=2,
+        also=(),
+        records=(),
+        group=None,
+        copy=True,
+    ):
+        self.folder, self.world, self.group, self.records = Path(folder), world, group, records
+        self.final, self.partial = self.folder / f"step-{step:06d}", self.folder / f"partial-{step:06d}"
+        self.keep, self.also = keep, {f"step-{each:06d}" for each in also}
+        counters = {name: getattr(learner, name) for name in COUNTERS}
+        trainer = {**trainer, "learner": {**counters, "optimizer": bool(learner.optimizer.state)}}
+        self.trainer = json.dumps(trainer, indent=2) + "\n"
+        self.sampler, self.weights, self.problem = sampler, None, None
+        self.state = _state(learner.policy, learner.optimizer)
+        if copy:
+            self.state = DefaultStager(StagingOptions(False, False, False, False)).stage(self.state)
+            self.weights = _copies(sampler) if world.main else None
+        if world.main:
+            self.problem = self._attempt(self._prepare, tokenizer, source)
+
+    def write(self) -> Path:
+        """For all ranks to call, on any thread if `group` is used for nothing else. What can't be written (a full disk)
+        is a UserError on all ranks, worded on one of them; earlier checkpoints are then as they were."""
+        _agree(self.problem, self.world, self.group)
+        writer = HuggingFaceStorageWriter(str(self.partial / "state"), save_distributed=True)
+        # The same on all ranks
+        failed = self._attempt(dcp.save, self.state, storage_writer=writer, process_group=self.group)
+        if self.world.main:
+            failed = failed or self._attempt(self._finish)
+            if failed:
+                shutil.rmtree(self.partial, ignore_errors=True)
+        _agree(failed, self.world, self.group)
+        return self.final
+
+    def _prepare(self, tokenizer, source):
+        for left in self.folder.glob("partial-*"):  # by a run that was killed while it wrote
             shutil.rmtree(left, ignore_errors=True)
-        (partial / "state").mkdir(parents=True)
-        _save_small(partial / "hf", tokenizer, source)  # not on the thread: tokenizers serve one at a time
+        (self.partial / "state").mkdir(parents=True)
+        _save_small(self.partial / "hf", tokenizer, source)  # not on the thread: tokenizers serve one at a time
 
-    def finish():
-        (partial / "state" / "trainer.json").write_text(text, encoding="utf-8")
-        sampler.save_pretrained(partial / "hf", state_dict=weights)
+    def _finish(self):
+        partial, final = self.partial, self.final
+        (partial / "state" / "trainer.json").write_text(self.trainer, encoding="utf-8")
+        self.sampler.save_pretrained(partial / "hf", state_dict=self.weights)
         open_to_all([path for path in partial.rglob("*") if path.is_file()], partial)
-        for path in (*partial.rglob("*"), partial, *(path for path in records if path.exists())):
+        for path in (*partial.rglob("*"), partial, *(path for path in self.records if path.exists())):
             flush(path)
         if final.exists():
             _remove(final)
         os.replace(partial, final)
-        flush(folder)
-        for old in steps(folder)[:-keep]:
-            if old.name not in {f"step-{each:06d}" for each in also}:
+        flush(self.folder)
+        for old in steps(self.folder)[: -self.keep]:
+            if old.name not in self.also:
                 _remove(old)
 
-    def attempt(work):
+    def _attempt(self, work, *arguments, **options):
+        """What went wrong with it, in words; None if nothing."""
         try:
-            work()
+            work(*arguments, **options)
         except OUTSIDE as error:
             return (
-                f"checkpoint {final} could not be written: {_reason(error)}. Earlier ones are whole; when that is "
+                f"checkpoint {self.final} could not be written: {_reason(error)}. Earlier ones are whole; when that is "
                 "mended, start the same command again"
             )
-
-    def write():
-        _agree(problem, world, group)
-        writer = HuggingFaceStorageWriter(str(partial / "state"), save_distributed=True)
-        failed = attempt(lambda: dcp.save(state, storage_writer=writer, process_group=group))  # the same on all ranks
-        if world.main:
-            failed = failed or attempt(finish)
-            if failed:
-                shutil.rmtree(partial, ignore_errors=True)
-        _agree(failed, world, group)
-        return final
-
-    if world.main:
-        problem = attempt(prepare)
-    return write
 
 
 def _agree(problem, world, group):
@@ -213,11 +219,10 @@ def load(path, *, learner) -> dict:
         state = _state(learner.policy, learner.optimizer)
         dcp.load(state, storage_reader=HuggingFaceStorageReader(str(path)))
     except (*OUTSIDE, json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
-        words = (
-            f"{path} can't be read ({_reason(error)}): move {path.parent} away to go on from the checkpoint before it"
-        )
+        mend = f"move {path.parent} away to go on from the checkpoint before it"
+        words = f"{path} can't be read ({_reason(error)}): {mend}"
         raise UserError(words if learner.world.main else "") from None
-    for name in ("step_number", "skipped", "skipped_in_a_row"):
+    for name in COUNTERS:
         setattr(learner, name, counters.get(name, 0))
     return trainer
 

@@ -44,7 +44,7 @@ class Checkpointer:
         reference's."""
         session, c = self.session, self.session.config
         self.wait()  # a snapshot clears away what lies there unfinished
-        write = checkpoint.snapshot(
+        snapshot = checkpoint.Snapshot(
             self.folder,
             step,
             learner=self.learner,
@@ -59,7 +59,7 @@ class Checkpointer:
             group=self._group,
             copy=self._background,
         )
-        self._writer.put(write)
+        self._writer.put(snapshot.write)
         if not self._background:
             self.wait()
         self.saved = step

@@ -28,8 +28,8 @@ def taking(tmp_path, tiny, one_process):
     learner, weights = make_learner(tiny, one_process)
     fixed = dict(learner=learner, sampler=weights.model, tokenizer=model.load_tokenizer(tiny), source=tiny)
 
-    def take(step, best=None, keep=2):
-        return checkpoint.snapshot(
+    def take(step, best=None, keep=2, **options):
+        return checkpoint.Snapshot(
             tmp_path,
             step,
             trainer={"step": step},
@@ -37,7 +37,8 @@ def taking(tmp_path, tiny, one_process):
             also=[] if best is None else [best],
             keep=keep,
             **fixed,
-        )
+            **options,
+        ).write
 
     return learner, take
 
@@ -120,7 +121,7 @@ def test_the_one_before_is_written_first(monkeypatch):
     settings = config.check({"model": {"path": "m"}, "data": {"path": "d"}})
     this = MagicMock(session=MagicMock(config=settings))
     this.wait.side_effect = lambda: calls.append("wait")
-    monkeypatch.setattr(checkpoint, "snapshot", lambda *_, **options: calls.append("snapshot"))
+    monkeypatch.setattr(checkpoint, "Snapshot", lambda *_, **options: calls.append("snapshot") or MagicMock())
     Checkpointer.save(this, 3, None, {})
     assert calls[:2] == ["wait", "snapshot"]
 
@@ -138,15 +139,12 @@ def test_records_reach_the_disk_before_the_checkpoint_counts(tmp_path, taking, m
     inner, replace = checkpoint.flush, checkpoint.os.replace
     monkeypatch.setattr(checkpoint, "flush", lambda path: (seen.append(path.name), inner(path)))
     monkeypatch.setattr(checkpoint.os, "replace", lambda a, b: (seen.append("renamed"), replace(a, b)))
-    learner, _ = taking
+    _, take = taking
     (tmp_path / "metrics.jsonl").write_text("{}\n")
-    take = checkpoint.snapshot
-    fixed = {n: c.cell_contents for n, c in zip(taking[1].__code__.co_freevars, taking[1].__closure__)}["fixed"]
-    records = (tmp_path / "metrics.jsonl", tmp_path / "samples.jsonl")
-    take(tmp_path / "c", 1, trainer={}, world=learner.world, records=records, **fixed)()
+    take(1, records=(tmp_path / "metrics.jsonl", tmp_path / "samples.jsonl"))()
     renamed = seen.index("renamed")
     assert seen.index("metrics.jsonl") < renamed and seen.index("model.safetensors") < renamed
-    assert seen.index("partial-000001") < renamed and seen[-1] == "c"
+    assert seen.index("partial-000001") < renamed and seen[-1] == tmp_path.name
 
 
 def test_one_at_a_time_and_errors_are_raised():

@@ -98,7 +98,7 @@ def test_checkpoints_kept_besides_the_newest(tmp_path, tiny, one_process):
 @pytest.mark.parametrize("kl_coef, kept", [(0.0, [7]), (0.1, [7, 0])])
 def test_its_checkpoint_is_kept(tmp_path, monkeypatch, kl_coef, kept):
     seen = {}
-    monkeypatch.setattr(checkpoint, "snapshot", lambda *_, **options: seen.update(options))
+    monkeypatch.setattr(checkpoint, "Snapshot", lambda *_, **options: seen.update(options) or MagicMock())
     tree = {"model": {"path": "m"}, "data": {"path": "d"}, "loss": {"kl_coef": kl_coef}}
     this = MagicMock(session=MagicMock(config=config.check(tree)), folder=tmp_path)
     Checkpointer.save(this, 9, 7, {})
