@@ -55,7 +55,7 @@ TARGET_VBMI void patch_by_permutes(const Byte* in, Index stride, const Layout& l
   const bool streamed = layout.streamed && kPlane * kSize % 16 == 0 && reinterpret_cast<std::uintptr_t>(out) % 16 == 0;
   for (int i = 0; i < 64; ++i) order[i] = static_cast<Byte>(i % 16 * 3 + i / 16);
   const __m512i by_channel = _mm512_loadu_si512(order);
-  for (int y = 0; y < P; ++y) {  // 16 values of each channel; the next row overwrites those behind the P-th
+  for (int y = 0; y < P; ++y) {  // 16 values of each channel; the next row overwrites those after the P-th
     const __m512i pixels = _mm512_maskz_loadu_epi8((1ull << 3 * P) - 1, in + y * stride);
     const __m512i row = _mm512_permutexvar_epi8(by_channel, pixels);
     _mm_storeu_si128(reinterpret_cast<__m128i*>(channels[0] + y * P), _mm512_castsi512_si128(row));

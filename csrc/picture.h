@@ -24,7 +24,7 @@ struct Box {
   Index width() const { return right - left; }
 };
 
-struct Picture {  // height x width pixels, of which the box `held` lies at `pixels`, row behind row
+struct Picture {  // height x width pixels, of which the box `held` lies at `pixels`, row after row
   Byte* pixels;
   Index height, width;
   Box held;
@@ -73,7 +73,7 @@ inline std::uint32_t load_pixel(const Byte* p) {
   return load<std::uint16_t>(p) | static_cast<std::uint32_t>(p[2]) << 16;
 }
 
-// n pixels `step` bytes apart, two at a time: a store spoils 2 bytes behind it, which the next one mends.
+// n pixels `step` bytes apart, two at a time: a store spoils 2 bytes after it, which the next one mends.
 inline void gather_pixels(const Byte* from, Index step, Byte* to, Index n) {
   Index i = 0;
   for (; i + 2 < n; i += 2) {

@@ -25,7 +25,7 @@ constexpr float kLowest = -87.0f;  // below it e^x counts as 0
 using Floats = float __attribute__((vector_size(4 * kLanes)));
 using Bits = std::uint32_t __attribute__((vector_size(4 * kLanes)));
 
-IN_EACH_CLONE Floats load(const float* x, Index n) {  // -inf behind the n-th
+IN_EACH_CLONE Floats load(const float* x, Index n) {  // -inf after the n-th
   Floats v = Floats{} - std::numeric_limits<float>::infinity();
   std::memcpy(&v, x, 4 * std::min<Index>(n, kLanes));
   return v;

@@ -16,7 +16,7 @@ bf16, prompts of 1,000 tokens, own 200: 33 + 105 + 6 = 144 MB, and 8 MB written 
 
 How prompts are cut follows from shapes alone, so that a captured graph serves every step and a row's arithmetic depends
 on its own keys and on these shapes, never on other rows' lengths or values; `batch_invariant` takes pieces of one size
-instead, so that it depends on the group's own shape only. Nothing behind a length is read. Exponentials are in base 2;
+instead, so that it depends on the group's own shape only. Nothing beyond a length is read. Exponentials are in base 2;
 scores, sums, maxima and what pieces leave are float32, and products of float32 are float32's own, not TF32's.
 """
 

@@ -26,16 +26,16 @@ WORDS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 @triton.jit
 def locate(jobs, stride, count, block):
-    """Address of the row of `jobs` that a block belongs to: the last whose first block, column 0, is not behind it.
+    """Address of the row of `jobs` that a block belongs to: the last whose first block, column 0, is not after it.
 
     Rows without blocks start where the next one does, so they are never the last.
     """
     low, high = 0, count
     while high - low > 1:
         middle = (low + high) // 2
-        behind = tl.load(jobs + middle * stride) > block
-        high = tl.where(behind, middle, high)
-        low = tl.where(behind, low, middle)
+        after = tl.load(jobs + middle * stride) > block
+        high = tl.where(after, middle, high)
+        low = tl.where(after, low, middle)
     return jobs + low * stride
 
 

@@ -28,7 +28,7 @@ def exponential(x, top):
 
 @triton.jit
 def load(logits, suppressed, at, vocabulary, inverse_temperature, SUPPRESSED: tl.constexpr):
-    """x [BLOCK] float32, -inf behind the vocabulary, and the same with -inf where `suppressed`."""
+    """x [BLOCK] float32, -inf beyond the vocabulary, and the same with -inf where `suppressed`."""
     x = tl.load(logits + at, mask=at < vocabulary, other=float("-inf")).to(tl.float32) * inverse_temperature
     drawable = x
     if SUPPRESSED:

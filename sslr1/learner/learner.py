@@ -171,8 +171,7 @@ class Learner:
         device."""
         device, chosen = self.world.device, [groups[n] for n in batch.numbers]
         drawn = [group.samples[s].logprobs for group, part in zip(chosen, batch.parts) for s in part]
-        options = {"numbers": batch.numbers, "parts": batch.parts, **self.policy.pack_options}
-        packed = pack(chosen, group_size=rows[0].shape[1], **options)
+        packed = pack(chosen, group_size=rows[0].shape[1], parts=batch.parts, **self.policy.pack_options)
         return packed.to(device), torch.cat(drawn).to(device), *(each[batch.numbers].to(device) for each in rows)
 
     def _backward(self, packed, drawn, rewards, advantages=None, *, kept, counts) -> dict:

@@ -41,16 +41,15 @@ class Group:
     samples: list = field(default_factory=list)
 
 
-@dataclass
+@dataclass(kw_only=True)
 class Packed:
     """One micro-batch. T packed tokens, N completion tokens.
 
     input_ids int64 [T]; position_ids int64 [3, T]; pixel_values, image_grid_thw of all prompts in order; layout: an
     `ops.Layout`, whose `groups` are (prompt length, completion lengths); image_rows int64: the rows that hold visual
     tokens; predictors int64 [N]: the row whose state predicts each completion token (for a completion's first token its
-    prompt's last row); tokens int64 [N]; sequence int64 [N]: number of the completion, group * G + sample;
-    group_numbers: which of the step's groups these are. `image_grid_thw` stays on the CPU, where its numbers can be
-    read at no wait.
+    prompt's last row); tokens int64 [N]; sequence int64 [N]: number of the completion, group * G + sample.
+    `image_grid_thw` stays on the CPU, where its numbers can be read at no wait.
     """
 
     input_ids: torch.Tensor
@@ -62,7 +61,6 @@ class Packed:
     predictors: torch.Tensor
     tokens: torch.Tensor
     sequence: torch.Tensor
-    group_numbers: list
 
     def to(self, device):
         moved = {k: v.to(device, non_blocking=True) for k, v in vars(self).items() if isinstance(v, torch.Tensor)}
@@ -141,7 +139,7 @@ def opening(tokenizer, thinking, asked="puzzles.thinking is false", mend="set pu
 
 def mrope_positions(input_ids, image_grid_thw, image_token_id, merge) -> torch.Tensor:
     """Positions of a prompt as Qwen's models count them, int64 [3, L] (time, height, width): text counts up on all
-    three; an image's tokens share the time at which it starts and add their row and column; text goes on behind its
+    three; an image's tokens share the time at which it starts and add their row and column; text goes on after its
     longer side."""
     ids = input_ids.numpy()
     out = np.empty((3, len(ids)), np.int64)
@@ -169,14 +167,12 @@ def mrope_positions(input_ids, image_grid_thw, image_token_id, merge) -> torch.T
     return torch.from_numpy(out)
 
 
-def pack(groups, *, image_token_id, merge, group_size=None, numbers=None, parts=None) -> Packed:
+def pack(groups, *, image_token_id, merge, group_size=None, parts=None) -> Packed:
     """Pack whole groups, or of each only the samples in `parts` (a range a group), into one row.
 
-    group_size: G of the whole step, which fixes completion numbers (default: the first group's); numbers: the groups'
-    positions in the step (default 0…).
+    group_size: G of the whole step, which fixes completion numbers (default: the first group's).
     """
     group_size = group_size if group_size is not None else max(1, len(groups[0].samples))
-    numbers = list(range(len(groups))) if numbers is None else list(numbers)
     ids, positions, layout, predictors, tokens, sequence = [], [], [], [], [], []
     row = 0
     for place, group in enumerate(groups):
@@ -204,16 +200,15 @@ def pack(groups, *, image_token_id, merge, group_size=None, numbers=None, parts=
     none = [torch.zeros(0, dtype=torch.int64)]
     ids = torch.cat(ids)
     return Packed(
-        ids,
-        torch.cat(positions, 1),
-        torch.cat([g.prompt.pixel_values for g in groups]),
-        torch.cat([g.prompt.image_grid_thw for g in groups]),
-        ops.Layout(layout),
-        (ids == image_token_id).nonzero()[:, 0],
-        torch.cat(predictors or none),
-        torch.cat(tokens or none),
-        torch.cat(sequence or none),
-        numbers,
+        input_ids=ids,
+        position_ids=torch.cat(positions, 1),
+        pixel_values=torch.cat([g.prompt.pixel_values for g in groups]),
+        image_grid_thw=torch.cat([g.prompt.image_grid_thw for g in groups]),
+        layout=ops.Layout(layout),
+        image_rows=(ids == image_token_id).nonzero()[:, 0],
+        predictors=torch.cat(predictors or none),
+        tokens=torch.cat(tokens or none),
+        sequence=torch.cat(sequence or none),
     )
 
 

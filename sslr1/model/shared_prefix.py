@@ -41,7 +41,7 @@ AttentionInterface.register(VISION_ATTENTION, _vision_attention)
 
 
 def plug_in(model) -> None:
-    """Let a loaded model use our attention. Set behind transformers' setter, which would look a name with "flash" up on
+    """Let a loaded model use our attention. Set past transformers' setter, which would look a name with "flash" up on
     a hub of kernels."""
     model.model.language_model.config._attn_implementation_internal = TEXT_ATTENTION
     model.model.visual.config._attn_implementation_internal = VISION_ATTENTION
@@ -105,7 +105,7 @@ def vision_tables(visual, grid_thw, device) -> dict:
 
 def deepstack(seen, rows) -> dict:
     """Arguments by which a language model adds what its vision tower says of earlier blocks (DeepStack, arXiv
-    2406.04334) to image tokens behind its first layers. None for a tower that gives its last block only.
+    2406.04334) to image tokens after its first layers. None for a tower that gives its last block only.
 
     seen: the tower's output; rows int64: the image tokens', which `_add_to_rows` takes in place of a mask.
     """

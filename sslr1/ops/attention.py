@@ -190,7 +190,7 @@ def decode_attention(
     q [P, G, H, d]; prompt_k, prompt_v [P, H_kv, L, d], read once for all G samples; prompt_lengths int32 or int64 [P],
     0 to L; own_k, own_v [P, G, H_kv, C, d], buffers with room for C keys of the samples' own; own_lengths int32 or
     int64, [1] or whatever else expands to [P, G]: how many of them are there, this step's included, 0 to C. The rest
-    are of one floating dtype. What lies behind a length has no influence, but the plain form, which multiplies it by 0,
+    are of one floating dtype. What lies beyond a length has no influence, but the plain form, which multiplies it by 0,
     needs it finite.
 
     batch_invariant: a group's result follows, bit for bit, from its own G, lengths and values, whatever P, L and C are
@@ -287,13 +287,13 @@ def _reference(q, prompt_k, prompt_v, prompt_lengths, own_k, own_v, own_lengths,
     q_prompt = q_kv.transpose(1, 2).reshape(P, heads_kv, G * times, d)
     to_prompt = q_prompt @ prompt_k.transpose(-1, -2)
     if least < L:
-        behind = torch.arange(least, L, device=q.device) >= prompt_lengths[:, None]
-        to_prompt[..., least:].masked_fill_(behind[:, None, None], float("-inf"))
+        beyond = torch.arange(least, L, device=q.device) >= prompt_lengths[:, None]
+        to_prompt[..., least:].masked_fill_(beyond[:, None, None], float("-inf"))
     to_prompt = to_prompt.view(P, heads_kv, G, times, L).transpose(1, 2)
     to_own = q_kv @ own_k.transpose(-1, -2)  # [P, G, H_kv, times, C]
     if own_least < C:
-        behind = torch.arange(own_least, C, device=q.device) >= own_lengths.expand(P, G)[..., None]
-        to_own[..., own_least:].masked_fill_(behind[:, :, None, None], float("-inf"))
+        beyond = torch.arange(own_least, C, device=q.device) >= own_lengths.expand(P, G)[..., None]
+        to_own[..., own_least:].masked_fill_(beyond[:, :, None, None], float("-inf"))
     scores = torch.cat([to_prompt, to_own], -1)
     weights = scores.softmax(-1, dtype=torch.promote_types(q.dtype, torch.float32)).to(q.dtype)
     w_prompt, w_own = weights.split([L, C], -1)

@@ -80,7 +80,7 @@ class Chunks:
         if not large.is_cuda and not large.any():  # a GPU would have to wait for the answer
             return
         places = torch.cat([picked[:, None], self.logits.topk(min(LEADERS, self.logits.shape[1])).indices], 1)
-        if self.exact is None:  # kept from chunk to chunk: what comes and goes leaves holes behind
+        if self.exact is None:  # kept from chunk to chunk: what comes and goes leaves holes
             two = self.states.new_empty(2, *self.states.shape, dtype=torch.float64)
             self.exact = (*two, torch.empty_like(self.states))
         states, weights, found = self.exact

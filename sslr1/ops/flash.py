@@ -153,7 +153,7 @@ def _torch_backward(dout, q, k, v, out, lse, bounds):
 
 # The CPU: torch's flash kernels for dense batches. Causal sequences of about one length share a call, filled up to a
 # width that depends on their own length only, so that a sequence's result does not depend on its neighbours; what is
-# behind a causal sequence's end is seen by nothing in it.
+# beyond a causal sequence's end is seen by nothing in it.
 
 
 def _batches(bounds):
@@ -200,10 +200,10 @@ def _cpu_backward(dout, q, k, v, out, lse, bounds):
     dq, dk, dv = (x.new_empty(x.shape) for x in (q, k, v))
     lse = lse.t()[..., None]
     for query_rows, key_rows, inside in _batches(bounds):
-        behind = ~inside[:, None, :, None]
-        given = _gather(dout, query_rows).masked_fill(behind, 0.0)
+        beyond = ~inside[:, None, :, None]
+        given = _gather(dout, query_rows).masked_fill(beyond, 0.0)
         qkv = _gather(q, query_rows), _gather(k, key_rows, times), _gather(v, key_rows, times)
-        lse_here = _gather(lse, query_rows).masked_fill(behind, float("inf"))[..., 0]  # P = 0
+        lse_here = _gather(lse, query_rows).masked_fill(beyond, float("inf"))[..., 0]  # P = 0
         grads = aten._scaled_dot_product_flash_attention_for_cpu_backward(
             given, *qkv, _gather(out, query_rows), lse_here, 0.0, bounds.causal, scale=bounds.scale
         )

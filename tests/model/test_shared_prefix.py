@@ -29,15 +29,15 @@ def network(folder):
     return model.load_model(folder, torch.float64)
 
 
-def loss_and_gradients(policy, batches, rewards, **options):
-    """Sum of the loss over packed batches, and every gradient; counts are the whole step's."""
+def loss_and_gradients(policy, batches, rewards, numbers=None, **options):
+    """Sum of the loss over packed batches, and every gradient; counts are the whole step's. numbers: each batch's groups."""
     policy.zero_grad()
     total = 0.0
     tokens = sum(len(b.tokens) for b in batches)
-    for packed in batches:
+    for i, packed in enumerate(batches):
+        chosen = rewards if numbers is None else rewards[numbers[i]]
 
-        def loss(hidden, lm_head, packed=packed):
-            chosen = rewards[packed.group_numbers] if len(batches) > 1 else rewards
+        def loss(hidden, lm_head, packed=packed, chosen=chosen):
             out = ops.grpo_loss(
                 hidden,
                 lm_head,
@@ -122,8 +122,9 @@ def test_shared_prefix_equals_separate_sequences_and_transformers(network, folde
     shared = loss_and_gradients(policy, [pack(groups, policy)], rewards)
     separate = loss_and_gradients(
         policy,
-        [pack([g], policy, numbers=[n], parts=[range(s, s + 1)]) for n, g in enumerate(groups) for s in range(3)],
+        [pack([g], policy, parts=[range(s, s + 1)]) for g in groups for s in range(3)],
         rewards,
+        [[n] for n in range(len(groups)) for _ in range(3)],
     )
     assert_equal(shared, expected, bound)
     assert_equal(separate, expected, bound)
@@ -139,10 +140,9 @@ def test_packing_order_and_cuts_change_nothing(network, folder, photographs, see
     for budget in (180, 230, 400):
         cut = model.split(groups, budget)
         assert len(cut) > 1
-        batches = [
-            pack([groups[n] for n, _ in b], policy, numbers=[n for n, _ in b], parts=[r for _, r in b]) for b in cut
-        ]
-        assert_equal(loss_and_gradients(policy, batches, rewards), whole, 1e-12)
+        batches = [pack([groups[n] for n, _ in b], policy, parts=[r for _, r in b]) for b in cut]
+        numbers = [[n for n, _ in b] for b in cut]
+        assert_equal(loss_and_gradients(policy, batches, rewards, numbers), whole, 1e-12)
 
 
 @pytest.fixture(params=FAMILIES)
