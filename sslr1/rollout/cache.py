@@ -44,9 +44,9 @@ class Shape:
 class GroupCache:
     """P places of a prompt and its G samples. A prompt's keys and values are written once and read by all its samples.
 
-    Prompt buffers are [layers, P, H_kv, longest prompt, d], own buffers [layers, P, G, H_kv, max_tokens, d]. A slot is
-    a sample's number p * G + s: where its keys and values stay for as long as it lives. How many there are of each lies
-    on the device, so that a captured step serves every length.
+    Prompt buffers are [layers, P, H_kv, longest prompt, d], own buffers [layers, P, G, H_kv, max_tokens, d]. A
+    sample's number is p * G + s: its keys and values stay there for as long as it lives. How many there are of each
+    lies on the device, so that a captured step serves every length.
     """
 
     def __init__(self, config, shape, dtype, device, batch_invariant=False):
@@ -73,14 +73,14 @@ class GroupCache:
             for (place, length), part in zip(self.expected, parts):
                 buffer[layer, place, :, :length] = part
 
-    def begin_step(self, slots, written, first, last):
-        """The next decode step computes the samples in `slots` [n], of which `written` [n] have so many keys already,
-        all in places first to last - 1. n = (last - first) * G means all of these places' slots in order."""
+    def begin_step(self, samples, written, first, last):
+        """The next decode step computes `samples` [n], of which `written` [n] have so many keys already,
+        all in places first to last - 1. n = (last - first) * G means all of these places' samples in order."""
         G, C = self.own_k.shape[2], self.own_k.shape[4]
         self.first, self.last = first, last
-        self.slots = None if len(slots) == (last - first) * G else slots - first * G
+        self.samples = None if len(samples) == (last - first) * G else samples - first * G
         heads = len(self.heads)
-        self.into = ((slots[:, None] * heads + self.heads) * C + written[:, None]).view(-1)
+        self.into = ((samples[:, None] * heads + self.heads) * C + written[:, None]).view(-1)
 
     def attend(self, layer, query, key, value, scale):
         """One decode step: query [1, H, R, d], key and value [1, H_kv, R, d] -> [1, R, H, d]. Rows after the n that
@@ -91,15 +91,15 @@ class GroupCache:
             buffer[layer].view(-1, d).index_copy_(0, self.into, new[0, :, :n].transpose(0, 1).reshape(-1, d))
         a, b, G = self.first, self.last, self.own_k.shape[2]
         q = query[0, :, :n].transpose(0, 1)
-        if self.slots is not None:
-            q = q.new_zeros((b - a) * G, *q.shape[1:]).index_copy_(0, self.slots, q)
+        if self.samples is not None:
+            q = q.new_zeros((b - a) * G, *q.shape[1:]).index_copy_(0, self.samples, q)
         q = q.reshape(b - a, G, -1, d)
         prompts = self.prompt_k[layer, a:b], self.prompt_v[layer, a:b], self.prompt_lengths[a:b]
         own = self.own_k[layer, a:b], self.own_v[layer, a:b], self.own_lengths[a:b]
         out = ops.decode_attention(q, *prompts, *own, scale, batch_invariant=self.batch_invariant)
         out = out.view((b - a) * G, -1, d)
-        if self.slots is not None:
-            out = out.index_select(0, self.slots)
+        if self.samples is not None:
+            out = out.index_select(0, self.samples)
         if n < rows:
             out = F.pad(out, (0, 0, 0, 0, 0, rows - n))
         return out[None]

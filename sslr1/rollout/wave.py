@@ -26,29 +26,30 @@ def bucket(n, device_type) -> int:
 
 
 class Wave:
-    """P places, each for a prompt and its G samples; sample s of the prompt in place p has slot p * G + s.
+    """P places, each for a prompt and its G samples; sample s of the prompt in place p has number
+    p * G + s.
 
-    By slot, on the device: `tokens` int64 and `logprobs` float32 [P * G, max_tokens], `counts` int64 (tokens drawn),
+    By that number, on the device: `tokens` int64 and `logprobs` float32 [P * G, max_tokens], `counts` int64 (tokens drawn),
     `live` bool, `addresses` int64 (the draws' but for the position), `first_position` int64 (of a completion's first
-    token). A step computes blocks: the slots `order[start:stop]`, which lie in places first to last - 1.
+    token). A step computes blocks: samples `order[start:stop]`, which lie in places first to last - 1.
 
     shape: a `Shape`; key: the hash of (seed, step, attempt) that draws go on from; sampling: temperature, top_p and
     top_k; capture: whether steps become CUDA graphs.
     """
 
     def __init__(self, model, shape, *, key, sampling, stop, suppressed, batch_invariant, capture):
-        device, slots = model.device, shape.places * shape.group_size
+        device, samples = model.device, shape.places * shape.group_size
         self.model, self.key, self.sampling, self.batch_invariant = model, key, sampling, batch_invariant
         self.places, self.group_size, self.max_tokens = shape.places, shape.group_size, shape.max_tokens
         self.most_rows = shape.rows
         self.cache = GroupCache(model.config.text_config, shape, model.dtype, device, batch_invariant)
         int64 = {"dtype": torch.int64, "device": device}
-        self.tokens = torch.zeros(slots, self.max_tokens, **int64)
-        self.logprobs = torch.zeros(slots, self.max_tokens, device=device)
-        self.counts, self.addresses, self.first_position = (torch.zeros(slots, **int64) for _ in range(3))
-        self.live = torch.zeros(slots, dtype=torch.bool, device=device)
+        self.tokens = torch.zeros(samples, self.max_tokens, **int64)
+        self.logprobs = torch.zeros(samples, self.max_tokens, device=device)
+        self.counts, self.addresses, self.first_position = (torch.zeros(samples, **int64) for _ in range(3))
+        self.live = torch.zeros(samples, dtype=torch.bool, device=device)
         self.lengths = torch.ones(self.places, dtype=torch.int32, device=device)  # prompts, done ones too
-        self.order = torch.arange(slots, device=device)
+        self.order = torch.arange(samples, device=device)
         self.stop, self.suppressed = torch.tensor(stop, **int64), torch.tensor(suppressed, **int64)
         self.blocks = []
         self.graphs = Graphs() if capture else None
@@ -65,14 +66,14 @@ class Wave:
         lengths_there = torch.tensor(lengths, device=device)
         logits = ops.float_logits(hidden[lengths_there.cumsum(0) - 1], model.lm_head.weight)
         sample = torch.arange(G, device=device)
-        slots = (taken[:, None] * G + sample).view(-1)
+        samples = (taken[:, None] * G + sample).view(-1)
         ids = torch.tensor([p.id for p in prompts], device=device)
         next_position = torch.stack([p.max() for p in packed.position_ids.split(lengths, 1)]) + 1
         self.lengths[taken] = lengths_there.int()
-        self.addresses[slots] = ops.fold_tensor(self.key, ids[:, None], sample).view(-1)
-        self.first_position[slots] = next_position.repeat_interleave(G)
-        self.counts[slots], self.live[slots] = 0, True
-        self.draw(slots, logits.repeat_interleave(G, 0))
+        self.addresses[samples] = ops.fold_tensor(self.key, ids[:, None], sample).view(-1)
+        self.first_position[samples] = next_position.repeat_interleave(G)
+        self.counts[samples], self.live[samples] = 0, True
+        self.draw(samples, logits.repeat_interleave(G, 0))
 
     def arrange(self, live):
         """Choose what the next steps compute. live: how many samples of each place may go on, as far as the host
@@ -121,14 +122,14 @@ class Wave:
     def step(self, start, stop, first, last):
         """One token for the samples of a block. One that is done goes through it like the others, and keeps what it
         has."""
-        slots = self.order[start:stop]
-        counts = self.counts[slots]
+        samples = self.order[start:stop]
+        counts = self.counts[samples]
         written = counts - 1  # keys and values: the last token drawn has none yet
         self.cache.own_lengths.copy_(torch.where(self.live, self.counts, 0).view(self.places, -1))
-        self.cache.begin_step(slots, written, first, last)
+        self.cache.begin_step(samples, written, first, last)
         n = stop - start
         padding = -n % BLOCK if self.batch_invariant else 0
-        tokens, positions = self.tokens[slots, written], self.first_position[slots] + written
+        tokens, positions = self.tokens[samples, written], self.first_position[samples] + written
         language, head = self.model.model.language_model, self.model.lm_head.weight
         embeds = language.embed_tokens(F.pad(tokens, (0, padding)))[None]
         states = language(
@@ -138,19 +139,19 @@ class Wave:
             use_cache=False,
             group_cache=self.cache,
         ).last_hidden_state[0]
-        self.draw(slots, ops.float_logits(states, head)[:n])
+        self.draw(samples, ops.float_logits(states, head)[:n])
 
-    def draw(self, slots, logits):
-        """The next token of each of `slots` [n] from logits [n, V], its log-prob, and whether the sample goes on."""
-        counts, live = self.counts[slots], self.live[slots]
-        keys = ops.fold_tensor(self.addresses[slots], counts)
+    def draw(self, samples, logits):
+        """The next token of each of `samples` [n] from logits [n, V], its log-prob, and whether the sample goes on."""
+        counts, live = self.counts[samples], self.live[samples]
+        keys = ops.fold_tensor(self.addresses[samples], counts)
         drawn, logprobs = ops.sample(logits, keys, suppress=self.suppressed, **self.sampling)
-        at = slots, counts.clamp(max=self.max_tokens - 1)  # a sample that is done keeps what stands there
+        at = samples, counts.clamp(max=self.max_tokens - 1)  # a sample that is done keeps what stands there
         self.tokens[at] = torch.where(live, drawn, self.tokens[at])
         self.logprobs[at] = torch.where(live, logprobs, self.logprobs[at])
         counts = counts + live
-        self.counts[slots] = counts
-        self.live[slots] = live & (drawn[:, None] != self.stop).all(1) & (counts < self.max_tokens)
+        self.counts[samples] = counts
+        self.live[samples] = live & (drawn[:, None] != self.stop).all(1) & (counts < self.max_tokens)
 
 
 class Graphs:
