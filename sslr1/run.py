@@ -137,14 +137,12 @@ class Run:
         c = self.config.puzzles
         totals = StepTotals.gather(
             batch.puzzles,
-            drawn.scores,
-            drawn.groups,
-            c.mixture,
-            c.rule,
-            self.world.device,
-            trained.rewards,
-            trained.resampled,
-            (*batch.images_asked(), self.watch.bad_images.untold()),
+            drawn,
+            trained,
+            mixture=c.mixture,
+            rule=c.rule,
+            device=self.world.device,
+            images=(*batch.images_asked(), self.watch.bad_images.untold()),
         )
         self.watch.images(totals)
         return totals

@@ -21,20 +21,19 @@ class StepTotals:
     levels: dict
 
     @classmethod
-    def gather(cls, batch, scores, groups, mixture, rule, device, trained_rewards, resampled=0, images=(0, 0, 0)):
-        """batch: PuzzleBatch; scores: a list of `Score` for each of this rank's puzzles. All ranks must call it. What
-        is reduced has a place for every level of every puzzle of the mixture, whether or not a rank has met it.
+    def gather(cls, batch, drawn, trained, *, mixture, rule, device, images=(0, 0, 0)):
+        """batch: this rank's PuzzleBatch; drawn, trained: the `Rollout` of its first puzzles and the one that the
+        learner was given. All ranks must call it. What is reduced has a place for every level of every puzzle of the
+        mixture, whether or not a rank has met it. images: counts by the names of IMAGES.
 
-        trained_rewards [P, G]: of the groups that the learner was given, `resampled` of which are of other puzzles
-        (rollout.resample); "flat" counts among these. All else counts the first draw of every slot: groups are drawn
-        again where every completion earned the same, so leaving those out would move the means, and the curriculum.
-        images: counts by the names of IMAGES."""
+        "flat" and "resampled" count what was trained on. All else counts the first draw of every slot: groups are drawn
+        again where every completion earned the same, so leaving those out would move the means, and the curriculum."""
         overall = dict.fromkeys(OVERALL, 0.0) | dict(zip(IMAGES, map(float, images)))
         levels = {name: {level: dict.fromkeys(PER_LEVEL, 0.0) for level in puzzles.LEVELS[name]} for name in mixture}
-        overall["flat"] += int((trained_rewards.amax(1) == trained_rewards.amin(1)).sum())
-        overall["resampled"] += resampled
-        drawn = zip(batch.names, batch.levels, batch.answers, batch.chance, scores, groups)
-        for name, level, answer, chance, group_scores, group in drawn:
+        overall["flat"] += int((trained.rewards.amax(1) == trained.rewards.amin(1)).sum())
+        overall["resampled"] += trained.resampled
+        asked = zip(batch.names, batch.levels, batch.answers, batch.chance, drawn.scores, drawn.groups)
+        for name, level, answer, chance, group_scores, group in asked:
             rewards = torch.tensor([s.reward for s in group_scores], dtype=torch.float64)
             overall["puzzles"] += 1
             overall["completions"] += len(rewards)

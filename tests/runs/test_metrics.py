@@ -1,6 +1,5 @@
 """What a step's record says of its completions."""
 
-from functools import partial
 from types import SimpleNamespace
 
 import pytest
@@ -9,6 +8,7 @@ import torch
 from sslr1.puzzles import LEVELS, Answer, score
 from sslr1.puzzles.curriculum import chance_reward
 from sslr1.runs import metrics
+from sslr1.train import Rollout
 
 
 def test_every_level_that_was_seen_has_its_own_numbers(one_process):
@@ -27,8 +27,9 @@ def test_every_level_that_was_seen_has_its_own_numbers(one_process):
     groups = [SimpleNamespace(samples=samples) for _ in texts]
     mixture = {"rotation": 0.5, "ordering": 0.3, "similarity": 0.2}
     rewards = torch.tensor([[s.reward for s in row] for row in scores])
-    gather = partial(metrics.StepTotals.gather, batch, scores, groups, mixture, "default", one_process.device)
-    totals = gather(rewards)
+    drawn = Rollout(groups=groups, scores=scores, rewards=rewards)
+    options = {"mixture": mixture, "rule": "default", "device": one_process.device}
+    totals = metrics.StepTotals.gather(batch, drawn, drawn, **options)
     found = totals.metrics()
     assert {k for k in found if "/" in k} == {
         "completions/mean_length",
@@ -51,6 +52,7 @@ def test_every_level_that_was_seen_has_its_own_numbers(one_process):
     assert totals.levels["ordering"][2]["gain"] == pytest.approx(1 + (0.5 - 1 / 4) / (3 / 4), abs=1e-5)
     assert not any(totals.levels["similarity"][1].values())
     rewards[0, 1] = 0.1  # the first puzzle's group replaced by another puzzle's: only the share of flat groups knows
-    again = gather(rewards, 1)
+    trained = Rollout(groups=groups, scores=scores, rewards=rewards, resampled=1)
+    again = metrics.StepTotals.gather(batch, drawn, trained, **options)
     assert again.metrics() == {**found, "frac_reward_zero_std": 0.25} and again.levels == totals.levels
     assert (totals.overall["resampled"], again.overall["resampled"]) == (0, 1)
