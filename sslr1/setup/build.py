@@ -38,10 +38,10 @@ def builtin(config: Config, data=True) -> tuple[Path, Path | None]:
 
 
 def build(config: Config, world: distributed.World, folder: Path | None = None, data=True, forms=()) -> Session:
-    """Build everything. Rank 0 makes what is missing on disk first. Errors that a user can mend are raised before the model
-    is loaded wherever possible. With a run folder, its frozen list of images is used, or made. Without `data` there are
-    no images, and the configuration's are not looked at. forms: those that are asked for by --form, "direct" and "thinking", in
-    place of the configuration's."""
+    """Build everything. Rank 0 makes what is missing on disk first. Errors that a user can mend are raised before the
+    model is loaded wherever possible. With a run folder, its frozen list of images is used, or made. Without `data`
+    there are no images, and the configuration's are not looked at. forms: those that are asked for by --form, "direct"
+    and "thinking", in place of the configuration's."""
     torch.set_num_threads(processors.threads(config.train.threads))
     if world.device.type == "cpu":
         torch.use_deterministic_algorithms(True)
@@ -141,8 +141,8 @@ def _networks(config, world, model_path, dtype):
 
 
 def _openings(tokenizer, config, forms) -> str:
-    """What the chat template opens in the configuration's form, or in the last of `forms`. Raises UserError where it opens <think> in a
-    form without thinking."""
+    """What the chat template opens in the configuration's form, or in the last of `forms`. Raises UserError where it
+    opens <think> in a form without thinking."""
     opening = "" if forms else model.opening(tokenizer, config.puzzles.thinking)
     for form in forms:
         asked = "the direct form is asked for (a benchmark's, unless --form is given)"
@@ -151,8 +151,8 @@ def _openings(tokenizer, config, forms) -> str:
 
 
 def check_token_budget(config, images, tokenizer, spec) -> None:
-    """Raises UserError where a micro-batch can't hold a prompt with the longest completion, as puzzles of the largest files show,
-    at each level that training may come to. What is longer still ends the run when it comes."""
+    """Raises UserError where a micro-batch can't hold a prompt with the longest completion, as puzzles of the largest
+    files show, at each level that training may come to. What is longer still ends the run when it comes."""
     store, c = images.store, config.puzzles
     largest = sorted(images.train, key=lambda number: -store.folder.files[number][1])[:4]
     found = {number: image for number, image in zip(largest, store.pictures(largest)) if image is not None}
@@ -170,9 +170,9 @@ def check_token_budget(config, images, tokenizer, spec) -> None:
         needed = longest + config.rollout.max_tokens
         if needed > config.train.token_budget:
             raise UserError(
-                f"train.token_budget is {config.train.token_budget}: a prompt of {longest} tokens ({name}, level {level}) and "
-                f"a completion of rollout.max_tokens={config.rollout.max_tokens} don't fit; set it to {needed} or more, or "
-                "lower puzzles.max_pixels"
+                f"train.token_budget is {config.train.token_budget}: a prompt of {longest} tokens ({name}, level "
+                f"{level}) and a completion of rollout.max_tokens={config.rollout.max_tokens} don't fit; set it to "
+                f"{needed} or more, or lower puzzles.max_pixels"
             )
 
 

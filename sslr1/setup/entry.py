@@ -1,4 +1,5 @@
-"""How entry points start and end: configuration first, one line for errors that a user can mend, processes left cleanly."""
+"""How entry points start and end: configuration first, one line for errors that a user can mend, processes left
+cleanly."""
 
 import errno
 import os
@@ -18,8 +19,8 @@ FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 
 @contextmanager
 def one_line(alike=True):
-    """A UserError in the body ends the program with its line on stderr and exit code 2. alike: every rank meets the same
-    error, so that one prints it."""
+    """A UserError in the body ends the program with its line on stderr and exit code 2. alike: every rank meets the
+    same error, so that one prints it."""
     try:
         yield
     except UserError as error:
@@ -30,9 +31,10 @@ def one_line(alike=True):
 def session(path, overrides, run=False, folder=None, data=True, forms=()):
     """A Session: everything that the configuration names, built; processes are joined before and left after.
 
-    run: in the run's own folder, locked, and refused if it was started with other settings. folder: a run folder, whose frozen
-    list of images is used. data: images too. forms: as for `build.build`. A UserError, here or in the body, ends the program with its
-    line on stderr and exit code 2; a KeyboardInterrupt ends it as Ctrl-C does, without a word if it has words of its own.
+    run: in the run's own folder, locked, and refused if it was started with other settings. folder: a run folder, whose
+    frozen list of images is used. data: images too. forms: as for `build.build`. A UserError, here or in the body, ends
+    the program with its line on stderr and exit code 2; a KeyboardInterrupt ends it as Ctrl-C does, without a word if
+    it has words of its own.
     """
     with one_line():
         config = configuration.load(path, overrides, data)
@@ -93,7 +95,8 @@ def plan(path, overrides, ranks):
 
 
 def _take(folder, config):
-    """Lock a run folder (the lock goes with the process) and see that it is this run's, and that its trackers are there."""
+    """Lock a run folder (the lock goes with the process) and see that it is this run's, and that its trackers are
+    there."""
     trackers.find_wandb(config.log.wandb)
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -102,7 +105,8 @@ def _take(folder, config):
         raise UserError(f"{folder} is in use by another run: give this one a log.name of its own") from None
     except OSError as error:
         raise UserError(
-            f"the run's folder {folder} can't be written to ({error.strerror}): set log.dir and log.name to where it can"
+            f"the run's folder {folder} can't be written to ({error.strerror}): set log.dir and log.name to where it "
+            "can"
         ) from None
     if (folder / "config.yaml").exists():
         try:

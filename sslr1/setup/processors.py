@@ -8,11 +8,12 @@ WAITING = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
 
 
 def wait_briefly() -> None:
-    """Have OpenMP's threads spin for a moment and then sleep while they wait, unless the environment says how they wait. Before torch is
-    imported, since OpenMP reads it once.
+    """Have OpenMP's threads spin for a moment and then sleep while they wait, unless the environment says how they
+    wait. Before torch is imported, since OpenMP reads it once.
 
-    By default they spin on: of a processor that others want too, a waiting thread takes what the one that it waits for needs. Asleep at
-    once, they are woken late on a machine that does nothing else. A thousand rounds cost neither (bench/waiting.py)."""
+    By default they spin on: of a processor that others want too, a waiting thread takes what the one that it waits for
+    needs. Asleep at once, they are woken late on a machine that does nothing else. A thousand rounds cost neither
+    (bench/waiting.py)."""
     if not any(name in os.environ for name in WAITING):
         os.environ["GOMP_SPINCOUNT"] = "1000"
 
@@ -32,8 +33,8 @@ def share() -> int:
 
 
 def quota(groups="/proc/self/cgroup", root="/sys/fs/cgroup") -> float:
-    """How many processors' time the control groups of this process grant, those around them included; infinity where all. Both
-    versions: cpu.max, and cpu.cfs_quota_us over cpu.cfs_period_us."""
+    """How many processors' time the control groups of this process grant, those around them included; infinity where
+    all. Both versions: cpu.max, and cpu.cfs_quota_us over cpu.cfs_period_us."""
     grants = [math.inf]
     for line in _words(groups).splitlines():
         _, _, rest = line.partition(":")
