@@ -34,6 +34,7 @@ def begin_program() -> None:
 
     interrupt.watch()
     processors.wait_briefly()
+    processors.collect_rarely()
 
 
 def _asked_for() -> bool:

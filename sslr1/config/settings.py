@@ -11,6 +11,8 @@ from pydantic_core import PydanticCustomError
 
 from sslr1.errors import UserError
 
+BUILTIN_MODEL, BUILTIN_IMAGES = "builtin:tiny", "builtin:scenes"
+
 
 class ConfigError(UserError):
     """A line for the user: the key's full path, the value, what the key takes. What can't be printed is escaped."""

@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 
 from sslr1 import distributed, model, ops, puzzles
-from sslr1.config import Config
+from sslr1.config import BUILTIN_IMAGES, BUILTIN_MODEL, Config
 from sslr1.data import Decoder, ImageFolder, ImageStore, Pool, bad
 from sslr1.data.images import ABOUT
 from sslr1.errors import UserError
@@ -15,8 +15,6 @@ from sslr1.puzzles import series
 from sslr1.rollout import Engine, SamplerWeights
 from sslr1.setup import processors
 from sslr1.setup.session import Images, Session, form_of
-
-BUILTIN_MODEL, BUILTIN_IMAGES = "builtin:tiny", "builtin:scenes"
 
 
 def builtin(config: Config, data=True) -> tuple[Path, Path | None]:
@@ -125,7 +123,7 @@ def _prepare(config, listing, data, forms):
             write_whole(listing.with_name(ABOUT), found.about + "\n")
             found.freeze(listing)
     if data and config.eval.path:
-        ImageFolder.scan(config.eval.path)
+        ImageFolder.scan(config.eval.path, "eval.path")
 
 
 def _networks(config, world, model_path, dtype):
@@ -193,6 +191,6 @@ def _images(config, data_path, listing) -> tuple[Images, Images]:
         train, held_out = store.folder.hold_out(config.data.holdout)
         both = Images(store=store, train=train, held_out=held_out)
         return both, both
-    other = ImageStore(ImageFolder.scan(config.eval.path), decoder, config.data.min_side, room)
+    other = ImageStore(ImageFolder.scan(config.eval.path, "eval.path"), decoder, config.data.min_side, room)
     training = Images(store=store, train=list(range(len(store.folder))), held_out=[])
     return training, Images(store=other, train=[], held_out=list(range(len(other.folder))))
