@@ -16,12 +16,25 @@ def __getattr__(name):
     raise AttributeError(f"module 'sslr1' has no attribute {name!r}")
 
 
+def at_first_use(package, homes):
+    """(__getattr__, names) of a package whose names load with the file that they are from: {file: names, spaced}."""
+    home = {name: file for file, names in homes.items() for name in names.split()}
+
+    def load(name):
+        if name in home:
+            return getattr(import_module(f"{package}.{home[name]}"), name)
+        raise AttributeError(f"module {package!r} has no attribute {name!r}")
+
+    return load, list(home)
+
+
 def begin_program() -> None:
     """What has to be settled before a program of ours imports anything large."""
     from sslr1.setup import interrupt, processors
 
     interrupt.watch()
     processors.wait_briefly()
+    processors.collect_rarely()
 
 
 def _asked_for() -> bool:

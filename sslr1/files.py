@@ -80,6 +80,9 @@ def lock(path):
             f"the file system of {path} has no locks ({error.strerror}): nothing keeps a second run out of this folder "
             "while this one runs; see to it that there is none",
         )
+    if not os.path.exists(path) or not os.path.samestat(os.fstat(file.fileno()), os.stat(path)):
+        file.close()
+        raise BlockingIOError(f"{path} was taken away by the start that held it, which was refused")
     return file
 
 

@@ -9,7 +9,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 FLOORS = [
-    {"_C", "kernels", "errors", "sums"},
+    {"_C", "kernels", "errors", "sums", "at_first_use"},  # of `sslr1` itself, the last
     {"distributed", "files"},
     {"ops"},
     {"puzzles"},
@@ -41,7 +41,7 @@ def test_files_import_from_floors_below(path):
     for other in others:
         assert FLOOR[other] < FLOOR[mine], f"{mine} imports {other}"
     if mine == "puzzles":
-        assert others <= {"ops", "errors", "sums", "_C"}
+        assert others <= {"ops", "errors", "sums", "_C", "at_first_use"}
     if mine == "integrations":
         assert others <= {"puzzles", "errors", "data"}
 
@@ -64,6 +64,38 @@ def test_lower_floors_do_without_optional_packages():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
     assert done.stdout == "fine\n", done.stderr
+
+
+REFUSED = {
+    "optim.lrr=1": "optim.lrr is not a setting",
+    "puzzles.levels.rotation=9": "puzzles.levels.rotation is 9",
+    "data.path={empty}": "holds no images",
+    "eval.path={empty}/no": "eval.path '",
+    "model.path={empty}/no": "does not exist",
+    "model.path={other}": "'llama' model; supported",
+}
+
+
+def test_what_a_start_refuses_is_said_before_the_large_imports(tmp_path, scenes):
+    """Which take most of a start: transformers, torch's compiler and FSDP, the loop itself. Nothing is left behind."""
+    places = {"empty": tmp_path / "empty", "other": tmp_path / "other"}
+    for place in places.values():
+        place.mkdir()
+    (places["other"] / "config.json").write_text('{"model_type": "llama"}')
+    overrides = [override.format(**places) for override in REFUSED]
+    code = (
+        "import sys\n"
+        "for name in ('transformers', 'torch._dynamo', 'torch.distributed.fsdp', 'sslr1.run'): sys.modules[name] = None\n"
+        "from sslr1.train import main\n"
+        f"for override in {overrides}:\n"
+        f"    sys.argv = ['train', 'configs/tiny.yaml', 'data.path={scenes}', {f'log.dir={tmp_path}/runs'!r}, override]\n"
+        "    try: main()\n"
+        "    except SystemExit as end: assert end.code == 2\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    said = done.stderr.splitlines()
+    assert len(said) == len(REFUSED) and all(map(str.__contains__, said, REFUSED.values())), done.stderr
+    assert not (tmp_path / "runs").exists()
 
 
 def test_a_report_is_written_without_torch():

@@ -280,6 +280,19 @@ def test_errors_end_in_one_line(tmp_path, tiny, scenes, overrides, words, monkey
     printed = capfd.readouterr().err
     lines = printed.strip().splitlines()
     assert len(lines) == 1 and lines[0].startswith("error: ") and words in lines[0], printed
+    began = "min_side" in overrides[0]  # what it lists as bad stays
+    assert (tmp_path / "run").exists() == began, "a refused start leaves nothing"
+
+
+def test_a_refused_start_leaves_a_folder_as_it_was(tmp_path, tiny, scenes, monkeypatch):
+    """Also one that has a file already."""
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "notes.txt").write_text("mine")
+    asked = arguments(tmp_path, tiny, scenes, "run", "train.token_budget=20")
+    monkeypatch.setattr(sys, "argv", ["sslr1.train", *map(str, asked)])
+    with pytest.raises(SystemExit):
+        program.main()
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["notes.txt"]
 
 
 def test_an_error_of_the_program(tmp_path, tiny, scenes):

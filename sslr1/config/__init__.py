@@ -1,6 +1,17 @@
 """Configuration: its keys, and the files and overrides that set them."""
 
 from sslr1.config.file import IMMATERIAL, check, check_unchanged, dump, load, of_run
-from sslr1.config.settings import Config, ConfigError
+from sslr1.config.settings import BUILTIN_IMAGES, BUILTIN_MODEL, Config, ConfigError
 
-__all__ = ["IMMATERIAL", "Config", "ConfigError", "check", "check_unchanged", "dump", "load", "of_run"]
+__all__ = [
+    "BUILTIN_IMAGES",
+    "BUILTIN_MODEL",
+    "IMMATERIAL",
+    "Config",
+    "ConfigError",
+    "check",
+    "check_unchanged",
+    "dump",
+    "load",
+    "of_run",
+]

@@ -1,9 +1,11 @@
 """Configuration: one YAML file a run plus dotted overrides, checked before anything else is done.
 
-Unknown keys, wrong types and values out of range end with one clear line. The keys themselves stand in `sslr1.config.settings`.
+Unknown keys, wrong types and values out of range end with one clear line. The keys themselves stand in
+`sslr1.config.settings`.
 
-What YAML leaves to the reader is decided by the setting: a text setting has its text as it is written (007, 2024-10-01, no and
-1e-4 are names like any other), a number setting a decimal number (010 is ten, and 1e-4 a number too). A key that stands twice is an error.
+What YAML leaves to the reader is decided by the setting: a text setting has its text as it is written (007, 2024-10-01,
+no and 1e-4 are names like any other), a number setting a decimal number (010 is ten, and 1e-4 a number too). A key that
+stands twice is an error.
 """
 
 import hashlib
@@ -29,8 +31,8 @@ NUMBERS = (
 
 
 def load(path, overrides=(), data=True) -> Config:
-    """Read a YAML file (None: begin with nothing), apply `section.key=value` overrides, check everything, as `check`. Raises
-    ConfigError, one line."""
+    """Read a YAML file (None: begin with nothing), apply `section.key=value` overrides, check everything, as `check`.
+    Raises ConfigError, one line."""
     source = f"configuration {str(path)!r}"
     try:
         content = Path(path).read_bytes() if path else b""
@@ -68,7 +70,8 @@ def load(path, overrides=(), data=True) -> Config:
 
 
 class _Loader(yaml.SafeLoader):
-    """Plain words are left to the setting that takes them, and a key that stands twice in a mapping is a ConfigError."""
+    """Plain words are left to the setting that takes them, and a key that stands twice in a mapping is a
+    ConfigError."""
 
     yaml_implicit_resolvers = {}
     source = ""
@@ -102,8 +105,8 @@ class _Loader(yaml.SafeLoader):
         return node
 
     def _check_quotes(self, node):
-        """Raises ConfigError, which shows the quotes, where a text setting has a list or a mapping on its line, or has lost what
-        YAML takes for a comment although that names a file."""
+        """Raises ConfigError, which shows the quotes, where a text setting has a list or a mapping on its line, or has
+        lost what YAML takes for a comment although that names a file."""
         text, (start, end) = node.start_mark.buffer, (node.start_mark.pointer, node.end_mark.pointer)
         meant = text[start:end].rstrip("\n")
         if node.tag == PLAIN:
@@ -125,8 +128,8 @@ _Loader.add_constructor(PLAIN, lambda loader, node: _plain(node.value, None))
 
 
 def _parse(text, takes, source):
-    """YAML's value for a setting of type `takes`. Raises ConfigError where a key stands twice or quotes are missing, and else
-    YAMLError, and nothing else: PyYAML lets through whatever int(), date() and the like raise."""
+    """YAML's value for a setting of type `takes`. Raises ConfigError where a key stands twice or quotes are missing,
+    and else YAMLError, and nothing else: PyYAML lets through whatever int(), date() and the like raise."""
     try:
         loader = _Loader(text)
         loader.source = source
@@ -139,8 +142,8 @@ def _parse(text, takes, source):
 
 
 def _given(value, takes, override):
-    """An override's value: a text setting's as it stands after the "=", but for quotes around all of it, and null where it takes
-    that; other settings' as YAML."""
+    """An override's value: a text setting's as it stands after the "=", but for quotes around all of it, and null where
+    it takes that; other settings' as YAML."""
     if _is_text(takes):
         if len(value) < 2 or value[0] != value[-1] or value[0] not in "'\"":
             return None if value == "" or (value in NULL and type(None) in get_args(takes)) else value
@@ -152,7 +155,8 @@ def _given(value, takes, override):
 
 
 def _plain(text, takes):
-    """What a plain word of a file is to a setting. A truth value stays a word, which pydantic reads where one is taken."""
+    """What a plain word of a file is to a setting. A truth value stays a word, which pydantic reads where one is
+    taken."""
     if text in NULL:
         return None
     if not _is_text(takes):
@@ -243,8 +247,8 @@ def _material(tree) -> dict:
 
 
 def check_unchanged(started: Path, config: Config) -> None:
-    """Compare with the configuration that a run was started with. Raises ConfigError with every difference that alters the
-    result, unless checkpoint.allow_change."""
+    """Compare with the configuration that a run was started with. Raises ConfigError with every difference that alters
+    the result, unless checkpoint.allow_change."""
     try:
         was = check(of_run(started))  # settings that are newer than the run: by their defaults
     except ConfigError as error:
@@ -255,8 +259,8 @@ def check_unchanged(started: Path, config: Config) -> None:
     changes = [f"{k}: {before.get(k)} → {now.get(k)}" for k in differ]
     if changes and not config.checkpoint.allow_change:
         raise ConfigError(
-            f"{started.parent} was started with other settings ({', '.join(changes)}): give this run a log.name of its own, "
-            "or set checkpoint.allow_change=true"
+            f"{started.parent} was started with other settings ({', '.join(changes)}): give this run a log.name of "
+            "its own, or set checkpoint.allow_change=true"
         )
 
 
@@ -266,7 +270,8 @@ def _one_place(a, b) -> bool:
 
 
 def of_run(path) -> dict:
-    """What a run's own config.yaml holds, which `dump` wrote. Raises ConfigError for one that is empty, or that isn't one."""
+    """What a run's own config.yaml holds, which `dump` wrote. Raises ConfigError for one that is empty, or that isn't
+    one."""
     try:
         tree = _parse(Path(path).read_text(encoding="utf-8"), Config, str(path))
     except (OSError, ValueError, yaml.YAMLError) as error:
@@ -274,14 +279,15 @@ def of_run(path) -> dict:
     if not isinstance(tree, dict):
         why = "it is empty" if tree is None else tree if isinstance(tree, str) else f"it is a {type(tree).__name__}"
         raise ConfigError(
-            f"{path}: not the configuration that a run was started with ({why[:200]}): put that file back, or start a run of "
-            "another log.name"
+            f"{path}: not the configuration that a run was started with ({why[:200]}): put that file back, or start a "
+            "run of another log.name"
         )
     return tree
 
 
 def check(tree: dict, data=True) -> Config:
-    """A Config from a nested dict; without `data` it need not say which images. Raises ConfigError, one line that names the key."""
+    """A Config from a nested dict; without `data` it need not say which images. Raises ConfigError, one line that names
+    the key."""
     try:
         config = Config.model_validate(tree)
     except ValidationError as error:

@@ -1,4 +1,5 @@
-"""The settings of a run: each section's keys, types, ranges and defaults. A field's description is its documentation."""
+"""The settings of a run: each section's keys, types, ranges and defaults. A field's description is its
+documentation."""
 
 import difflib
 import os
@@ -9,6 +10,8 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validat
 from pydantic_core import PydanticCustomError
 
 from sslr1.errors import UserError
+
+BUILTIN_MODEL, BUILTIN_IMAGES = "builtin:tiny", "builtin:scenes"
 
 
 class ConfigError(UserError):
@@ -30,8 +33,8 @@ class Section(BaseModel):
 
 
 def _tidy(path):
-    """One spelling of a path: "~" is the home folder, no slash at its end, none doubled, no "." between two; what is built in as it
-    is."""
+    """One spelling of a path: "~" is the home folder, no slash at its end, none doubled, no "." between two; what is
+    built in as it is."""
     if path.startswith("builtin:"):
         return path
     path = str(PurePath(os.path.expanduser(path)))
@@ -57,8 +60,8 @@ class Data(Section):
     path: Place = Field(
         None,
         validate_default=False,
-        description="a folder of images, of tar archives of images, or of both; one .tar archive; or builtin:scenes, procedural "
-        "scenes drawn on first use below log.dir",
+        description="a folder of images, of tar archives of images, or of both; one .tar archive; or builtin:scenes, "
+        "procedural scenes drawn on first use below log.dir",
     )
     scenes: int = Field(2000, ge=16, description="how many images builtin:scenes has")
     decoder: Literal["auto", "dali", "pillow"] = Field(
@@ -68,22 +71,23 @@ class Data(Section):
     max_side: int | None = Field(
         768,
         ge=56,
-        description="images whose longer side is over 1.25 times this many px are reduced to it, antialiased, when they are "
-        "decoded; null leaves all as they are",
+        description="images whose longer side is over 1.25 times this many px are reduced to it, antialiased, when "
+        "they are decoded; null leaves all as they are",
     )
     holdout: float = Field(
         0.05,
         gt=0,
         lt=1,
-        description="share of the images held out for evaluation: at least 64, at most 2,000 and never more than half of them",
+        description="share of the images held out for evaluation: at least 64, at most 2,000 and never more than half "
+        "of them",
     )
     cache_mb: int = Field(256, ge=1, description="decoded images kept in memory, MiB a rank")
     max_bad: float = Field(
         0.2,
         ge=0,
         le=1,
-        description="the run ends when more than this share of the images that its puzzles asked for (64 at least) were bad: can't "
-        "be read or decoded, too small, or flat; 1 is off",
+        description="the run ends when more than this share of the images that its puzzles asked for (64 at least) "
+        "were bad: can't be read or decoded, too small, or flat; 1 is off",
     )
 
 
@@ -93,8 +97,8 @@ class Warmup(Section):
     lr: float = Field(1e-3, gt=0, description="its learning rate, constant")
     answers: Literal["random", "right"] = Field(
         "random",
-        description="what it is taught: random answers teach the form and no skill; right ones are fine-tuning, for a model that "
-        "can't begin to solve a puzzle and so has nothing for GRPO to reward",
+        description="what it is taught: random answers teach the form and no skill; right ones are fine-tuning, for a "
+        "model that can't begin to solve a puzzle and so has nothing for GRPO to reward",
     )
     right_for: list[str] = Field(
         [], description="puzzles that answers=right is for, all if empty; the others are shown with random answers"
@@ -104,24 +108,25 @@ class Warmup(Section):
 class Puzzles(Section):
     preset: Literal["default", "paper"] = Field(
         "default",
-        description="what mixture, levels and rule are unless given; paper is an assumption about the unpublished settings of "
-        "arXiv 2604.20705: a fifth of each puzzle, 3x3 ordering, the paper's reward",
+        description="what mixture, levels and rule are unless given; paper is an assumption about the unpublished "
+        "settings of arXiv 2604.20705: a fifth of each puzzle, 3x3 ordering, the paper's reward",
     )
     mixture: dict[str, float] = Field({}, description="share of each puzzle; {} is the preset's")
     levels: dict[str, int] = Field(
         {},
-        description="level of each puzzle: where training starts, and where held-out evaluation stays; each puzzle's own start "
-        "unless given",
+        description="level of each puzzle: where training starts, and where held-out evaluation stays; each puzzle's "
+        "own start unless given",
     )
     curriculum: Literal["fixed", "adaptive"] = Field(
         "fixed",
-        description="fixed trains at puzzles.levels; adaptive starts there, and a puzzle's level rises and falls with how well it "
-        "is solved",
+        description="fixed trains at puzzles.levels; adaptive starts there, and a puzzle's level rises and falls with "
+        "how well it is solved",
     )
     thinking: bool = Field(
         True,
-        description="ask for <think></think> before the boxed answer. The chat template is told by enable_thinking; one that "
-        "opens <think> itself is seen, and completions are scored as opened. One that does so where this is false is refused",
+        description="ask for <think></think> before the boxed answer. The chat template is told by enable_thinking; "
+        "one that opens <think> itself is seen, and completions are scored as opened. One that does so where this is "
+        "false is refused",
     )
     wordings: int | None = Field(
         None, ge=1, description="use only the first so many wordings of each question, plainest first; all unless given"
@@ -143,25 +148,28 @@ class Rollout(Section):
     top_k: int = Field(0, ge=0, description="sampling only from the k likeliest tokens; 0 is off")
     truncated: Literal["zero", "score", "mask"] = Field(
         "zero",
-        description="a completion cut off at max_tokens gets reward 0, or is scored by what it holds, or that and left out of the loss",
+        description="a completion cut off at max_tokens gets reward 0, or is scored by what it holds, or that and "
+        "left out of the loss",
     )
     max_logp_gap: float | None = Field(
         None,
         gt=0,
-        description="a token whose log-prob under the learner is further than this from the sampler's is weighted by their ratio, "
-        "loss.is_cap at most, which takes one more product with the vocabulary's matrix; null only logs the difference",
+        description="a token whose log-prob under the learner is further than this from the sampler's is weighted by "
+        "their ratio, loss.is_cap at most, which takes one more product with the vocabulary's matrix; null only logs "
+        "the difference",
     )
     wave_rows: int = Field(1024, ge=1, description="samples that decode together at most")
     wave_groups: int = Field(
         0,
         ge=0,
-        description="puzzles whose keys and values are held at most, on a rank; the more, the better are wave_rows filled while "
-        "groups wait for their longest completions. 0 is half as many again as fill wave_rows",
+        description="puzzles whose keys and values are held at most, on a rank; the more, the better are wave_rows "
+        "filled while groups wait for their longest completions. 0 is half as many again as fill wave_rows",
     )
     batch_invariant: bool = Field(
         False,
-        description="a completion is the same, bit for bit, whatever it is decoded with, on one machine; slower: prompts run one by "
-        "one, steps in blocks of 64 rows, and finished completions are computed until their block is done",
+        description="a completion is the same, bit for bit, whatever it is decoded with, on one machine; slower: "
+        "prompts run one by one, steps in blocks of 64 rows, and finished completions are computed until their block "
+        "is done",
     )
     look_every: int = Field(
         0, ge=0, description="decode steps between two looks at what has finished; 0 is 8 on a GPU, 1 on a CPU"
@@ -192,16 +200,17 @@ class Loss(Section):
     kl_coef: float = Field(
         0.0,
         ge=0,
-        description="weight of the distance (KL, as e^r - r - 1) to the model as it was before the first step, after the "
-        "format warm-up. Above 0, a frozen copy of it is held, sharded like the model and in its compute dtype, and read from "
-        "the run's checkpoint of step 0, which is then kept",
+        description="weight of the distance (KL, as e^r - r - 1) to the model as it was before the first step, after "
+        "the format warm-up. Above 0, a frozen copy of it is held, sharded like the model and in its compute dtype, "
+        "and read from the run's checkpoint of step 0, which is then kept",
     )
     entropy_coef: float = Field(0.0, ge=0, description="entropy bonus a token, in nats")
     updates: int = Field(
         1,
         ge=1,
-        description="optimiser updates from each step's completions, all at the step's learning rate; the log-probs of the first, "
-        "which is on-policy, are the old ones of the others. Steps, schedule and intervals count steps, not updates",
+        description="optimiser updates from each step's completions, all at the step's learning rate; the log-probs "
+        "of the first, which is on-policy, are the old ones of the others. Steps, schedule and intervals count steps, "
+        "not updates",
     )
 
 
@@ -241,7 +250,8 @@ class Train(Section):
     recompute: int = Field(
         0,
         ge=0,
-        description="every so-many-th layer keeps only its input and runs again in the backward pass: less memory, more time; 0 is none, 1 all",
+        description="every so-many-th layer keeps only its input and runs again in the backward pass: less memory, "
+        "more time; 0 is none, 1 all",
     )
     compile: bool = Field(False, description="torch.compile of each layer but its attention")
     warmup: Warmup = Warmup()
@@ -254,8 +264,8 @@ class Checkpoint(Section):
     keep: int = Field(2, ge=1, description="newest checkpoints kept, besides the best one")
     background: bool | None = Field(
         None,
-        description="copy the state to the host's memory and write it while training goes on; false waits until it is written; "
-        "null is true on a GPU and false on a CPU, which has no time to spare",
+        description="copy the state to the host's memory and write it while training goes on; false waits until it is "
+        "written; null is true on a GPU and false on a CPU, which has no time to spare",
     )
     allow_change: bool = Field(
         False, description="go on with a run although settings that alter its result have changed since it was started"
@@ -267,8 +277,8 @@ class Log(Section):
     name: str | None = Field(
         None,
         min_length=1,
-        description="the run's own folder below log.dir; unless given, the configuration's name and a hash of every setting "
-        "that alters the result, so that the same command goes on where it stopped and another begins anew",
+        description="the run's own folder below log.dir; unless given, the configuration's name and a hash of every "
+        "setting that alters the result, so that the same command goes on where it stopped and another begins anew",
     )
     samples: int = Field(
         4, ge=0, description="puzzles a step whose pictures, questions and completions go to samples.jsonl and samples/"
@@ -282,8 +292,8 @@ class Log(Section):
     wandb: str | None = Field(
         None,
         min_length=1,
-        description="a project of Weights & Biases to send every metric to; its own WANDB_* environment variables (WANDB_MODE=offline) "
-        "hold, and the package must be installed",
+        description="a project of Weights & Biases to send every metric to; its own WANDB_* environment variables "
+        "(WANDB_MODE=offline) hold, and the package must be installed",
     )
 
 

@@ -1,17 +1,16 @@
-"""From image files to puzzles: bytes by index, decoding, and the prefetching puzzle stream."""
+"""From image files to puzzles: bytes by index, decoding, and the prefetching puzzle stream.
 
-from sslr1.data.bad import BadImages
-from sslr1.data.decode import Decoder
-from sslr1.data.images import ImageFolder, ImageStore, Pool
-from sslr1.data.stream import PuzzleStream, choose_held_out, make_held_out
+Names load on first use: `sslr1.data.images` imports without transformers.
+"""
 
-__all__ = [
-    "BadImages",
-    "Decoder",
-    "ImageFolder",
-    "ImageStore",
-    "Pool",
-    "PuzzleStream",
-    "choose_held_out",
-    "make_held_out",
-]
+from sslr1 import at_first_use
+
+__getattr__, __all__ = at_first_use(
+    __name__,
+    {
+        "bad": "BadImages",
+        "decode": "Decoder",
+        "images": "ImageFolder ImageStore Pool",
+        "stream": "PuzzleStream choose_held_out make_held_out",
+    },
+)

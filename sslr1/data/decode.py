@@ -13,6 +13,7 @@ resample anyway: a resize costs several times the decoding.
 import io
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
+from importlib.util import find_spec
 from threading import local
 
 import numpy as np
@@ -42,23 +43,18 @@ _HEIF |= dict.fromkeys((b"avif", b"avis"), "AVIF")
 class Decoder:
     """decode(list of bytes) -> list of uint8 [H, W, 3] CPU tensors, None where a file can't be decoded.
 
-    backend: "dali", "pillow" or "auto" (DALI if it imports), for what libjpeg-turbo doesn't read and for reducing; the
-    attribute tells which one runs. threads: files decoded at once. max_side: the longer side, in px, to which images
+    backend: "dali", "pillow" or "auto" (DALI where it is installed), for what libjpeg-turbo doesn't read and for
+    reducing; the attribute tells which one runs. DALI is imported with the first image that takes it. threads: files decoded at once. max_side: the longer side, in px, to which images
     with one above 1.25 times it are reduced; None leaves all.
     """
 
     def __init__(self, backend="auto", threads=1, max_side=None):
         if backend not in ("auto", "dali", "pillow"):
             raise ValueError(f"data.decoder {backend!r} is not one of auto, dali, pillow")
-        if backend != "pillow":
-            try:
-                import nvidia.dali  # noqa: F401
-
-                backend = "dali"
-            except ImportError:
-                if backend == "dali":
-                    raise UserError("data.decoder is dali, which is not installed: install it, or set auto") from None
-                backend = "pillow"
+        if backend == "dali" and not _has_dali():
+            raise UserError("data.decoder is dali, which is not installed: install it, or set auto")
+        if backend == "auto":
+            backend = "dali" if _has_dali() else "pillow"
         self.backend, self.max_side = backend, max_side
         dali = _Dali() if backend == "dali" else None
         self._ways = [_turbo, *([dali.decode] if dali else []), _pillow]
@@ -78,6 +74,13 @@ class Decoder:
         if self.max_side is not None and longer > NEAR * self.max_side:
             image = self._reduce(image, self.max_side)
         return image if orientation == 1 else _turned(image, orientation)
+
+
+def _has_dali() -> bool:
+    try:
+        return find_spec("nvidia.dali") is not None
+    except ModuleNotFoundError:  # nor anything else of nvidia's
+        return False
 
 
 def decoded(data) -> np.ndarray:
@@ -153,9 +156,6 @@ class _Dali:
     """
 
     def __init__(self):
-        from nvidia.dali.tensors import TensorListCPU
-
-        self._batch = TensorListCPU
         self._local = local()
 
     def decode(self, data, header):
@@ -175,9 +175,14 @@ class _Dali:
     def _run(self, kind, data, max_side=None):
         pipeline = getattr(self._local, kind, None)
         if pipeline is None:
-            pipeline = _pipeline(kind, max_side)
+            try:
+                pipeline = _pipeline(kind, max_side)
+            except ImportError as error:
+                raise UserError(f"DALI is installed, but does not import ({error}): set data.decoder=pillow") from None
             setattr(self._local, kind, pipeline)
-        pipeline.feed_input("data", self._batch(data))  # not copied: it outlives the run
+        from nvidia.dali.tensors import TensorListCPU
+
+        pipeline.feed_input("data", TensorListCPU(data))  # not copied: it outlives the run
         (out,) = pipeline.run()
         frame = np.asarray(out[0])  # DALI's own memory, until the next run
         image = empty(*frame.shape, dtype=torch.uint8)

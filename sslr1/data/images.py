@@ -38,10 +38,21 @@ class ImageFolder:
         self.about = about
 
     @classmethod
-    def scan(cls, path) -> "ImageFolder":
+    def check(cls, path, key="data.path") -> None:
+        """Raises what `scan` would, of a folder that doesn't so much as begin like one of images. key: the setting that
+        names it."""
+        found = 0
+        for name, _ in Walk(_root(path), Census()) if os.path.isdir(path) else ():
+            found += FEWEST if name.lower().endswith(ARCHIVE) else 1  # an archive isn't looked into
+            if found >= FEWEST:
+                return
+        cls.scan(path, key)
+
+    @classmethod
+    def scan(cls, path, key="data.path") -> "ImageFolder":
         """Every image below the folder `path`, or in the one archive that it is. Raises UserError if there are none or
-        too few."""
-        root, named = _root(path), f"data.path {str(path)!r}"
+        too few; key: the setting that names it."""
+        root, named = _root(path), f"{key} {str(path)!r}"
         if not root.is_dir() or not os.path.exists(path):
             packed = f": it is {UNPACK}" if str(path).lower().endswith(COMPRESSED) and os.path.exists(path) else ""
             raise UserError(f"{named} is not a folder or a {ARCHIVE} archive{packed}")

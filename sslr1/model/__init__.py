@@ -1,30 +1,17 @@
-"""The policy: loading, packing, shared-prefix forward, sharding. Any Hugging Face folder of a supported family."""
+"""The policy: loading, packing, shared-prefix forward, sharding. Any Hugging Face folder of a supported family.
 
-from sslr1.model.folder import MODEL_TYPES
-from sslr1.model.load import check_patches, freeze, load_model, load_tokenizer, load_weights, remarks, skeleton
-from sslr1.model.packing import Group, Packed, Prompt, Sample, mrope_positions, opening, pack, prompt, prompts, split
-from sslr1.model.reference import load_reference
-from sslr1.model.shared_prefix import Policy
+Names load on first use: `sslr1.model.folder` imports without torch and transformers.
+"""
 
-__all__ = [
-    "MODEL_TYPES",
-    "Group",
-    "Packed",
-    "Policy",
-    "Prompt",
-    "Sample",
-    "check_patches",
-    "freeze",
-    "load_model",
-    "load_reference",
-    "load_tokenizer",
-    "load_weights",
-    "mrope_positions",
-    "opening",
-    "pack",
-    "prompt",
-    "prompts",
-    "remarks",
-    "skeleton",
-    "split",
-]
+from sslr1 import at_first_use
+
+__getattr__, __all__ = at_first_use(
+    __name__,
+    {
+        "folder": "MODEL_TYPES",
+        "load": "check_patches freeze load_model load_tokenizer load_weights remarks skeleton",
+        "packing": "Group Packed Prompt Sample mrope_positions opening pack prompt prompts split",
+        "reference": "load_reference",
+        "shared_prefix": "Policy",
+    },
+)

@@ -1,5 +1,5 @@
-"""A Hugging Face model folder, read as transformers reads it: which files hold the weights, what its settings say, and in one line
-what doesn't fit, before a weight is read."""
+"""A Hugging Face model folder, read as transformers reads it: which files hold the weights, what its settings say, and
+in one line what doesn't fit, before a weight is read."""
 
 import json
 from contextlib import contextmanager
@@ -17,8 +17,8 @@ ADAPTER = ("adapter_config.json", "adapter_model.safetensors", "adapter_model.bi
 def check_folder(path) -> Path:
     """The folder, if it holds a model that this version trains.
 
-    Raises UserError for one that is missing, an adapter, of another family, quantised, that would run code of its own, or whose
-    weights (`weight_files`) are not there or not whole; headers are read, weights aren't.
+    Raises UserError for one that is missing, an adapter, of another family, quantised, that would run code of its own,
+    or whose weights (`weight_files`) are not there or not whole; headers are read, weights aren't.
     """
     folder = Path(path)
     if not (folder / "config.json").is_file():
@@ -37,8 +37,8 @@ def check_folder(path) -> Path:
     if quantised := config.get("quantization_config"):
         method = quantised.get("quant_method") if isinstance(quantised, dict) else None
         raise UserError(
-            f"model.path {str(path)!r} holds quantised weights (quantization_config in config.json: {method}), which can't be "
-            "trained: give the folder of the model that they were made from"
+            f"model.path {str(path)!r} holds quantised weights (quantization_config in config.json: {method}), which "
+            "can't be trained: give the folder of the model that they were made from"
         )
     for file in weight_files(folder):
         with opened(file):
@@ -55,23 +55,27 @@ def _no_model(folder) -> str:
     if adapters:
         of = settings(folder / ADAPTER[0]).get("base_model_name_or_path") if adapters[0] == ADAPTER[0] else None
         return (
-            f"is an adapter{f' of {of}' if of else ''} ({adapters[0]}), not a model: merge it into its base model (peft's "
-            "merge_and_unload, then save_pretrained) and give that folder"
+            f"is an adapter{f' of {of}' if of else ''} ({adapters[0]}), not a model: merge it into its base model "
+            "(peft's merge_and_unload, then save_pretrained) and give that folder"
         )
     if (folder / "hf" / "config.json").is_file():
         return f"is a checkpoint of a run: its model is {folder / 'hf'}"
     if (folder / "checkpoints").is_dir():
-        return f"is a run's folder: a model is in checkpoints/step-…/hf, or take one out of it with sslr1 export model {folder} OUT"
+        return (
+            "is a run's folder: a model is in checkpoints/step-…/hf, or take one out of it with sslr1 export model "
+            f"{folder} OUT"
+        )
     return f"is not a model folder: it has no config.json. {example}"
 
 
 def weight_files(folder) -> list[Path]:
-    """The files that hold a model folder's weights, as transformers' `from_pretrained` finds them: `model.safetensors` if it is
-    there, else exactly the files that `model.safetensors.index.json` names, in the order of their names. (Before both comes
-    what `transformers_weights` of config.json names, as in transformers.) Whatever else lies there is not looked at.
+    """The files that hold a model folder's weights, as transformers' `from_pretrained` finds them: `model.safetensors`
+    if it is there, else exactly the files that `model.safetensors.index.json` names, in the order of their names.
+    (Before both comes what `transformers_weights` of config.json names, as in transformers.) Whatever else lies there
+    is not looked at.
 
-    Everything that reads weights asks here. Raises UserError where there are none, an index leads out of the folder, or a file that
-    it names is missing.
+    Everything that reads weights asks here. Raises UserError where there are none, an index leads out of the folder, or
+    a file that it names is missing.
     """
     folder = Path(folder)
     named = settings(folder / "config.json").get("transformers_weights")
@@ -115,7 +119,10 @@ def _no_weights(folder) -> str:
     if shards:
         return f"holds {_listed(shards)}, but no {INDEX} that names them: the download is not complete"
     if set(other) == {"adapter_model.safetensors"}:
-        return "holds an adapter (adapter_model.safetensors), but no model: merge it into its base model and give that folder"
+        return (
+            "holds an adapter (adapter_model.safetensors), but no model: merge it into its base model and give that "
+            "folder"
+        )
     return f"holds no {SINGLE} and no {INDEX}; {_listed(other)} is not what transformers reads a model from"
 
 
@@ -164,9 +171,9 @@ def opened(file):
 
 
 def chat_template(folder) -> str | None:
-    """The chat template that the folder's processor has, which need not be its tokenizer's: as in transformers' processors that of
-    processor_config.json, else chat_template.json's. None leaves it to the tokenizer (chat_template.jinja, or its own settings).
-    Raises UserError."""
+    """The chat template that the folder's processor has, which need not be its tokenizer's: as in transformers'
+    processors that of processor_config.json, else chat_template.json's. None leaves it to the tokenizer
+    (chat_template.jinja, or its own settings). Raises UserError."""
     for name in ("processor_config.json", "chat_template.json"):
         file = Path(folder) / name
         template = settings(file).get("chat_template") if file.is_file() else None

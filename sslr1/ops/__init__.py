@@ -1,6 +1,9 @@
-"""Tensor operations: they know tensors, not puzzles or models. One operation a file."""
+"""Tensor operations: they know tensors, not puzzles or models. One operation a file.
 
-from sslr1.ops.attention import Layout, decode_attention, shared_prefix_attention, varlen_attention
+Attention loads on first use: it takes torch's compiler along, a second that puzzles need not wait for.
+"""
+
+from sslr1 import at_first_use
 from sslr1.ops.chunks import float_logits
 from sslr1.ops.grpo_loss import GrpoLoss, advantages, grpo_loss, token_logprobs
 from sslr1.ops.keys import fold, fold_tensor, generator, uniform
@@ -8,13 +11,14 @@ from sslr1.ops.patch_spec import PatchSpec
 from sslr1.ops.render import choose_backend, render, render_patches, unpatchify
 from sslr1.ops.sampling import sample
 
-__all__ = [
+__getattr__, __all__ = at_first_use(
+    __name__, {"attention": "Layout decode_attention shared_prefix_attention varlen_attention"}
+)
+__all__ += [
     "GrpoLoss",
-    "Layout",
     "PatchSpec",
     "advantages",
     "choose_backend",
-    "decode_attention",
     "float_logits",
     "fold",
     "fold_tensor",
@@ -23,9 +27,7 @@ __all__ = [
     "render",
     "render_patches",
     "sample",
-    "shared_prefix_attention",
     "token_logprobs",
     "uniform",
     "unpatchify",
-    "varlen_attention",
 ]

@@ -3,23 +3,15 @@
 Names load on first use: `sslr1.puzzles.reward` and `sslr1.puzzles.prompts` import without torch.
 """
 
-from importlib import import_module
+from sslr1 import at_first_use
 
-_HOME = {
-    name: home
-    for home, names in {
+__getattr__, __all__ = at_first_use(
+    __name__,
+    {
         "batch": "NAMES LEVELS START_LEVEL MIXTURE PAPER_LEVEL PAPER_MIXTURE describe make puzzle_at",
         "picture": "Picture",
         "plan": "Plan PoolError",
         "puzzle": "Address Form Puzzle PuzzleBatch",
         "reward": "Answer Score random_answer_text score",
-    }.items()
-    for name in names.split()
-}
-__all__ = list(_HOME)
-
-
-def __getattr__(name):
-    if name in _HOME:
-        return getattr(import_module(f"sslr1.puzzles.{_HOME[name]}"), name)
-    raise AttributeError(f"module 'sslr1.puzzles' has no attribute {name!r}")
+    },
+)

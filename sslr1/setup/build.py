@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 
 from sslr1 import distributed, model, ops, puzzles
-from sslr1.config import Config
+from sslr1.config import BUILTIN_IMAGES, BUILTIN_MODEL, Config
 from sslr1.data import Decoder, ImageFolder, ImageStore, Pool, bad
 from sslr1.data.images import ABOUT
 from sslr1.errors import UserError
@@ -15,8 +15,6 @@ from sslr1.puzzles import series
 from sslr1.rollout import Engine, SamplerWeights
 from sslr1.setup import processors
 from sslr1.setup.session import Images, Session, form_of
-
-BUILTIN_MODEL, BUILTIN_IMAGES = "builtin:tiny", "builtin:scenes"
 
 
 def builtin(config: Config, data=True) -> tuple[Path, Path | None]:
@@ -38,10 +36,10 @@ def builtin(config: Config, data=True) -> tuple[Path, Path | None]:
 
 
 def build(config: Config, world: distributed.World, folder: Path | None = None, data=True, forms=()) -> Session:
-    """Build everything. Rank 0 makes what is missing on disk first. Errors that a user can mend are raised before the model
-    is loaded wherever possible. With a run folder, its frozen list of images is used, or made. Without `data` there are
-    no images, and the configuration's are not looked at. forms: those that are asked for by --form, "direct" and "thinking", in
-    place of the configuration's."""
+    """Build everything. Rank 0 makes what is missing on disk first. Errors that a user can mend are raised before the
+    model is loaded wherever possible. With a run folder, its frozen list of images is used, or made. Without `data`
+    there are no images, and the configuration's are not looked at. forms: those that are asked for by --form, "direct"
+    and "thinking", in place of the configuration's."""
     torch.set_num_threads(processors.threads(config.train.threads))
     if world.device.type == "cpu":
         torch.use_deterministic_algorithms(True)
@@ -125,7 +123,7 @@ def _prepare(config, listing, data, forms):
             write_whole(listing.with_name(ABOUT), found.about + "\n")
             found.freeze(listing)
     if data and config.eval.path:
-        ImageFolder.scan(config.eval.path)
+        ImageFolder.scan(config.eval.path, "eval.path")
 
 
 def _networks(config, world, model_path, dtype):
@@ -141,8 +139,8 @@ def _networks(config, world, model_path, dtype):
 
 
 def _openings(tokenizer, config, forms) -> str:
-    """What the chat template opens in the configuration's form, or in the last of `forms`. Raises UserError where it opens <think> in a
-    form without thinking."""
+    """What the chat template opens in the configuration's form, or in the last of `forms`. Raises UserError where it
+    opens <think> in a form without thinking."""
     opening = "" if forms else model.opening(tokenizer, config.puzzles.thinking)
     for form in forms:
         asked = "the direct form is asked for (a benchmark's, unless --form is given)"
@@ -151,8 +149,8 @@ def _openings(tokenizer, config, forms) -> str:
 
 
 def check_token_budget(config, images, tokenizer, spec) -> None:
-    """Raises UserError where a micro-batch can't hold a prompt with the longest completion, as puzzles of the largest files show,
-    at each level that training may come to. What is longer still ends the run when it comes."""
+    """Raises UserError where a micro-batch can't hold a prompt with the longest completion, as puzzles of the largest
+    files show, at each level that training may come to. What is longer still ends the run when it comes."""
     store, c = images.store, config.puzzles
     largest = sorted(images.train, key=lambda number: -store.folder.files[number][1])[:4]
     found = {number: image for number, image in zip(largest, store.pictures(largest)) if image is not None}
@@ -170,9 +168,9 @@ def check_token_budget(config, images, tokenizer, spec) -> None:
         needed = longest + config.rollout.max_tokens
         if needed > config.train.token_budget:
             raise UserError(
-                f"train.token_budget is {config.train.token_budget}: a prompt of {longest} tokens ({name}, level {level}) and "
-                f"a completion of rollout.max_tokens={config.rollout.max_tokens} don't fit; set it to {needed} or more, or "
-                "lower puzzles.max_pixels"
+                f"train.token_budget is {config.train.token_budget}: a prompt of {longest} tokens ({name}, level "
+                f"{level}) and a completion of rollout.max_tokens={config.rollout.max_tokens} don't fit; set it to "
+                f"{needed} or more, or lower puzzles.max_pixels"
             )
 
 
@@ -193,6 +191,6 @@ def _images(config, data_path, listing) -> tuple[Images, Images]:
         train, held_out = store.folder.hold_out(config.data.holdout)
         both = Images(store=store, train=train, held_out=held_out)
         return both, both
-    other = ImageStore(ImageFolder.scan(config.eval.path), decoder, config.data.min_side, room)
+    other = ImageStore(ImageFolder.scan(config.eval.path, "eval.path"), decoder, config.data.min_side, room)
     training = Images(store=store, train=list(range(len(store.folder))), held_out=[])
     return training, Images(store=other, train=[], held_out=list(range(len(other.folder))))

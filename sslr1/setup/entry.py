@@ -1,42 +1,56 @@
-"""How entry points start and end: configuration first, one line for errors that a user can mend, processes left cleanly."""
+"""How entry points start and end: configuration first, one line for errors that a user can mend, processes left
+cleanly."""
 
 import errno
 import os
 import sys
 import warnings
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from sslr1 import config as configuration
 from sslr1.errors import UserError
 from sslr1.files import lock
+from sslr1.model.folder import check_folder
 from sslr1.runs import trackers
-from sslr1.setup import interrupt
+from sslr1.setup import interrupt, processors
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 
 
 @contextmanager
 def one_line(alike=True):
-    """A UserError in the body ends the program with its line on stderr and exit code 2. alike: every rank meets the same
-    error, so that one prints it."""
+    """A UserError in the body ends the program with its line on stderr and exit code 2. alike: every rank of a machine
+    meets the same error, so that one prints it."""
     try:
         yield
     except UserError as error:
-        _fail("" if alike and os.environ.get("RANK", "0") != "0" else error)
+        _fail("" if alike and os.environ.get("LOCAL_RANK", "0") != "0" else error)
 
 
 @contextmanager
 def session(path, overrides, run=False, folder=None, data=True, forms=()):
     """A Session: everything that the configuration names, built; processes are joined before and left after.
 
-    run: in the run's own folder, locked, and refused if it was started with other settings. folder: a run folder, whose frozen
-    list of images is used. data: images too. forms: as for `build.build`. A UserError, here or in the body, ends the program with its
-    line on stderr and exit code 2; a KeyboardInterrupt ends it as Ctrl-C does, without a word if it has words of its own.
+    run: in the run's own folder, locked, and refused if it was started with other settings. folder: a run folder, whose
+    frozen list of images is used. data: images too. forms: as for `build.build`. A UserError, here or in the body, ends
+    the program with its line on stderr and exit code 2; a KeyboardInterrupt ends it as Ctrl-C does, without a word if
+    it has words of its own.
     """
     with one_line():
         config = configuration.load(path, overrides, data)
+        _check_paths(config, data)
+    folder = Path(config.log.dir) / config.log.name if run else folder
+    claim = problem = interrupted = built = None
+    if run and os.environ.get("RANK", "0") == "0":
+        try:
+            claim = Claim(folder, config)
+        except (UserError, OSError) as error:
+            problem = error
+            if os.environ.get("WORLD_SIZE", "1") == "1":
+                _fail(error)
 
+    # what has been refused so far has been without these, which take seconds
     from transformers.utils import logging as transformers_logging
 
     from sslr1 import distributed, model
@@ -46,20 +60,14 @@ def session(path, overrides, run=False, folder=None, data=True, forms=()):
     transformers_logging.disable_progress_bar()
     warnings.filterwarnings("ignore", module="torch.distributed")
     warnings.filterwarnings("ignore", module="PIL")  # what it says of odd files stands in bad_images.txt if it matters
-    world = distributed.start(config.train.device)
-    held = problem = interrupted = None
     try:
-        folder = Path(config.log.dir) / config.log.name if run else folder
-        if run and world.main:
-            try:
-                held = _take(folder, config)
-            except (UserError, OSError) as error:
-                problem = error
+        world = distributed.start(config.train.device)
         distributed.agree(problem, world)
-        session = build.build(config, world, folder, data, forms)
-        for remark in model.remarks(session.model_path, session.policy.model) if world.main else ():
+        built = build.build(config, world, folder, data, forms)
+        for remark in model.remarks(built.model_path, built.policy.model) if world.main else ():
             print(f"warning: {remark}", file=sys.stderr, flush=True)
-        yield session
+        processors.collect_as_usual()
+        yield built
     except UserError as error:
         _fail(error)
     except OSError as error:
@@ -70,8 +78,8 @@ def session(path, overrides, run=False, folder=None, data=True, forms=()):
         interrupted = error
     finally:
         distributed.stop()
-        if held is not None:
-            held.close()
+        if claim is not None:
+            claim.give_up(begun=built is not None)
     if interrupted is not None:
         interrupt.leave(None if interrupted.args else "interrupted")
 
@@ -92,26 +100,58 @@ def plan(path, overrides, ranks):
         _fail(error)
 
 
-def _take(folder, config):
-    """Lock a run folder (the lock goes with the process) and see that it is this run's, and that its trackers are there."""
-    trackers.find_wandb(config.log.wandb)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        held = lock(folder / "run.lock")
-    except BlockingIOError:
-        raise UserError(f"{folder} is in use by another run: give this one a log.name of its own") from None
-    except OSError as error:
-        raise UserError(
-            f"the run's folder {folder} can't be written to ({error.strerror}): set log.dir and log.name to where it can"
-        ) from None
-    if (folder / "config.yaml").exists():
+def _check_paths(config, data):
+    """Raise the UserError of a path at which a look shows that it won't do."""
+    from sslr1.data.images import ImageFolder  # takes a second, which a wrong key need not wait for
+
+    if config.model.path != configuration.BUILTIN_MODEL:
+        check_folder(config.model.path)
+    for key, path in (("data.path", config.data.path), ("eval.path", config.eval.path)) if data else ():
+        if path not in (None, configuration.BUILTIN_IMAGES):
+            ImageFolder.check(path, key)
+
+
+class Claim:
+    """A run's folder, which nobody else can claim before this process ends. Raises UserError where another has, where
+    it is another run's, and where a tracker is missing; a start that is refused leaves it as it was."""
+
+    def __init__(self, folder, config):
+        trackers.find_wandb(config.log.wandb)
         try:
-            configuration.check_unchanged(folder / "config.yaml", config)
+            self.folder, self._before = folder, {*folder.iterdir()} if folder.is_dir() else None
+            folder.mkdir(parents=True, exist_ok=True)
+            self._lock = lock(folder / "run.lock")
+        except BlockingIOError:
+            raise UserError(f"{folder} is in use by another run: give this one a log.name of its own") from None
+        except OSError as error:
+            raise UserError(
+                f"the run's folder {folder} can't be written to ({error.strerror}): set log.dir and log.name to where "
+                "it can"
+            ) from None
+        try:
+            self._check(config)
         except UserError:
-            if any((folder / "checkpoints").glob("step-*")):
-                raise
-            (folder / "files.txt").unlink(missing_ok=True)  # it began, made nothing to go on from, and begins anew
-    return held
+            self.give_up(begun=False)
+            raise
+
+    def _check(self, config):
+        if (self.folder / "config.yaml").exists():
+            try:
+                configuration.check_unchanged(self.folder / "config.yaml", config)
+            except UserError:
+                if any((self.folder / "checkpoints").glob("step-*")):
+                    raise
+                (self.folder / "files.txt").unlink(missing_ok=True)  # it made nothing to go on from, and begins anew
+
+    def give_up(self, begun) -> None:
+        """begun: whether there is a run, whose files stay."""
+        if not begun:
+            with suppress(OSError):  # of which nothing is said: what ends the start is
+                for path in {*self.folder.iterdir()} - (self._before or set()):
+                    path.unlink()
+                if self._before is None:
+                    self.folder.rmdir()
+        self._lock.close()
 
 
 def _fail(message):

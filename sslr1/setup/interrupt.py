@@ -1,7 +1,8 @@
-"""Ctrl-C ends a program with one line in place of a traceback, and for the shell as a program that Ctrl-C has ended: 130.
+"""Ctrl-C ends a program with one line in place of a traceback, and for the shell as a program that Ctrl-C has ended:
+130.
 
-A shell's loop or script goes on after a program that leaves with code 130 of its own accord, and stops after one that the signal
-ended. So these die of the signal when all is said. Training saves first (`Signals`).
+A shell's loop or script goes on after a program that leaves with code 130 of its own accord, and stops after one that
+the signal ended. So these die of the signal when all is said. Training saves first (`Signals`).
 """
 
 import contextlib
@@ -17,8 +18,8 @@ STOP, INTERRUPT = 1, 2  # what asks a run to stop: SIGTERM or SIGUSR1, and Ctrl-
 
 
 class Signals:
-    """Within it, SIGTERM, SIGUSR1 and Ctrl-C are noted (`received`: 0, STOP or INTERRUPT), for a loop to look at between two steps.
-    say: tells the user; a second Ctrl-C ends the process at once."""
+    """Within it, SIGTERM, SIGUSR1 and Ctrl-C are noted (`received`: 0, STOP or INTERRUPT), for a loop to look at
+    between two steps. say: tells the user; a second Ctrl-C ends the process at once."""
 
     def __init__(self, say):
         self.say, self.received = say, 0
@@ -50,7 +51,8 @@ def watch() -> None:
 
 
 def unwind() -> None:
-    """From now on Ctrl-C raises KeyboardInterrupt, for a program that has to clear something away before it calls `leave`."""
+    """From now on Ctrl-C raises KeyboardInterrupt, for a program that has to clear something away before it calls
+    `leave`."""
     if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
@@ -58,7 +60,8 @@ def unwind() -> None:
 def next_ends() -> None:
     """The next Ctrl-C ends this process at once, whatever it is in.
 
-    torchrun hands the first one on to its ranks, which have it from the terminal already, and at the second it sends SIGTERM."""
+    torchrun hands the first one on to its ranks, which have it from the terminal already, and at the second it sends
+    SIGTERM."""
     ranks = "TORCHELASTIC_RUN_ID" in os.environ
     signal.signal(signal.SIGINT, signal.SIG_IGN if ranks else signal.SIG_DFL)
     if ranks:

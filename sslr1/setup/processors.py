@@ -1,5 +1,6 @@
 """How many processors a process may use, and how its threads wait for each other."""
 
+import gc
 import math
 import os
 from pathlib import Path
@@ -7,12 +8,25 @@ from pathlib import Path
 WAITING = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
 
 
-def wait_briefly() -> None:
-    """Have OpenMP's threads spin for a moment and then sleep while they wait, unless the environment says how they wait. Before torch is
-    imported, since OpenMP reads it once.
+COLLECTED_AT = gc.get_threshold()
 
-    By default they spin on: of a processor that others want too, a waiting thread takes what the one that it waits for needs. Asleep at
-    once, they are woken late on a machine that does nothing else. A thousand rounds cost neither (bench/waiting.py)."""
+
+def collect_rarely() -> None:
+    """While modules are imported, whose objects stay, hardly ever look for garbage among them: a fifth of a start."""
+    gc.set_threshold(100_000, *COLLECTED_AT[1:])
+
+
+def collect_as_usual() -> None:
+    gc.set_threshold(*COLLECTED_AT)
+
+
+def wait_briefly() -> None:
+    """Have OpenMP's threads spin for a moment and then sleep while they wait, unless the environment says how they
+    wait. Before torch is imported, since OpenMP reads it once.
+
+    By default they spin on: of a processor that others want too, a waiting thread takes what the one that it waits for
+    needs. Asleep at once, they are woken late on a machine that does nothing else. A thousand rounds cost neither
+    (bench/waiting.py)."""
     if not any(name in os.environ for name in WAITING):
         os.environ["GOMP_SPINCOUNT"] = "1000"
 
@@ -32,8 +46,8 @@ def share() -> int:
 
 
 def quota(groups="/proc/self/cgroup", root="/sys/fs/cgroup") -> float:
-    """How many processors' time the control groups of this process grant, those around them included; infinity where all. Both
-    versions: cpu.max, and cpu.cfs_quota_us over cpu.cfs_period_us."""
+    """How many processors' time the control groups of this process grant, those around them included; infinity where
+    all. Both versions: cpu.max, and cpu.cfs_quota_us over cpu.cfs_period_us."""
     grants = [math.inf]
     for line in _words(groups).splitlines():
         _, _, rest = line.partition(":")

@@ -40,7 +40,8 @@ class Session:
     opening: str = ""  # what the chat template has written of every completion
 
     def score(self, answer, text) -> Score:
-        """Of a completion by the configuration's rule; its text is what the model wrote after the chat template's opening."""
+        """Of a completion by the configuration's rule; its text is what the model wrote after the chat template's
+        opening."""
         c = self.config.puzzles
         return puzzles.score(answer, self.opening + text, c.rule, c.thinking)
 
@@ -48,9 +49,10 @@ class Session:
         """One line for the start of a run: what was found, and what was chosen where there was a choice."""
         images, world = self.images, self.world
         return (
-            f"{len(images.train)} images to train on, {len(self.evaluation.held_out)} held out, decoded by {images.store.decoder.backend}, "
-            f"rendered by {ops.choose_backend('auto', torch.device('cpu'))}; {world.size} {world.device.type} rank(s), "
-            f"{torch.get_num_threads()} thread(s) each, {self.spec.dtype}".replace("torch.", "")
+            f"{len(images.train)} images to train on, {len(self.evaluation.held_out)} held out, decoded by "
+            f"{images.store.decoder.backend}, rendered by {ops.choose_backend('auto', torch.device('cpu'))}; "
+            f"{world.size} {world.device.type} rank(s), {torch.get_num_threads()} thread(s) each, "
+            f"{self.spec.dtype}".replace("torch.", "")
             + (f", attention by {ops.flash.library()}" if world.device.type == "cuda" else "")
         )
 
@@ -60,8 +62,8 @@ class Session:
         return [f"{store.folder.root}: {store.folder.about}" for store in stores if store.folder.about]
 
     def reference(self, path):
-        """The frozen policy of loss.kl_coef from a checkpoint's hf/ folder, which holds it in the compute dtype. All ranks must
-        call it. Raises UserError."""
+        """The frozen policy of loss.kl_coef from a checkpoint's hf/ folder, which holds it in the compute dtype. All
+        ranks must call it. Raises UserError."""
         problem, train = None, self.config.train
         if self.world.main and not path.is_dir():
             problem = UserError(
@@ -76,8 +78,8 @@ class Session:
         return form_of(self.config.puzzles, self.spec, thinking)
 
     def stream(self, batch=None, levels=None) -> PuzzleStream:
-        """The training stream of this rank; `batch` puzzles a step (default rollout.prompts), at the levels that `levels`
-        gives for (step, slot, puzzle) (default puzzles.levels)."""
+        """The training stream of this rank; `batch` puzzles a step (default rollout.prompts), at the levels that
+        `levels` gives for (step, slot, puzzle) (default puzzles.levels)."""
         c = self.config
         return PuzzleStream(
             self.images.store,

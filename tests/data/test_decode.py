@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image, features
 
-from sslr1.data import Decoder, headers, pixels
+from sslr1.data import Decoder, decode, headers, pixels
 from sslr1.data.decode import _Dali, _pillow, _turbo, formats, why
 from sslr1.data.scenes import scene
 from sslr1.errors import UserError
@@ -210,3 +210,6 @@ def test_a_decoder_that_is_not_there_is_refused_in_words(monkeypatch):
     assert Decoder().backend == "pillow"
     with pytest.raises(UserError, match=r"data\.decoder is dali, which is not installed"):
         Decoder("dali")
+    monkeypatch.setattr(decode, "_has_dali", lambda: True)
+    with pytest.raises(UserError, match=r"DALI is installed, but does not import .*: set data\.decoder=pillow"):
+        Decoder(max_side=8).decode([kinds.encoded(np.zeros((64, 64, 3), np.uint8))])
