@@ -1,9 +1,9 @@
 """Held-out puzzles and benchmarks, answered greedily, with confidence intervals.
 
-[torchrun …] -m sslr1.evaluate WHAT [section.key=value …]                 held-out puzzles at the configuration's levels
-[torchrun …] -m sslr1.evaluate WHAT --levels all --form both              every puzzle at every level, thinking and
-direct [torchrun …] -m sslr1.evaluate WHAT --benchmark FILE.tsv [--circular]     a benchmark in VLMEvalKit's form python
--m sslr1.evaluate --probes [FOLDER] [--count N]                    what blind solvers score on the puzzles themselves
+[torchrun …] -m sslr1.evaluate WHAT [section.key=value …]          held-out puzzles at the configuration's levels
+[torchrun …] -m sslr1.evaluate WHAT --levels all --form both       every puzzle at every level, thinking and direct
+[torchrun …] -m sslr1.evaluate WHAT --benchmark FILE.tsv           a benchmark in VLMEvalKit's form [--circular]
+python -m sslr1.evaluate --probes [FOLDER] [--count N]             what blind solvers score on the puzzles themselves
 
 WHAT: a YAML file, a run folder (its newest checkpoint, its configuration), one of its checkpoints/step-…, or any
 Hugging Face folder. Answers are bit-equal on any number of ranks, unless rollout.batch_invariant=false is given, which

@@ -1,7 +1,9 @@
-"""What a learner's step costs, in floating-point operations: by it groups are dealt to ranks, and a GPU's use (MFU) is measured.
+"""What a learner's step costs, in floating-point operations: by it groups are dealt to ranks, and a GPU's use (MFU) is
+measured.
 
-Counted are the matrix products of forward and backward pass, 2 a weight and token forward and twice that backward (what is
-frozen: forward only), and attention's, 4 * heads * head size a query and key that meet. Work done again (recomputed blocks) is not.
+Counted are the matrix products of forward and backward pass, 2 a weight and token forward and twice that backward (what
+is frozen: forward only), and attention's, 4 * heads * head size a query and key that meet. Work done again (recomputed
+blocks) is not.
 """
 
 from dataclasses import dataclass
@@ -12,7 +14,8 @@ from torch import nn
 @dataclass(frozen=True)
 class Cost:
     """Floating-point operations of one packed token, of one pair of query and key in all decoder layers, of one token
-    projected to the vocabulary, of one image patch, and of one pair of patches in all vision blocks that see a whole image.
+    projected to the vocabulary, of one image patch, and of one pair of patches in all vision blocks that see a whole
+    image.
 
     window: patches that the other vision blocks see, and the share of blocks that are such."""
 

@@ -1,7 +1,8 @@
 """Alarms of a run that goes wrong as a whole: no entropy left, no format, nothing earned but the format.
 
-Users of comparable trainers report rewards that stay at the format's weight for thousands of steps and entropy that is gone
-within 60 steps; they found out afterwards. The bounds below are ours. A puzzle that is only guessed at is the curriculum's to see.
+Users of comparable trainers report rewards that stay at the format's weight for thousands of steps and entropy that is
+gone within 60 steps; they found out afterwards. The bounds below are ours. A puzzle that is only guessed at is the
+curriculum's to see.
 """
 
 import math
@@ -16,12 +17,13 @@ FORMAT = 0.3  # share of completions in format
 PLATEAU, PLATEAU_STEPS = 0.02, 50  # reward beyond the format's; for so many steps, of either
 
 ADVICE = {
-    "entropy": f"entropy has been under {COLLAPSE:.0%} of what it was at first for {COLLAPSE_STEPS} steps and the puzzles are not "
-    "solved: completions hardly differ any more. Raise loss.entropy_coef or loss.clip_high, or lower optim.lr",
-    "format": f"under {FORMAT:.0%} of completions have kept the format for {PLATEAU_STEPS} steps. Look at samples.jsonl; raise "
-    "rollout.max_tokens if they are cut off, else teach the format first by train.warmup.steps",
-    "reward": f"for {PLATEAU_STEPS} steps completions have earned what the right format earns and nothing for their answers. Lower "
-    "puzzles.levels, or set puzzles.curriculum=adaptive",
+    "entropy": f"entropy has been under {COLLAPSE:.0%} of what it was at first for {COLLAPSE_STEPS} steps and the "
+    "puzzles are not solved: completions hardly differ any more. Raise loss.entropy_coef or loss.clip_high, or "
+    "lower optim.lr",
+    "format": f"under {FORMAT:.0%} of completions have kept the format for {PLATEAU_STEPS} steps. Look at "
+    "samples.jsonl; raise rollout.max_tokens if they are cut off, else teach the format first by train.warmup.steps",
+    "reward": f"for {PLATEAU_STEPS} steps completions have earned what the right format earns and nothing for their "
+    "answers. Lower puzzles.levels, or set puzzles.curriculum=adaptive",
 }
 
 

@@ -1,4 +1,5 @@
-"""`python -m sslr1.train CONFIG --plan RANKS`: memory and communication of each GPU, by arithmetic, without starting anything.
+"""`python -m sslr1.train CONFIG --plan RANKS`: memory and communication of each GPU, by arithmetic, without starting
+anything.
 
 What is exact (weights, gradients, moments, replica, logits, caches) follows from the model's shapes; activations are an
 estimate of what autograd keeps, and say so.
@@ -22,8 +23,9 @@ TEXT = 200  # tokens of a question beside its pictures
 
 @dataclass
 class Line:
-    """what, GB on each GPU, how it comes about, and when it is there: always, in the learner or the rollout only, or in one part of
-    the learner's turn: "forward" to the loss, or "reduce", at the end of the backward pass, when the others are gone."""
+    """what, GB on each GPU, how it comes about, and when it is there: always, in the learner or the rollout only, or in
+    one part of the learner's turn: "forward" to the loss, or "reduce", at the end of the backward pass, when the others
+    are gone."""
 
     what: str
     gb: float
@@ -31,89 +33,165 @@ class Line:
     when: str = "always"
 
 
+@dataclass(kw_only=True)
+class Shapes:
+    """What the arithmetic takes of a model and of how it is spread: numbers of parameters (all, those that are trained,
+    of the largest layer or block, and of what is in none of them), bytes of the compute dtype, ranks, and those that
+    share a copy, tokens of a prompt, and of each tower its layers, width and bytes kept for the backward pass."""
+
+    every: int
+    trained: int
+    largest: int
+    rest: int  # embeddings, head and norms: whole during the whole forward and backward
+    dtype: int
+    ranks: int
+    shards: int
+    prompt: int
+    text: object  # the text model's configuration
+    layers: tuple  # (depth, width, bytes a token) of the decoder
+    blocks: tuple  # (depth, width, bytes a patch) of the vision tower
+    patches: int  # of a visual token
+
+    @property
+    def own(self) -> bool:
+        """Whether the sampler reads the learner's weights."""
+        return self.ranks == 1 and self.dtype == MASTER
+
+    @property
+    def gathered(self) -> bool:
+        """Whether layers compute with something else than the parameters that this rank holds."""
+        return self.shards > 1 or self.dtype != MASTER
+
+
 def plan(config, path, ranks: int, device="cuda") -> tuple[list, list]:
-    """(memory lines, communication lines) of one rank. config: a Config, or what has its values; path: the model folder. Raises UserError as loading does."""
-    network = model.skeleton(path)
-    model.freeze(network, config.model.frozen)
-    dtype = 4 if config.model.dtype == "float32" or (config.model.dtype == "auto" and device == "cpu") else 2
-    every = [p.numel() for p in network.parameters()]
-    trained = sum(p.numel() for p in network.parameters() if p.requires_grad)
-    shards = ranks // config.train.replicate
-    text = network.config.text_config
-    D, V, layers = text.hidden_size, text.vocab_size, text.num_hidden_layers
-    inner = network.model
-    blocks = [sum(p.numel() for p in b.parameters()) for b in [*inner.visual.blocks, *inner.language_model.layers]]
-    rest = sum(every) - sum(blocks)  # embeddings, head and norms: whole during the whole forward and backward
-    height = default_height(config.train.token_budget, D, device)
-    spec = ops.PatchSpec.from_pretrained(path)
-    prompt = round((config.data.max_side or 1024) / spec.unit) ** 2 + TEXT
-    r = config.rollout
-    groups = places_for(r.prompts // ranks, r.group_size, r.wave_rows, r.wave_groups)
-    rows = min(groups, max(1, r.wave_rows // r.group_size)) * r.group_size
-    kept_tokens = groups * (prompt + r.group_size * r.max_tokens)
-    moment = 2 if config.optim.moments == "bfloat16" else 4
-    shared = ranks == 1 and dtype == MASTER
-    tokens, again = config.train.token_budget, config.train.recompute
-    patches = round(tokens * (1 - TEXT / prompt) * spec.merge**2)
-    of_token, of_patch = activations(network, torch.float32 if dtype == 4 else torch.bfloat16)
-    towers = (
-        (tokens, layers, of_token, D),
-        (patches, len(inner.visual.blocks), of_patch, inner.visual.config.hidden_size),
-    )
-    act = 0
-    for count, depth, kept, entry in towers:
-        # of these only the input stays, and one is whole again
-        recomputed = -(-depth // again) if again and kept else 0
-        act += count * ((depth - recomputed + (recomputed > 0)) * kept + recomputed * entry * dtype)
-
-    def reduced(count):
-        """Of a group of parameters: gradients as autograd gives them, or their float32 sum, beside FSDP2's input."""
-        return count * (MASTER + max(dtype, MASTER / shards))
-
-    memory = [
-        Line("weights", sum(every) * MASTER, f"{sum(every):,} parameters x {MASTER} bytes / {shards} shards"),
-        Line("gradients", trained * MASTER, f"{trained:,} trained x {MASTER} bytes / {shards} shards", "learner"),
-        Line("AdamW's moments", 2 * trained * moment, f"twice {moment} bytes a trained parameter / {shards} shards"),
-    ]
-    for line in memory:
-        line.gb /= shards
-    if config.loss.kl_coef:
-        memory.append(
-            Line("reference's weights", sum(every) * dtype / shards, f"frozen, {dtype} bytes each / {shards} shards")
-        )
-    memory += [
-        Line("sampler's weights", 0 if shared else sum(every) * dtype, "the learner's own" if shared else f"whole, {dtype} bytes each"),
-        Line("gathered weights", 0 if shards == 1 and dtype == MASTER else (rest + 2 * max(blocks)) * dtype, "embeddings and head, two layers", "learner"),
-        Line("whole gradients", reduced(max(blocks)) + max(blocks) * MASTER, "two layers, while they are reduced", "learner"),
-        Line("whole gradients of the rest", reduced(rest), "embeddings and head, when activations are gone", "reduce"),
-        Line("loss", (height + D) * V * (MASTER + (dtype if dtype == 2 else 0)), f"logits of {height:,} rows, the head's gradient", "forward"),
-        Line("activations (estimate)", act, f"{tokens:,} tokens x {layers} layers, {patches:,} patches x {len(inner.visual.blocks)} blocks" + (f", every {again}. recomputed" if again else ""), "forward"),
-        Line("rollout's cache", kept_tokens * bytes_a_token(text, dtype),
-             f"{groups * r.group_size} samples x {r.max_tokens} tokens, {groups} prompts of about {prompt}", "rollout"),
-        Line("rollout's logits", logit_bytes(text, rows), f"{rows} samples, twice", "rollout"),
-    ]  # fmt: skip
-    share = (shards - 1) / shards
-    traffic = [
-        Line("weights gathered, a micro-batch", 2 * sum(every) * dtype * share, "once forward, once backward"),
-        Line(
-            "reference's weights gathered, a micro-batch",
-            bool(config.loss.kl_coef) * sum(every) * dtype * share,
-            "once forward",
-        ),
-        Line("gradients reduced, a micro-batch", trained * MASTER * share, "once backward"),
-        Line("gradients between copies, an update", trained * MASTER / shards * (config.train.replicate > 1), "HSDP"),
-        Line("sampler refreshed, a step", 0 if shared else sum(every) * MASTER * share, "whole weights, one by one"),
-    ]
+    """(memory lines, communication lines) of one rank. config: a Config, or what has its values; path: the model
+    folder. Raises UserError as loading does."""
+    shapes = shapes_of(config, path, ranks, device)
+    memory = _states(config, shapes) + _learner(config, shapes, device) + _rollout(config, shapes)
+    traffic = _traffic(config, shapes)
     for line in [*memory, *traffic]:
         line.gb /= 1e9
     return memory, traffic
 
 
+def shapes_of(config, path, ranks: int, device="cuda") -> Shapes:
+    """The Shapes of a model folder's model. Raises UserError as loading does."""
+    network = model.skeleton(path)
+    model.freeze(network, config.model.frozen)
+    narrow = config.model.dtype == "bfloat16" or (config.model.dtype == "auto" and device != "cpu")
+    spec = ops.PatchSpec.from_pretrained(path)
+    every = sum(p.numel() for p in network.parameters())
+    trained = sum(p.numel() for p in network.parameters() if p.requires_grad)
+    towers = network.model.language_model.layers, network.model.visual.blocks
+    parts = [sum(p.numel() for p in part.parameters()) for tower in towers for part in tower]
+    kept = activations(network, torch.bfloat16 if narrow else torch.float32)
+    widths = network.config.text_config.hidden_size, network.model.visual.config.hidden_size
+    return Shapes(
+        every=every,
+        trained=trained,
+        largest=max(parts),
+        rest=every - sum(parts),
+        dtype=2 if narrow else 4,
+        ranks=ranks,
+        shards=ranks // config.train.replicate,
+        prompt=round((config.data.max_side or 1024) / spec.unit) ** 2 + TEXT,
+        text=network.config.text_config,
+        layers=(len(towers[0]), widths[0], kept[0]),
+        blocks=(len(towers[1]), widths[1], kept[1]),
+        patches=spec.merge**2,
+    )
+
+
+def _states(config, shapes) -> list:
+    """What is there for as long as the run lasts, and the gradients."""
+    s, moment, over = shapes, 2 if config.optim.moments == "bfloat16" else 4, f" / {shapes.shards} shards"
+    lines = [
+        Line("weights", s.every * MASTER, f"{s.every:,} parameters x {MASTER} bytes{over}"),
+        Line("gradients", s.trained * MASTER, f"{s.trained:,} trained x {MASTER} bytes{over}", "learner"),
+        Line("AdamW's moments", 2 * s.trained * moment, f"twice {moment} bytes a trained parameter{over}"),
+    ]
+    if config.loss.kl_coef:
+        lines.append(Line("reference's weights", s.every * s.dtype, f"frozen, {s.dtype} bytes each{over}"))
+    for line in lines:
+        line.gb /= s.shards
+    how = "the learner's own" if s.own else f"whole, {s.dtype} bytes each"
+    return [*lines, Line("sampler's weights", 0 if s.own else s.every * s.dtype, how)]
+
+
+def _learner(config, shapes, device) -> list:
+    """What forward and backward pass take beside the states."""
+    s, tokens = shapes, config.train.token_budget
+    height = default_height(tokens, s.text.hidden_size, device)
+    wide = MASTER + (s.dtype if s.dtype == 2 else 0)
+    gathered = (s.rest + 2 * s.largest) * s.dtype if s.gathered else 0
+
+    def reduced(count):
+        """Of a group of parameters: gradients as autograd gives them, or their float32 sum, beside FSDP2's input."""
+        return count * (MASTER + max(s.dtype, MASTER / s.shards))
+
+    return [
+        Line("gathered weights", gathered, "embeddings and head, two layers", "learner"),
+        Line(
+            "whole gradients", reduced(s.largest) + s.largest * MASTER, "two layers, while they are reduced", "learner"
+        ),
+        Line(
+            "whole gradients of the rest", reduced(s.rest), "embeddings and head, when activations are gone", "reduce"
+        ),
+        Line(
+            "loss",
+            (height + s.text.hidden_size) * s.text.vocab_size * wide,
+            f"logits of {height:,} rows, the head's gradient",
+            "forward",
+        ),
+        _activations(config, shapes),
+    ]
+
+
+def _activations(config, shapes) -> Line:
+    """Of a micro-batch, full to the budget: all that autograd keeps, of recomputed layers their input alone."""
+    s, tokens, again = shapes, config.train.token_budget, config.train.recompute
+    patches = round(tokens * (1 - TEXT / s.prompt) * s.patches)
+    size = 0
+    for count, (depth, width, kept) in ((tokens, s.layers), (patches, s.blocks)):
+        # of these only the input stays, and one is whole again
+        recomputed = -(-depth // again) if again and kept else 0
+        size += count * ((depth - recomputed + (recomputed > 0)) * kept + recomputed * width * s.dtype)
+    how = f"{tokens:,} tokens x {s.layers[0]} layers, {patches:,} patches x {s.blocks[0]} blocks"
+    return Line("activations (estimate)", size, how + (f", every {again}. recomputed" if again else ""), "forward")
+
+
+def _rollout(config, shapes) -> list:
+    """The rollout's buffers: keys and values of the groups that are held at a time, and a step's logits."""
+    r, prompt = config.rollout, shapes.prompt
+    groups = places_for(r.prompts // shapes.ranks, r.group_size, r.wave_rows, r.wave_groups)
+    rows = min(groups, max(1, r.wave_rows // r.group_size)) * r.group_size
+    kept = groups * (prompt + r.group_size * r.max_tokens) * bytes_a_token(shapes.text, shapes.dtype)
+    how = f"{groups * r.group_size} samples x {r.max_tokens} tokens, {groups} prompts of about {prompt}"
+    return [
+        Line("rollout's cache", kept, how, "rollout"),
+        Line("rollout's logits", logit_bytes(shapes.text, rows), f"{rows} samples, twice", "rollout"),
+    ]
+
+
+def _traffic(config, shapes) -> list:
+    """What a rank sends and receives."""
+    s, train = shapes, config.train
+    share = (s.shards - 1) / s.shards
+    gathered = s.every * s.dtype * share
+    return [
+        Line("weights gathered, a micro-batch", 2 * gathered, "once forward, once backward"),
+        Line("reference's weights gathered, a micro-batch", bool(config.loss.kl_coef) * gathered, "once forward"),
+        Line("gradients reduced, a micro-batch", s.trained * MASTER * share, "once backward"),
+        Line("gradients between copies, an update", s.trained * MASTER / s.shards * (train.replicate > 1), "HSDP"),
+        Line("sampler refreshed, a step", 0 if s.own else s.every * MASTER * share, "whole weights, one by one"),
+    ]
+
+
 def activations(network, dtype) -> tuple[float, float]:
     """Bytes that a decoder layer keeps for its backward pass a token, and a vision block a patch: 0 for a frozen one.
 
-    Both towers run on the meta device, and what autograd saves is counted; attention as flash kernels have it, which keep
-    queries, keys, values and their output. network: a `model.skeleton`, which is altered.
+    Both towers run on the meta device, and what autograd saves is counted; attention as flash kernels have it, which
+    keep queries, keys, values and their output. network: a `model.skeleton`, which is altered.
     """
     network.to("meta", dtype)
     visual, language = network.model.visual, network.model.language_model
@@ -164,8 +242,8 @@ AttentionInterface.register(ATTENTION, lambda module, q, k, v, *_, **__: (_Atten
 
 
 def peak(memory) -> float:
-    """GB at most: what is always there, and the larger of what learner and rollout take in turn. Without what CUDA, NCCL and cuBLAS
-    keep for themselves, and what torch's allocator has but can't hand out."""
+    """GB at most: what is always there, and the larger of what learner and rollout take in turn. Without what CUDA,
+    NCCL and cuBLAS keep for themselves, and what torch's allocator has but can't hand out."""
     times = ("always", "learner", "forward", "reduce", "rollout")
     of = {when: plain_sum(line.gb for line in memory if line.when == when) for when in times}
     return of["always"] + max(of["learner"] + max(of["forward"], of["reduce"]), of["rollout"])
@@ -173,9 +251,8 @@ def peak(memory) -> float:
 
 def report(config, path, ranks: int) -> str:
     memory, traffic = plan(config, path, ranks)
-    lines = [
-        f"{ranks} GPU(s), {config.train.replicate} cop{'y' if config.train.replicate == 1 else 'ies'} of the model; GB on each:"
-    ]
+    copies = "1 copy" if config.train.replicate == 1 else f"{config.train.replicate} copies"
+    lines = [f"{ranks} GPU(s), {copies} of the model; GB on each:"]
     for title, found in (("memory", memory), ("sent and received", traffic)):
         lines += ["", title, *(f"  {line.gb:9.2f}  {line.what}: {line.how}" for line in found if line.gb)]
         if title == "memory":
