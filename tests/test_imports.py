@@ -85,10 +85,12 @@ def test_what_a_start_refuses_is_said_before_the_large_imports(tmp_path, scenes)
     overrides = [override.format(**places) for override in REFUSED]
     code = (
         "import sys\n"
-        "for name in ('transformers', 'torch._dynamo', 'torch.distributed.fsdp', 'sslr1.run'): sys.modules[name] = None\n"
+        "for name in ('transformers', 'torch._dynamo', 'torch.distributed.fsdp', 'sslr1.run'):\n"
+        "    sys.modules[name] = None\n"
         "from sslr1.train import main\n"
         f"for override in {overrides}:\n"
-        f"    sys.argv = ['train', 'configs/tiny.yaml', 'data.path={scenes}', {f'log.dir={tmp_path}/runs'!r}, override]\n"
+        f"    given = ['data.path={scenes}', {f'log.dir={tmp_path}/runs'!r}, override]\n"
+        "    sys.argv = ['train', 'configs/tiny.yaml', *given]\n"
         "    try: main()\n"
         "    except SystemExit as end: assert end.code == 2\n"
     )

@@ -44,8 +44,9 @@ class Decoder:
     """decode(list of bytes) -> list of uint8 [H, W, 3] CPU tensors, None where a file can't be decoded.
 
     backend: "dali", "pillow" or "auto" (DALI where it is installed), for what libjpeg-turbo doesn't read and for
-    reducing; the attribute tells which one runs. DALI is imported with the first image that takes it. threads: files decoded at once. max_side: the longer side, in px, to which images
-    with one above 1.25 times it are reduced; None leaves all.
+    reducing; the attribute tells which one runs. DALI is imported with the first image that takes it. threads: files
+    decoded at once. max_side: the longer side, in px, to which images with one above 1.25 times it are reduced; None
+    leaves all.
     """
 
     def __init__(self, backend="auto", threads=1, max_side=None):

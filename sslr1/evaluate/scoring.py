@@ -17,7 +17,8 @@ How an answer is read (`read_answer`), the first rule that decides:
    A letter that is taken back ("not B", "B is wrong", "B?", 不是B) is none; of "B or C" both are. Two different letters
    answer nothing, and a word that only begins with a letter is none.
 5. Yes or no: whichever of the words "yes" and "no" is in it; of both, the first word of all if a comma, a full stop or
-   the like follows it ("Yes, there is no dog"), else neither. 是, 对 and 有, 不, 否 and 没有 where a text begins with them.
+   the like follows it ("Yes, there is no dog"), else neither. 是, 对 and 有, 不, 否 and 没有 where a text begins with
+   them.
 
 No answer is a wrong answer. The scripts of the paper's protocol agree with this on what is asked for, a letter or one
 of the two words; of other text they take the first letter of the alphabet, so "The answer is B" is T there and "Blue"

@@ -29,9 +29,9 @@ class Wave:
     """P places, each for a prompt and its G samples; sample s of the prompt in place p has number
     p * G + s.
 
-    By that number, on the device: `tokens` int64 and `logprobs` float32 [P * G, max_tokens], `counts` int64 (tokens drawn),
-    `live` bool, `addresses` int64 (the draws' but for the position), `first_position` int64 (of a completion's first
-    token). A step computes blocks: samples `order[start:stop]`, which lie in places first to last - 1.
+    By that number, on the device: `tokens` int64 and `logprobs` float32 [P * G, max_tokens], `counts` int64 (tokens
+    drawn), `live` bool, `addresses` int64 (the draws' but for the position), `first_position` int64 (of a completion's
+    first token). A step computes blocks: samples `order[start:stop]`, which lie in places first to last - 1.
 
     shape: a `Shape`; key: the hash of (seed, step, attempt) that draws go on from; sampling: temperature, top_p and
     top_k; capture: whether steps become CUDA graphs.

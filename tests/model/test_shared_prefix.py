@@ -30,7 +30,8 @@ def network(folder):
 
 
 def loss_and_gradients(policy, batches, rewards, numbers=None, **options):
-    """Sum of the loss over packed batches, and every gradient; counts are the whole step's. numbers: each batch's groups."""
+    """Sum of the loss over packed batches, and every gradient; counts are the whole step's. numbers: each batch's
+    groups."""
     policy.zero_grad()
     total = 0.0
     tokens = sum(len(b.tokens) for b in batches)
