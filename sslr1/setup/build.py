@@ -1,5 +1,7 @@
 """What every entry point builds from a configuration: folders, images, tokenizer, policy and sampler."""
 
+import os
+import shutil
 from pathlib import Path
 
 import torch
@@ -25,8 +27,12 @@ def builtin(config: Config, data=True) -> tuple[Path, Path | None]:
         from sslr1.model.tiny import build_tiny
 
         model_path = home / "builtin" / "tiny"
-        if not (model_path / "preprocessor_config.json").exists():
-            build_tiny(model_path)
+        if not model_path.exists():  # beside it and renamed: other runs may start now, too
+            made = build_tiny(model_path.with_name(f"tiny-{os.getpid()}.partial"))
+            try:
+                made.rename(model_path)
+            except OSError:  # another one was first
+                shutil.rmtree(made)
     if data and data_path == BUILTIN_IMAGES:
         from sslr1.data.scenes import write_scenes
 

@@ -111,3 +111,23 @@ def test_held_out_puzzles_are_chosen_once_a_run(tmp_path, tiny, scenes, one_proc
     shutil.rmtree(images)
     nothing = start()
     assert nothing.batches == {"rotation": [], "ordering": []} and nothing.run()["eval/rotation/n"] == 0
+
+
+def test_runs_that_start_together_share_the_tiny_model(tmp_path, monkeypatch):
+    """Neither reads what the other has half written, and the second one's copy is not left."""
+    settings = config.check(
+        {"data": {"path": "photos"}, "model": {"path": "builtin:tiny"}, "log": {"dir": str(tmp_path)}}
+    )
+    home = tmp_path / "builtin"
+
+    def build_tiny(folder):
+        assert not (home / "tiny").exists()
+        other, _ = build.builtin(settings) if calls.pop() else (None, None)  # starts while this one writes
+        folder.mkdir(parents=True)
+        (folder / "config.json").write_text("by the second" if other is None else "by the first")
+        return folder
+
+    calls = [False, True]
+    monkeypatch.setattr("sslr1.model.tiny.build_tiny", build_tiny)
+    path, _ = build.builtin(settings)
+    assert [p.name for p in home.iterdir()] == ["tiny"] and (path / "config.json").read_text() == "by the second"
