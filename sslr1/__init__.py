@@ -37,12 +37,16 @@ def begin_program() -> None:
     processors.collect_rarely()
 
 
-def _asked_for() -> bool:
-    """Whether this import is the first thing that `python -m sslr1.…` does."""
+def program() -> str:
+    """What this process was begun with, `sslr1.train` of `python -m sslr1.train …`; "" where it is none of ours."""
     command = getattr(sys, "orig_argv", [])
-    place = command.index("-m") + 1 if getattr(sys, "argv", [])[:1] == ["-m"] and "-m" in command else len(command)
-    return command[place : place + 1] != [] and command[place].split(".")[0] == __name__
+    name = command[command.index("-m") + 1] if "-m" in command[:-1] else ""
+    return name if name.split(".")[0] == __name__ else ""
 
 
-if _asked_for():
+if getattr(sys, "argv", [])[:1] == ["-m"] and program():  # this import is the first thing that it does
     begin_program()
+    if program() != __name__:
+        from sslr1.__main__ import answer
+
+        answer(program().partition(".")[2])

@@ -7,7 +7,6 @@ python -m sslr1.export puzzles IMAGES OUT --format trl|verl|easyr1|ms-swift [--c
 What is written appears under its name when it is complete; a folder that isn't empty is left alone.
 """
 
-import argparse
 import json
 import os
 import sys
@@ -17,11 +16,11 @@ from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
 
+from sslr1.__main__ import parsed
 from sslr1.errors import UserError
 from sslr1.puzzles.picture import MAX_SIDE, MIN_SIDE
 from sslr1.setup import interrupt, processors
 
-DTYPES = ("bfloat16", "float16", "float32")
 PARTS = ("state/trainer.json", "hf/config.json")  # of a checkpoint
 ROWS = 64  # of the parquet file that are held at once
 
@@ -218,54 +217,8 @@ def _write_jsonl(folder, final, split, trainer, drawn) -> str:
     return name
 
 
-def _count(text) -> int:
-    if not text.isdecimal():
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number of 0 or more")
-    return int(text)
-
-
-def _parser():
-    from sslr1.puzzles import NAMES
-
-    parser = argparse.ArgumentParser(prog="python -m sslr1.export", description="A model or puzzles for use elsewhere.")
-    kinds = parser.add_subparsers(dest="what", required=True)
-    of_model = kinds.add_parser("model", help="a run's model as a Hugging Face folder")
-    of_model.add_argument("source", metavar="RUN", help="a run's folder, or one of its checkpoints")
-    of_model.add_argument("out", metavar="OUT", help="a new or empty folder")
-    of_model.add_argument(
-        "--checkpoint",
-        choices=("best", "newest"),
-        default="best",
-        help="which of the run's: best by held-out accuracy (default), or newest",
-    )
-    of_model.add_argument("--dtype", choices=DTYPES, help="of the weights (default: what the run computed in)")
-
-    of_puzzles = kinds.add_parser("puzzles", help="puzzles as the data of another trainer")
-    of_puzzles.add_argument("folder", metavar="IMAGES", help="a folder of images")
-    of_puzzles.add_argument("out", metavar="OUT", help="a new or empty folder")
-    of_puzzles.add_argument("--format", dest="trainer", choices=("trl", "verl", "easyr1", "ms-swift"), required=True)
-    of_puzzles.add_argument("--count", type=_count, help="puzzles to train on (default: one an image)")
-    of_puzzles.add_argument(
-        "--val", type=_count, default=0, help="puzzles from held-out images, in a file of their own"
-    )
-    of_puzzles.add_argument("--puzzle", nargs="+", choices=NAMES, help="which, in turn (default: all)")
-    of_puzzles.add_argument("--level", nargs="+", type=int, help="each of these (default: where each starts)")
-    of_puzzles.add_argument("--seed", type=int, default=0)
-    of_puzzles.add_argument("--direct", action="store_true", help="ask for the answer alone, without <think></think>")
-    of_puzzles.add_argument("--composed", action="store_true", help="all pictures of a puzzle on one")
-    of_puzzles.add_argument("--model", help="the model's folder, whose picture sizes are kept (default: Qwen2.5-VL's)")
-    of_puzzles.add_argument("--max-pixels", type=_count, help="largest picture, px (default: the model's)")
-    of_puzzles.add_argument(
-        "--min-side", type=int, default=MIN_SIDE, help="images of a shorter side under this are passed over"
-    )
-    of_puzzles.add_argument(
-        "--max-side", type=int, default=MAX_SIDE, help="images of a longer side over this are reduced to it"
-    )
-    return parser
-
-
 def main():
-    asked = vars(_parser().parse_args())
+    asked = vars(parsed("export"))
     interrupt.unwind()  # what is half written goes
     try:
         import torch

@@ -6,9 +6,9 @@ One PNG contact sheet a puzzle, every level asked for on it, each with its quest
 them.
 """
 
-import argparse
 import base64
 import io
+import sys
 import textwrap
 from itertools import islice
 from pathlib import Path
@@ -17,10 +17,10 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 
 from sslr1 import ops, puzzles
+from sslr1.__main__ import parsed
 from sslr1.data import ImageStore, Pool
 from sslr1.errors import UserError
 from sslr1.puzzles import sheet
-from sslr1.puzzles.picture import MIN_SIDE
 from sslr1.puzzles.series import decidable
 from sslr1.report.page import template
 from sslr1.setup import processors
@@ -100,16 +100,7 @@ def page(sheets) -> str:
 
 
 def main():
-    parser = argparse.ArgumentParser(prog="python -m sslr1.preview", description="Contact sheets of puzzles.")
-    parser.add_argument("folder", help="a folder of images")
-    parser.add_argument("--out", default="preview", help="folder for the PNG files (default: preview)")
-    parser.add_argument("--puzzle", nargs="+", choices=puzzles.NAMES, default=puzzles.NAMES)
-    parser.add_argument("--level", nargs="+", type=int, choices=(1, 2, 3, 4), default=(1, 2, 3, 4))
-    parser.add_argument("--count", type=int, default=2, help="puzzles of each level")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--min-side", type=int, default=MIN_SIDE, help="px that an image's shorter side has at least")
-    parser.add_argument("--html", action="store_true", help="also write index.html")
-    arguments = parser.parse_args()
+    arguments = parsed("preview")
     out = Path(arguments.out)
     torch.set_num_threads(processors.threads())
     try:
@@ -124,7 +115,8 @@ def main():
             for name in arguments.puzzle
         }
     except (UserError, ValueError) as error:
-        raise SystemExit(f"sslr1.preview: {error}") from None
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
     out.mkdir(parents=True, exist_ok=True)
     for name, rows in sheets.items():
         contact_sheet(rows).save(out / f"{name}.png")

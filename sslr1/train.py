@@ -5,12 +5,12 @@ python -m sslr1.train CONFIG [section.key=value …]
 python -m sslr1.train CONFIG --plan N [section.key=value …]
 """
 
-import argparse
 from contextlib import closing
 from dataclasses import dataclass, replace
 
 import torch
 
+from sslr1.__main__ import parsed
 from sslr1.setup import entry
 
 
@@ -115,18 +115,7 @@ def learnable(groups, truncated) -> list:
 
 
 def main():
-    parser = argparse.ArgumentParser(
-        prog="python -m sslr1.train", description="Train a multimodal language model on puzzles by GRPO."
-    )
-    parser.add_argument("config", help="a YAML file, e.g. configs/tiny.yaml")
-    parser.add_argument("overrides", nargs="*", metavar="section.key=value")
-    parser.add_argument(
-        "--plan",
-        type=int,
-        metavar="GPUS",
-        help="print memory and communication of each of so many GPUs, and start nothing",
-    )
-    arguments = parser.parse_intermixed_args()
+    arguments = parsed("train")
     if arguments.plan is not None:
         return entry.plan(arguments.config, arguments.overrides, arguments.plan)
     with entry.session(arguments.config, arguments.overrides, run=True) as session:

@@ -83,19 +83,13 @@ def _levels(config):
 
 
 def main():
-    import argparse
     from pathlib import Path
 
+    from sslr1.__main__ import parsed
     from sslr1.runs import checkpoint
     from sslr1.setup import entry
 
-    parser = argparse.ArgumentParser(
-        prog="python -m sslr1.warmup", description="Format-only warm-up of a model folder."
-    )
-    parser.add_argument("config")
-    parser.add_argument("out", help="folder for the warmed-up model")
-    parser.add_argument("overrides", nargs="*", metavar="section.key=value")
-    arguments = parser.parse_args()
+    arguments = parsed("warmup")
     with entry.session(arguments.config, arguments.overrides) as session:
         warm_up(session, Progress(session.world.main))
         if session.world.main:

@@ -20,9 +20,10 @@ from functools import cache
 from pathlib import Path
 
 import sslr1
+from sslr1.__main__ import COMMANDS
 
 ROOT = Path(__file__).parent.parent
-PROGRAMS = tuple(f"sslr1.{name}" for name in ("train", "warmup", "evaluate", "preview", "report", "export"))
+PROGRAMS = tuple(f"sslr1.{name}" for name in COMMANDS)
 TAKEN_ALONG = (
     *PROGRAMS,
     "sslr1.setup.build",

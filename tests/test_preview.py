@@ -29,4 +29,5 @@ def test_a_sheet_a_puzzle_and_a_page(photographs, tmp_path):
 
 def test_errors_are_one_line(tmp_path):
     done = launch("sslr1.preview", tmp_path, check=False)
-    assert done.returncode and "Traceback" not in done.stderr and "holds no images" in done.stderr
+    assert done.returncode == 2 and done.stderr.startswith(f"error: '{tmp_path}' holds no images"), done.stderr
+    assert len(done.stderr.splitlines()) == 1

@@ -51,6 +51,9 @@ def load(path, overrides=(), data=True) -> Config:
         key, equals, value = override.partition("=")
         if not equals or not key:
             raise ConfigError(f"{override!r} is not an override: write section.key=value")
+        if (others := meant(key)) != [key]:
+            written = " or ".join(f"{other}={value}" for other in others)
+            raise ConfigError(f"{override}: {key} is not a setting; did you mean {written}?")
         node = tree
         *sections, leaf = key.split(".")
         for depth, section in enumerate(sections):
@@ -67,6 +70,18 @@ def load(path, overrides=(), data=True) -> Config:
         name = f"{Path(path or 'run').stem}-{hashlib.blake2b(material.encode(), digest_size=3).hexdigest()}"
         config = config.model_copy(update={"log": config.log.model_copy(update={"name": name})})
     return config
+
+
+def meant(key) -> list:
+    """The settings with the last part of a key; the key itself where it is one, and where there are none."""
+    known = [other for other in _keys(Config) if other.rpartition(".")[2] == key.rpartition(".")[2]]
+    return [key] if key in known or not known else known
+
+
+def _keys(section):
+    for name, field in section.model_fields.items():
+        inner = _keys(field.annotation) if _is_section(field.annotation) else ()
+        yield from (f"{name}.{key}" for key in inner) if inner else [name]
 
 
 class _Loader(yaml.SafeLoader):
@@ -308,7 +323,9 @@ def _explain(error) -> str:
             break
         field, owner = fields[part], fields[part].annotation
     if error["type"] == "extra_forbidden":
-        known = list(getattr(owner, "model_fields", {}))
+        known, others = list(getattr(owner, "model_fields", {})), meant(path)
+        if others != [path]:
+            return f"{path} is not a setting; did you mean {' or '.join(others)}?"
         return f"{path} is not a setting; {nearest(str(error['loc'][-1]), known)}"
     if error["type"] == "missing":
         return f"{path} is missing; it takes {field.description or 'a section'}"

@@ -52,7 +52,7 @@ class ImageFolder:
     def scan(cls, path, key="data.path") -> "ImageFolder":
         """Every image below the folder `path`, or in the one archive that it is. Raises UserError if there are none or
         too few; key: the setting that names it."""
-        root, named = _root(path), f"{key} {str(path)!r}"
+        root, named = _root(path), f"{key} {str(path)!r}".lstrip()
         if not root.is_dir() or not os.path.exists(path):
             packed = f": it is {UNPACK}" if str(path).lower().endswith(COMPRESSED) and os.path.exists(path) else ""
             raise UserError(f"{named} is not a folder or a {ARCHIVE} archive{packed}")
@@ -148,7 +148,7 @@ class ImageStore:
     def scan(cls, path, min_side=MIN_SIDE, max_side=MAX_SIDE, threads=1) -> "ImageStore":
         """Of a folder as it is now, images reduced as a run's are unless asked otherwise. Raises UserError as
         `ImageFolder.scan` does."""
-        return cls(ImageFolder.scan(path), Decoder(threads=threads, max_side=max_side), min_side)
+        return cls(ImageFolder.scan(path, ""), Decoder(threads=threads, max_side=max_side), min_side)
 
     def get(self, numbers) -> list:
         """uint8 [H, W, 3] tensors, None for bad images, in the order asked for. May be called from several threads."""

@@ -10,7 +10,6 @@ Hugging Face folder. Answers are bit-equal on any number of ranks, unless rollou
 is faster.
 """
 
-import argparse
 import json
 import os
 from pathlib import Path
@@ -18,6 +17,7 @@ from pathlib import Path
 from rich.console import Console
 
 from sslr1 import config, puzzles
+from sslr1.__main__ import parsed
 from sslr1.errors import UserError
 from sslr1.evaluate import benchmarks, probes, scoring, tables
 from sslr1.evaluate.held_out import ask, batches_at, choose, puzzle_report
@@ -154,54 +154,28 @@ def evaluate_benchmark(arguments, console):
                 console.print(table)
 
 
-def main():
-    parser = argparse.ArgumentParser(
-        prog="python -m sslr1.evaluate", description="Accuracy on held-out puzzles and on benchmarks."
-    )
-    parser.add_argument(
-        "what", nargs="?", help="a YAML file, a run folder, a checkpoint of one, or a Hugging Face folder"
-    )
-    parser.add_argument("overrides", nargs="*", metavar="section.key=value")
-    parser.add_argument("--levels", nargs="+", choices=("all", "1", "2", "3", "4"), help="of all puzzles")
-    parser.add_argument("--puzzle", nargs="+", choices=puzzles.NAMES, help="of these")
-    parser.add_argument("--form", choices=FORMS, help="the configuration's, and direct for a benchmark, unless given")
-    parser.add_argument("--benchmark", metavar="FILE.tsv", help="a benchmark in VLMEvalKit's form")
-    parser.add_argument("--name", help="the benchmark's; the file's unless given")
-    parser.add_argument("--circular", action="store_true", help="also with the options rotated: right if all are")
-    parser.add_argument(
-        "--max-pixels", type=int, default=benchmarks.MAX_PIXELS, help="of a benchmark's question, all pictures together"
-    )
-    parser.add_argument("--max-tokens", type=int, default=benchmarks.MAX_TOKENS, help="of an answer to a benchmark")
-    parser.add_argument(
-        "--out", metavar="FILE.json", help="write the numbers there, and a log of every sample to FILE.jsonl"
-    )
-    parser.add_argument("--baseline", metavar="FILE.jsonl", help="such a log, to compare with question by question")
-    parser.add_argument(
-        "--probes",
-        nargs="?",
-        const="",
-        metavar="FOLDER",
-        help="score blind solvers on puzzles from a folder of images (procedural scenes unless given); no model is "
-        "loaded; exit status 1 if a bound does not hold",
-    )
-    parser.add_argument("--count", type=int, default=2000, help="puzzles a probe and level")
-    arguments = parser.parse_intermixed_args()
-    if arguments.probes is not None:
-        raise SystemExit(probes.report(arguments.probes or None, arguments.count, arguments.puzzle or puzzles.NAMES))
+def _check(arguments):
+    """Raise the UserError of arguments that don't go together."""
     if arguments.count != 2000:
-        parser.error("--count goes with --probes; for held-out puzzles set eval.count")
+        raise UserError("--count goes with --probes; for held-out puzzles set eval.count")
     if arguments.what is None:
-        parser.error("a configuration or a folder is needed, or --probes")
+        raise UserError("a configuration or a folder is needed, or --probes")
     if arguments.out and not arguments.out.endswith(".json"):
-        parser.error(f"--out {arguments.out} must end in .json; the log goes beside it, with .jsonl")
+        raise UserError(f"--out {arguments.out} must end in .json; the log goes beside it, with .jsonl")
     if arguments.out:
         try:  # now, not when all is answered
             Path(arguments.out).parent.mkdir(parents=True, exist_ok=True)
             Path(arguments.out).open("a").close()
         except OSError as error:
-            parser.error(f"--out {arguments.out} can't be written: {error.strerror}")
-    if min(arguments.max_pixels, arguments.max_tokens) < 1:
-        parser.error("--max-pixels and --max-tokens are 1 or more")
+            raise UserError(f"--out {arguments.out} can't be written: {error.strerror}") from None
+
+
+def main():
+    arguments = parsed("evaluate")
+    if arguments.probes is not None:
+        raise SystemExit(probes.report(arguments.probes or None, arguments.count, arguments.puzzle or puzzles.NAMES))
+    with entry.one_line():
+        _check(arguments)
     console = Console(highlight=False, markup=False)
     if not console.is_terminal:
         console.width = 140

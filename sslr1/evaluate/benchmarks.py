@@ -32,7 +32,6 @@ from sslr1.model.packing import IMAGE_PAD
 from sslr1.puzzles.prompts import THINKING
 
 MAX_PIXELS = 12_845_056  # of the protocol: of all pictures of a question together
-MAX_TOKENS = 1024
 # Prompts that are answered at once: so many, and so many patches if all were the largest
 CHUNK, CHUNK_PATCHES = 64, 1 << 18
 REFERENCE = 64  # characters: an image cell up to this long is the index of another row, as in VLMEvalKit

@@ -7,6 +7,7 @@ model would see, plus where marks stand; never the answer, the plan or the sourc
 
 import itertools
 import math
+import sys
 from dataclasses import dataclass
 from itertools import islice
 
@@ -377,7 +378,7 @@ def report(folder=None, count=2000, names=puzzles.NAMES) -> int:
                     table.add_row(name, str(level), f.probe, *cells, f"{f.accuracy:.1%}" if name == "ordering" else "")
                     broken += not f.holds
     except ValueError as error:
-        print(f"error: {error}")
+        print(f"error: {error}", file=sys.stderr)
         return 2
     Console(width=120).print(table)
     return int(broken > 0)

@@ -5,13 +5,15 @@ Names load on first use: `sslr1.puzzles.reward` and `sslr1.puzzles.prompts` impo
 
 from sslr1 import at_first_use
 
+NAMES = ("rotation", "similarity", "inpainting", "ordering", "correspondence")  # each is a file here
 __getattr__, __all__ = at_first_use(
     __name__,
     {
-        "batch": "NAMES LEVELS START_LEVEL MIXTURE PAPER_LEVEL PAPER_MIXTURE describe make puzzle_at",
+        "batch": "LEVELS START_LEVEL MIXTURE PAPER_LEVEL PAPER_MIXTURE describe make puzzle_at",
         "picture": "Picture",
         "plan": "Plan PoolError",
         "puzzle": "Address Form Puzzle PuzzleBatch",
         "reward": "Answer Score random_answer_text score",
     },
 )
+__all__ += ["NAMES"]

@@ -7,17 +7,10 @@ import torch
 
 from sslr1.ops import keys
 from sslr1.ops.render import PatchSpec
-from sslr1.puzzles import prompts, sheet
+from sslr1.puzzles import NAMES, prompts, sheet
 from sslr1.puzzles.picture import Picture, Pictures
 from sslr1.puzzles.puzzle import Address, Form, Puzzle, PuzzleBatch
 
-NAMES = (  # each is a file beside this one
-    "rotation",
-    "similarity",
-    "inpainting",
-    "ordering",
-    "correspondence",
-)
 _PUZZLES = {name: import_module(f"sslr1.puzzles.{name}") for name in NAMES}
 QUESTIONS = {name: module.QUESTIONS for name, module in _PUZZLES.items()}
 LEVELS = {name: tuple(module.LEVELS) for name, module in _PUZZLES.items()}

@@ -13,7 +13,7 @@ COLLECTED_AT = gc.get_threshold()
 
 def collect_rarely() -> None:
     """While modules are imported, whose objects stay, hardly ever look for garbage among them: a fifth of a start."""
-    gc.set_threshold(100_000, *COLLECTED_AT[1:])
+    gc.set_threshold(1_000_000, *COLLECTED_AT[1:])
 
 
 def collect_as_usual() -> None:

@@ -385,3 +385,23 @@ def test_a_runs_own_configuration_that_is_none(tmp_path, content):
             and "the configuration that a run was started with" in text
             and "\n" not in text
         )
+
+
+@pytest.mark.parametrize(
+    "override, meant",
+    [
+        ("lr=1e-4", "optim.lr=1e-4 or train.warmup.lr=1e-4"),
+        ("train.seeed.seed=3", "train.seed=3"),
+        ("learner.group_size=4", "rollout.group_size=4"),
+        ("path=/photos", "model.path=/photos or data.path=/photos or eval.path=/photos"),
+    ],
+)
+def test_a_setting_without_its_section(override, meant):
+    key = override.partition("=")[0]
+    with pytest.raises(config.ConfigError, match=rf"^{override}: {key} is not a setting; did you mean {meant}\?$"):
+        config.load(None, ["model.path=m", "data.path=d", override])
+
+
+def test_a_setting_without_its_section_in_a_file():
+    assert error({**GOOD, "lr": 1}) == "lr is not a setting; did you mean optim.lr or train.warmup.lr?"
+    assert error({**GOOD, "eval": {"seed": 1}}) == "eval.seed is not a setting; did you mean train.seed?"

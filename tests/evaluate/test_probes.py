@@ -106,5 +106,5 @@ def test_visible_copies_and_edges_are_found(images):
 
 def test_the_command_says_so_when_images_do_not_do(tmp_path):
     done = launch("sslr1.evaluate", "--probes", tmp_path, check=False)
-    assert done.returncode == 2 and "holds no images" in done.stdout + done.stderr
+    assert done.returncode == 2 and done.stderr.startswith("error: ") and "holds no images" in done.stderr
     assert json.dumps(done.stdout).count("Traceback") == 0

@@ -208,7 +208,7 @@ def test_the_command(run, tmp_path):
     assert launch("sslr1", "report", run, "--out", out).stdout == f"{out}\n"
     assert data_of(out.read_text(encoding="utf-8")) == data_of((run / "report.html").read_text(encoding="utf-8"))
     done = launch("sslr1.report", tmp_path, check=False)
-    assert done.returncode == 1 and "is no run folder: its config.yaml can't be read" in done.stderr
+    assert done.returncode == 2 and "is no run folder: its config.yaml can't be read" in done.stderr
     assert len(done.stderr.splitlines()) == 1
 
 
