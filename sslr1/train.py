@@ -2,7 +2,7 @@
 
 torchrun --nproc_per_node=N -m sslr1.train CONFIG [section.key=value …]
 python -m sslr1.train CONFIG [section.key=value …]
-python -m sslr1.train CONFIG --plan N [section.key=value …]
+python -m sslr1.train [CONFIG] --plan N [--size NAME] [--card NAME] [section.key=value …]
 """
 
 import argparse
@@ -118,17 +118,26 @@ def main():
     parser = argparse.ArgumentParser(
         prog="python -m sslr1.train", description="Train a multimodal language model on puzzles by GRPO."
     )
-    parser.add_argument("config", help="a YAML file, e.g. configs/tiny.yaml")
+    parser.add_argument("config", nargs="?", help="a YAML file, e.g. configs/tiny.yaml; the defaults with --size")
     parser.add_argument("overrides", nargs="*", metavar="section.key=value")
     parser.add_argument(
         "--plan",
         type=int,
         metavar="GPUS",
-        help="print memory and communication of each of so many GPUs, and start nothing",
+        help="print memory and communication of each of so many GPUs, and start nothing; config.json is enough",
     )
+    parser.add_argument("--size", metavar="NAME", help="with --plan: of a published model, e.g. qwen2.5-vl-7b")
+    parser.add_argument("--card", metavar="NAME", help="with --plan: fit and time on a GPU, e.g. h100 or rtx4090")
     arguments = parser.parse_intermixed_args()
+    if arguments.plan is None and (arguments.size or arguments.card):
+        parser.error("--size and --card go with --plan")
+    if arguments.size and "=" in (arguments.config or ""):  # a setting: there is no file
+        arguments.overrides.insert(0, arguments.config)
+        arguments.config = None
+    elif arguments.config is None and not arguments.size:
+        parser.error("a configuration is needed, or --plan with --size")
     if arguments.plan is not None:
-        return entry.plan(arguments.config, arguments.overrides, arguments.plan)
+        return entry.plan(arguments.config, arguments.overrides, arguments.plan, arguments.size, arguments.card)
     with entry.session(arguments.config, arguments.overrides, run=True) as session:
         from sslr1.run import Run  # after the configuration's check: what it imports takes seconds
 
