@@ -44,14 +44,26 @@ class _Help(argparse.ArgumentDefaultsHelpFormatter):
 
 
 def train(parser):
-    parser.add_argument("config", help="a YAML file, e.g. configs/tiny.yaml")
+    parser.add_argument("config", nargs="?", help="a YAML file, e.g. configs/tiny.yaml; the defaults with --size")
     parser.add_argument("overrides", **OVERRIDES)
     parser.add_argument(
         "--plan",
         type=int,
         metavar="GPUS",
-        help="print memory and communication of each of so many GPUs, and start nothing",
+        help="print memory and communication of each of so many GPUs, and start nothing; config.json is enough",
     )
+    parser.add_argument("--size", metavar="NAME", help="with --plan: of a published model, e.g. qwen2.5-vl-7b")
+    parser.add_argument("--card", metavar="NAME", help="with --plan: fit and time on a GPU, e.g. h100 or rtx4090")
+
+
+def _settle_train(parser, arguments):
+    if arguments.plan is None and (arguments.size or arguments.card):
+        parser.error("--size and --card go with --plan")
+    if arguments.size and "=" in (arguments.config or ""):  # a setting: there is no file
+        arguments.overrides.insert(0, arguments.config)
+        arguments.config = None
+    elif arguments.config is None and not arguments.size:
+        parser.error("a configuration is needed, or --plan with --size")
 
 
 def warmup(parser):
@@ -167,9 +179,9 @@ def _positive(text) -> int:
     return int(text)
 
 
-Command = namedtuple("Command", "options about")
+Command = namedtuple("Command", "options about settle", defaults=(lambda parser, arguments: None,))
 COMMANDS = {  # each is the module of that name
-    "train": Command(train, "train a multimodal language model on puzzles by GRPO"),
+    "train": Command(train, "train a multimodal language model on puzzles by GRPO", _settle_train),
     "warmup": Command(warmup, "teach a model folder the format of answers only"),
     "evaluate": Command(evaluate, "accuracy on held-out puzzles and on benchmarks; blind solvers"),
     "preview": Command(preview, "look at the puzzles that a folder of images gives"),
@@ -181,13 +193,14 @@ COMMANDS = {  # each is the module of that name
 def parsed(command, argv=None):
     """The arguments of a command (default: of this process). Ends the program where they are wrong, and where help is
     asked for."""
-    options, about = COMMANDS[command]
+    options, about, settle = COMMANDS[command]
     prog = f"python -m {sslr1.program()}" if sslr1.program() == f"sslr1.{command}" else f"sslr1 {command}"
     parser = Parser(prog=prog, description=f"{about[0].upper()}{about[1:]}.")
     options(parser)
-    if parser._subparsers is not None:
-        return parser.parse_args(argv)  # which can't be intermixed
-    return parser.parse_intermixed_args(argv)
+    parse = parser.parse_intermixed_args if parser._subparsers is None else parser.parse_args  # which can't mix
+    arguments = parse(argv)
+    settle(parser, arguments)
+    return arguments
 
 
 def answer(command) -> None:

@@ -14,6 +14,7 @@ from sslr1.learner import Learner
 from sslr1.model import cost
 from sslr1.puzzles.curriculum import Curriculum
 from sslr1.report import page
+from sslr1.runs import alarms
 from sslr1.runs.checkpointer import Checkpointer
 from sslr1.runs.metrics import StepTotals
 from sslr1.runs.recorder import Recorder
@@ -49,6 +50,7 @@ class Run:
     def __init__(self, session):
         c, world = session.config, session.world
         self.session, self.config, self.world = session, c, world
+        self.settings = c.model_dump(mode="json")  # as config.yaml holds them
         self.learner = Learner(
             session.policy,
             world,
@@ -153,7 +155,8 @@ class Run:
         c, say = self.config, self.recorder.say
         self.step = step
         for event in events:
-            say(f"step {step}: {event}")
+            mend = f": {alarms.advice('plateau', self.settings, event.puzzle)}" if event.kind == "plateau" else ""
+            say(f"step {step}: {event}{mend}")
         plateaus = {f"curriculum/{event.puzzle}/plateau": 1.0 for event in events if event.kind == "plateau"}
         lost = self.learner.skipped_in_a_row >= SKIPS
         shown = batch.prompts[: None if lost else c.log.samples]
@@ -163,9 +166,9 @@ class Run:
         line = {"step": step, **totals.metrics()}
         line |= {"rollout/resampled": totals.overall["resampled"]} if c.rollout.resample else {}
         line |= self.curriculum.metrics() | plateaus | learned.metrics | self._speed(learned)
-        for alarm in self.watch.alarms.update(*(line[name] for name in ("reward", "format", "entropy"))):
-            say(f"step {step}: {alarm}")
-            line[f"alarm/{alarm.kind}"] = 1.0
+        for kind in self.watch.alarms.update(*(line[name] for name in ("reward", "format", "entropy"))):
+            say(f"step {step}: warning: {alarms.MESSAGES[kind]}: {alarms.advice(kind, self.settings)}")
+            line[f"alarm/{kind}"] = 1.0
         self.recorder.progress.show(step, {k: line[k] for k in ("reward", "entropy", "timing_s/step")})
         self.line = line
         if lost:

@@ -2,7 +2,7 @@
 
 torchrun --nproc_per_node=N -m sslr1.train CONFIG [section.key=value …]
 python -m sslr1.train CONFIG [section.key=value …]
-python -m sslr1.train CONFIG --plan N [section.key=value …]
+python -m sslr1.train [CONFIG] --plan N [--size NAME] [--card NAME] [section.key=value …]
 """
 
 from contextlib import closing
@@ -117,7 +117,7 @@ def learnable(groups, truncated) -> list:
 def main():
     arguments = parsed("train")
     if arguments.plan is not None:
-        return entry.plan(arguments.config, arguments.overrides, arguments.plan)
+        return entry.plan(arguments.config, arguments.overrides, arguments.plan, arguments.size, arguments.card)
     with entry.session(arguments.config, arguments.overrides, run=True) as session:
         from sslr1.run import Run  # after the configuration's check: what it imports takes seconds
 

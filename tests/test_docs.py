@@ -6,9 +6,9 @@ import runpy
 import pytest
 
 from docs import glossary
-from sslr1 import config, puzzles
+from sslr1 import config, model, puzzles
 from sslr1.config.settings import Section
-from sslr1.setup import budget
+from sslr1.setup import budget, card
 from tests.conftest import ROOT
 from tests.model.test_load import published
 
@@ -118,6 +118,9 @@ def test_the_plan_that_is_shown_is_the_planners(tmp_path, tiny):
     folder, _ = published(tmp_path / "model", tiny, "qwen2.5-vl-3b")
     shown = budget.report(config.load(ROOT / "configs" / "qwen2.5-vl-3b-one-gpu.yaml"), folder, 1).rstrip()
     assert f"```text\n{shown}\n```" in read("troubleshooting.md"), f"docs/troubleshooting.md should show\n{shown}"
+    shown = card.report(config.check({"model": {"path": "m"}}, data=False), "qwen2.5-vl-3b", 1, "h100")
+    assert f"```text\n{shown}\n```" in read("troubleshooting.md"), f"docs/troubleshooting.md should show\n{shown}"
+    assert all(f"`{name}`" in read("troubleshooting.md") for name in (*model.SIZES, *card.NAMES))
 
 
 def test_the_glossarys_sources_exist():

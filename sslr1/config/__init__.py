@@ -1,7 +1,7 @@
 """Configuration: its keys, and the files and overrides that set them."""
 
 from sslr1.config.file import IMMATERIAL, check, check_unchanged, dump, load, of_run
-from sslr1.config.settings import BUILTIN_IMAGES, BUILTIN_MODEL, Config, ConfigError
+from sslr1.config.settings import BUILTIN_IMAGES, BUILTIN_MODEL, Config, ConfigError, nearest
 
 __all__ = [
     "BUILTIN_IMAGES",
@@ -13,5 +13,6 @@ __all__ = [
     "check_unchanged",
     "dump",
     "load",
+    "nearest",
     "of_run",
 ]

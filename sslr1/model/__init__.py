@@ -9,9 +9,10 @@ __getattr__, __all__ = at_first_use(
     __name__,
     {
         "folder": "MODEL_TYPES",
-        "load": "check_patches freeze load_model load_tokenizer load_weights remarks skeleton",
+        "load": "check_patches freeze load_model load_tokenizer load_weights outline remarks skeleton",
         "packing": "Group Packed Prompt Sample mrope_positions opening pack prompt prompts split",
         "reference": "load_reference",
         "shared_prefix": "Policy",
+        "sizes": "SIZES",
     },
 )

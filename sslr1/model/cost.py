@@ -60,10 +60,30 @@ def cost_of(model) -> Cost:
     )
 
 
-# Dense bfloat16 operations a second, as the vendor's data sheets state them
-PEAKS = {"H100 PCIe": 756e12, "H100": 989e12, "H200": 989e12, "A100": 312e12, "B200": 2250e12}
+@dataclass(frozen=True)
+class Card:
+    """A GPU as its vendor's data sheet has it: dense bfloat16 operations a second with float32 sums, bytes of memory,
+    and bytes a second from its memory and, one way, to the other GPUs of its machine (NVLink, or PCIe where it has
+    none)."""
+
+    flops: float
+    memory: float
+    bandwidth: float
+    link: float
+
+
+# By a part of their device's name, the first that fits; of several editions the SXM one, of the A100 that of 80 GB
+CARDS = {
+    "H100 PCIe": Card(756e12, 80e9, 2.0e12, 64e9),
+    "H100": Card(989e12, 80e9, 3.35e12, 450e9),
+    "H200": Card(989e12, 141e9, 4.8e12, 450e9),
+    "A100": Card(312e12, 80e9, 2.039e12, 300e9),
+    "B200": Card(2250e12, 180e9, 8.0e12, 900e9),
+    "L40S": Card(362e12, 48e9, 0.864e12, 32e9),
+    "RTX 4090": Card(165e12, 24e9, 1.008e12, 32e9),
+}
 
 
 def peak_flops(device_name: str) -> float | None:
     """Of a GPU by its name, None for one that isn't listed."""
-    return next((peak for name, peak in PEAKS.items() if name in device_name), None)
+    return next((card.flops for name, card in CARDS.items() if name in device_name), None)

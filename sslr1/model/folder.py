@@ -17,8 +17,21 @@ ADAPTER = ("adapter_config.json", "adapter_model.safetensors", "adapter_model.bi
 def check_folder(path) -> Path:
     """The folder, if it holds a model that this version trains.
 
-    Raises UserError for one that is missing, an adapter, of another family, quantised, that would run code of its own,
-    or whose weights (`weight_files`) are not there or not whole; headers are read, weights aren't.
+    Raises UserError for one that `check_config` refuses, or whose weights (`weight_files`) are not there or not whole;
+    headers are read, weights aren't.
+    """
+    folder = check_config(path)
+    for file in weight_files(folder):
+        with opened(file):
+            pass
+    return folder
+
+
+def check_config(path) -> Path:
+    """The folder, if its config.json is of a model that this version trains.
+
+    Raises UserError for one that is missing, an adapter, of another family, quantised, or that would run code of its
+    own.
     """
     folder = Path(path)
     if not (folder / "config.json").is_file():
@@ -40,9 +53,6 @@ def check_folder(path) -> Path:
             f"model.path {str(path)!r} holds quantised weights (quantization_config in config.json: {method}), which "
             "can't be trained: give the folder of the model that they were made from"
         )
-    for file in weight_files(folder):
-        with opened(file):
-            pass
     return folder
 
 

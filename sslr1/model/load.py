@@ -1,13 +1,15 @@
 """Models and tokenizers from ordinary Hugging Face folders. No remote code, safetensors only."""
 
+import copy
 import re
 from contextlib import contextmanager
 from pathlib import Path
 
 from sslr1.errors import UserError
 from sslr1.model import parallel
-from sslr1.model.folder import ADAPTER, chat_template, check_folder, check_whole, opened, weight_files
+from sslr1.model.folder import ADAPTER, chat_template, check_config, check_folder, check_whole, opened, weight_files
 from sslr1.model.packing import IMAGE_PAD
+from sslr1.model.sizes import SIZES
 
 # Tables that old checkpoints hold for each layer and models compute, which transformers passes over too
 COMPUTED = re.compile(r"rotary_emb\.inv_freq$")
@@ -35,17 +37,37 @@ def skeleton(path):
     config.json ties to the embeddings, and that is stored beside them with other values, is its own, as in
     transformers. Errors: `check_folder`'s, and settings that transformers refuses.
     """
-    from transformers import AutoModelForImageTextToText
-
     folder = check_folder(path)
     config = _config(folder)
-    with _told(folder / "config.json"), _parameters_on_meta():
-        model = AutoModelForImageTextToText.from_config(config, attn_implementation="sdpa", dtype="float32")
+    with _told(folder / "config.json"):
+        model = _built(config)
         if _own_head(model, folder):
             config.tie_word_embeddings = config.text_config.tie_word_embeddings = False
-            model = AutoModelForImageTextToText.from_config(config, attn_implementation="sdpa", dtype="float32")
+            model = _built(config)
     model.generation_config = _generation(folder) or model.generation_config
     return model.eval()
+
+
+def outline(what):
+    """A model whose shapes are counted and which is never loaded. what: a folder, which need not hold the weights, nor
+    all of them, or a name in SIZES. Errors: `check_config`'s, and settings that transformers refuses."""
+    from transformers import AutoConfig
+
+    if what in SIZES:
+        return _built(AutoConfig.for_model(**copy.deepcopy(SIZES[what])))
+    try:
+        return skeleton(what)
+    except UserError:
+        folder = check_config(what)
+        with _told(folder / "config.json"):
+            return _built(_config(folder))
+
+
+def _built(config):
+    from transformers import AutoModelForImageTextToText
+
+    with _parameters_on_meta():
+        return AutoModelForImageTextToText.from_config(config, attn_implementation="sdpa", dtype="float32")
 
 
 def remarks(path, network) -> list[str]:

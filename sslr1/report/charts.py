@@ -3,7 +3,7 @@ own gets one at the end, so that a new one is seen without a line here."""
 
 import math
 
-from sslr1.runs.alarms import ADVICE
+from sslr1.runs.alarms import MESSAGES
 from sslr1.sums import plain_sum
 
 POINTS = 300  # of a series; a longer run's are means over stretches of as many steps as it takes
@@ -126,7 +126,7 @@ def events(records) -> list:
         for key in (k for k in record if k.startswith(("curriculum/", "alarm/")) or k == "skipped_steps"):
             value, (kind, *name) = record[key], key.split("/")
             if kind == "alarm":
-                note(ADVICE[name[0]], name[0])
+                note(MESSAGES[name[0]], name[0])
             elif name[1:] == ["plateau"]:
                 note(f"{name[0]} earns what guessing earns", name[0])
             elif name[1:] == ["level"] and before.get(key, value) != value:

@@ -2,11 +2,10 @@
 
 Users of comparable trainers report rewards that stay at the format's weight for thousands of steps and entropy that is
 gone within 60 steps; they found out afterwards. The bounds below are ours. A puzzle that is only guessed at is the
-curriculum's to see.
+curriculum's to see. Imports no torch: a report reads its words.
 """
 
 import math
-from dataclasses import dataclass
 
 from sslr1.puzzles.reward import Answer, score
 
@@ -16,23 +15,65 @@ SOLVED = 0.9  # of the largest reward: whoever earns that may be certain
 FORMAT = 0.3  # share of completions in format
 PLATEAU, PLATEAU_STEPS = 0.02, 50  # reward beyond the format's; for so many steps, of either
 
-ADVICE = {
+# What is the matter, by the alarm's kind: the names under which runs record them (`alarm/<kind>`, and for a puzzle's
+# plateau `curriculum/<puzzle>/plateau`)
+MESSAGES = {
     "entropy": f"entropy has been under {COLLAPSE:.0%} of what it was at first for {COLLAPSE_STEPS} steps and the "
-    "puzzles are not solved: completions hardly differ any more. Raise loss.entropy_coef or loss.clip_high, or "
-    "lower optim.lr",
-    "format": f"under {FORMAT:.0%} of completions have kept the format for {PLATEAU_STEPS} steps. Look at "
-    "samples.jsonl; raise rollout.max_tokens if they are cut off, else teach the format first by train.warmup.steps",
+    "puzzles are not solved: completions hardly differ any more",
+    "format": f"under {FORMAT:.0%} of completions have kept the format for {PLATEAU_STEPS} steps",
     "reward": f"for {PLATEAU_STEPS} steps completions have earned what the right format earns and nothing for their "
-    "answers. Lower puzzles.levels, or set puzzles.curriculum=adaptive",
+    "answers",
+    "plateau": "a puzzle has earned what random answers earn, step after step",
 }
+RAISED = tuple(MESSAGES)[:3]  # of the run as a whole, by Alarms; a puzzle's plateau is the curriculum's to raise
 
 
-@dataclass(frozen=True)
-class Alarm:
-    kind: str  # a key of ADVICE, and of the mark alarm/<kind> in the step's metrics
+def advice(kind, settings, puzzle=None) -> str:
+    """What to do about an alarm in this run. settings: its configuration as a nested dict, as config.yaml holds it;
+    puzzle: whose plateau it is."""
+    return {"entropy": _entropy, "format": _format}.get(kind, _level)(settings, puzzle)
 
-    def __str__(self):
-        return f"warning: {ADVICE[self.kind]}"
+
+def _entropy(settings, _) -> str:
+    loss, lr = settings["loss"], settings["optim"]["lr"]
+    ways = [f"lower optim.lr below {lr:g}", f"raise loss.entropy_coef above {loss['entropy_coef']:g}"]
+    if loss["entropy_coef"] == 0:
+        ways[1] = "set loss.entropy_coef=0.001"
+    if loss["updates"] > 1:  # else every token is on-policy, and nothing is clipped
+        ways.append(f"raise loss.clip_high above {loss['clip_high']:g}")
+    return _go_on(ways)
+
+
+def _format(settings, _) -> str:
+    steps, longer = settings["train"]["warmup"]["steps"], f"above {settings['rollout']['max_tokens']}"
+    if settings["puzzles"]["thinking"]:
+        longer += " or set puzzles.thinking=false"
+    taught = f"raise train.warmup.steps above {steps}" if steps else "set train.warmup.steps=60"
+    return (
+        f"where completions are cut off in samples.jsonl, raise rollout.max_tokens {longer}; where they end and lack "
+        f"the form, {taught} in a new run, which teaches it"
+    )
+
+
+def _level(settings, puzzle) -> str:
+    c = settings["puzzles"]
+    names = [name for name, share in c["mixture"].items() if share and puzzle in (None, name)]
+    lower = {name: c["levels"][name] - 1 for name in names if c["levels"][name] > 1}
+    if lower and c["curriculum"] == "fixed":
+        levels = " ".join(f"puzzles.levels.{name}={level}" for name, level in lower.items())
+        return _go_on([f"set {levels}", "puzzles.curriculum=adaptive, which lowers levels by itself"])
+    ways = [f"raise rollout.group_size above {settings['rollout']['group_size']}, so that some answer is right"]
+    ways += [f"teach {puzzle or 'the puzzles'} by train.warmup.answers=right in a new run"]
+    if c["rule"] != "default":
+        ways.insert(0, "set puzzles.rule=default, which pays for answers that are partly right")
+    wait = "the curriculum lowers levels by itself; where the lowest is no better, "
+    return (wait if c["curriculum"] == "adaptive" else "") + _go_on(ways)
+
+
+def _go_on(ways) -> str:
+    return (
+        f"{', '.join(ways[:-1])}, or {ways[-1]}; checkpoint.allow_change=true lets this run go on with other settings"
+    )
 
 
 class Alarms:
@@ -44,12 +85,12 @@ class Alarms:
         wrong, right = (score(Answer("choice", "B"), f"\\boxed{{{x}}}", rule, thinking=False).reward for x in "AB")
         self.format_reward, self.solved = wrong, SOLVED * right
         self.early, self.early_steps = 0.0, 0  # sum of the first entropies
-        self.low = dict.fromkeys(ADVICE, 0)  # steps in a row that look bad
+        self.low = dict.fromkeys(RAISED, 0)  # steps in a row that look bad
         self.raised = []
 
     def update(self, reward: float, format: float, entropy: float) -> list:
         """Take in a step's mean reward, share of completions in format and mean entropy of a token (nats); returns the
-        Alarms that it raises. An entropy that isn't finite, of a step that was skipped, says nothing."""
+        kinds of the alarms that it raises. An entropy that isn't finite, of a step that was skipped, says nothing."""
         if math.isfinite(entropy) and self.early_steps < EARLY_STEPS:
             self.early, self.early_steps = self.early + entropy, self.early_steps + 1
         usual = self.early / max(1, self.early_steps)
@@ -59,10 +100,10 @@ class Alarms:
             "reward": format >= FORMAT and reward - self.format_reward * format <= PLATEAU,
         }
         enough = {"entropy": COLLAPSE_STEPS, "format": PLATEAU_STEPS, "reward": PLATEAU_STEPS}
-        self.low = {kind: self.low[kind] + 1 if bad[kind] else 0 for kind in ADVICE}
-        new = [kind for kind in ADVICE if self.low[kind] >= enough[kind] and kind not in self.raised]
+        self.low = {kind: self.low[kind] + 1 if bad[kind] else 0 for kind in RAISED}
+        new = [kind for kind in RAISED if self.low[kind] >= enough[kind] and kind not in self.raised]
         self.raised += new
-        return [Alarm(kind) for kind in new]
+        return new
 
     def state(self) -> dict:
         """Everything that later alarms depend on, JSON-able."""

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from transformers import AttentionInterface
 
-from sslr1 import model, ops
+from sslr1 import model
 from sslr1.model import shared_prefix
 from sslr1.ops.chunks import default_height
 from sslr1.rollout.cache import bytes_a_token, logit_bytes, places_for
@@ -64,9 +64,13 @@ class Shapes:
 
 
 def plan(config, path, ranks: int, device="cuda") -> tuple[list, list]:
-    """(memory lines, communication lines) of one rank. config: a Config, or what has its values; path: the model
-    folder. Raises UserError as loading does."""
-    shapes = shapes_of(config, path, ranks, device)
+    """(memory lines, communication lines) of one rank. config: a Config, or what has its values; path: the model's
+    folder, of which config.json is enough, or a name in model.SIZES. Raises UserError as `model.outline` does."""
+    return lines_of(config, shapes_of(config, model.outline(path), ranks, device), device)
+
+
+def lines_of(config, shapes, device="cuda") -> tuple[list, list]:
+    """The same of a model's Shapes."""
     memory = _states(config, shapes) + _learner(config, shapes, device) + _rollout(config, shapes)
     traffic = _traffic(config, shapes)
     for line in [*memory, *traffic]:
@@ -74,18 +78,17 @@ def plan(config, path, ranks: int, device="cuda") -> tuple[list, list]:
     return memory, traffic
 
 
-def shapes_of(config, path, ranks: int, device="cuda") -> Shapes:
-    """The Shapes of a model folder's model. Raises UserError as loading does."""
-    network = model.skeleton(path)
+def shapes_of(config, network, ranks: int, device="cuda") -> Shapes:
+    """The Shapes of a `model.outline`, which is altered."""
     model.freeze(network, config.model.frozen)
     narrow = config.model.dtype == "bfloat16" or (config.model.dtype == "auto" and device != "cpu")
-    spec = ops.PatchSpec.from_pretrained(path)
+    vision = network.config.vision_config
     every = sum(p.numel() for p in network.parameters())
     trained = sum(p.numel() for p in network.parameters() if p.requires_grad)
     towers = network.model.language_model.layers, network.model.visual.blocks
     parts = [sum(p.numel() for p in part.parameters()) for tower in towers for part in tower]
     kept = activations(network, torch.bfloat16 if narrow else torch.float32)
-    widths = network.config.text_config.hidden_size, network.model.visual.config.hidden_size
+    widths = network.config.text_config.hidden_size, vision.hidden_size
     return Shapes(
         every=every,
         trained=trained,
@@ -94,11 +97,11 @@ def shapes_of(config, path, ranks: int, device="cuda") -> Shapes:
         dtype=2 if narrow else 4,
         ranks=ranks,
         shards=ranks // config.train.replicate,
-        prompt=round((config.data.max_side or 1024) / spec.unit) ** 2 + TEXT,
+        prompt=round((config.data.max_side or 1024) / (vision.patch_size * vision.spatial_merge_size)) ** 2 + TEXT,
         text=network.config.text_config,
         layers=(len(towers[0]), widths[0], kept[0]),
         blocks=(len(towers[1]), widths[1], kept[1]),
-        patches=spec.merge**2,
+        patches=vision.spatial_merge_size**2,
     )
 
 
@@ -164,13 +167,20 @@ def _rollout(config, shapes) -> list:
     """The rollout's buffers: keys and values of the groups that are held at a time, and a step's logits."""
     r, prompt = config.rollout, shapes.prompt
     groups = places_for(r.prompts // shapes.ranks, r.group_size, r.wave_rows, r.wave_groups)
-    rows = min(groups, max(1, r.wave_rows // r.group_size)) * r.group_size
+    rows = rows_of(config, shapes.ranks)
     kept = groups * (prompt + r.group_size * r.max_tokens) * bytes_a_token(shapes.text, shapes.dtype)
     how = f"{groups * r.group_size} samples x {r.max_tokens} tokens, {groups} prompts of about {prompt}"
     return [
         Line("rollout's cache", kept, how, "rollout"),
         Line("rollout's logits", logit_bytes(shapes.text, rows), f"{rows} samples, twice", "rollout"),
     ]
+
+
+def rows_of(config, ranks) -> int:
+    """Samples that decode together at most, on a rank."""
+    r = config.rollout
+    groups = places_for(r.prompts // ranks, r.group_size, r.wave_rows, r.wave_groups)
+    return min(groups, max(1, r.wave_rows // r.group_size)) * r.group_size
 
 
 def _traffic(config, shapes) -> list:
@@ -191,7 +201,7 @@ def activations(network, dtype) -> tuple[float, float]:
     """Bytes that a decoder layer keeps for its backward pass a token, and a vision block a patch: 0 for a frozen one.
 
     Both towers run on the meta device, and what autograd saves is counted; attention as flash kernels have it, which
-    keep queries, keys, values and their output. network: a `model.skeleton`, which is altered.
+    keep queries, keys, values and their output. network: a `model.outline`, which is altered.
     """
     network.to("meta", dtype)
     visual, language = network.model.visual, network.model.language_model
@@ -250,6 +260,7 @@ def peak(memory) -> float:
 
 
 def report(config, path, ranks: int) -> str:
+    """The plan as text."""
     memory, traffic = plan(config, path, ranks)
     copies = "1 copy" if config.train.replicate == 1 else f"{config.train.replicate} copies"
     lines = [f"{ranks} GPU(s), {copies} of the model; GB on each:"]

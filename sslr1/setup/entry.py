@@ -84,18 +84,28 @@ def session(path, overrides, run=False, folder=None, data=True, forms=()):
         interrupt.leave(None if interrupted.args else "interrupted")
 
 
-def plan(path, overrides, ranks):
-    """Print what a configuration takes of each of `ranks` GPUs. Errors as in `built`."""
+def plan(path, overrides, ranks, size=None, card=None):
+    """Print what a configuration (None: the defaults) takes of each of `ranks` GPUs. No weights are looked at, and no
+    images. size: a name of model.SIZES in place of model.path; card: one of card.NAMES. Errors as in `session`."""
     try:
-        config = configuration.load(path, overrides)
+        named = [f"model.path={size}"] if size else []
+        config = configuration.load(path, [*overrides, *named], data=False)
         if ranks < 1 or ranks % config.train.replicate or config.rollout.prompts % ranks:
             raise UserError(
                 f"--plan {ranks}: it must be a multiple of train.replicate ({config.train.replicate}) that divides "
                 f"rollout.prompts ({config.rollout.prompts})"
             )
+        from sslr1 import model
         from sslr1.setup import budget, build
+        from sslr1.setup import card as cards
 
-        print(budget.report(config, build.builtin(config)[0], ranks))
+        for option, name, known in (("--size", size, model.SIZES), ("--card", card, cards.NAMES)):
+            if name and name not in known:
+                raise UserError(f"{option} {name} is not listed; {configuration.nearest(name, list(known))}")
+        what = size or build.builtin(config, data=False)[0]
+        print(budget.report(config, what, ranks))
+        if card:
+            print("\n" + cards.report(config, what, ranks, card))
     except UserError as error:
         _fail(error)
 

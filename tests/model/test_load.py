@@ -97,98 +97,23 @@ def test_shards_of_files_and_a_stored_tied_head(tmp_path, any_tiny, one_process)
     assert all(torch.equal(mine[n], p) for n, p in theirs.named_parameters())
 
 
-# Published configurations by the names of their recipes, shortened to what shapes and positions follow from:
-# config.json, number of parameters, number of tensors. Qwen2.5-VL: Qwen/Qwen2.5-VL-3B-Instruct and -7B-Instruct.
-# Qwen3-VL: Qwen/Qwen3-VL-4B-Instruct, whose index names 713 tensors of 8,875,631,616 bytes in bfloat16. MiMo-VL:
-# XiaomiMiMo/MiMo-VL-7B-RL as a third party quotes its config.json (the wider vision MLP is Qwen2.5-VL-72B's, whose
-# tower it took); its page says 8B, the exact count follows from the shapes and was not compared with its files.
-QWEN2_5_VISION = dict(
-    depth=32,
-    hidden_size=1280,
-    intermediate_size=3420,
-    num_heads=16,
-    in_chans=3,
-    patch_size=14,
-    spatial_merge_size=2,
-    spatial_patch_size=14,
-    window_size=112,
-    fullatt_block_indexes=[7, 15, 23, 31],
-    tokens_per_second=2,
-    temporal_patch_size=2,
-)
-QWEN2_5 = dict(
-    model_type="qwen2_5_vl",
-    max_position_embeddings=128_000,
-    rms_norm_eps=1e-6,
-    rope_theta=1e6,
-    rope_scaling={"type": "mrope", "mrope_section": [16, 24, 24]},
-    sliding_window=32_768,
-    use_sliding_window=False,
-)
-PUBLISHED = {
-    "qwen2.5-vl-3b": (
-        QWEN2_5
-        | dict(hidden_size=2048, intermediate_size=11_008, num_hidden_layers=36, num_attention_heads=16)
-        | dict(num_key_value_heads=2, max_window_layers=70, vocab_size=151_936, tie_word_embeddings=True)
-        | dict(vision_config=QWEN2_5_VISION | {"out_hidden_size": 2048}),
-        3_754_622_976,
-        824,
-    ),
-    "qwen2.5-vl-7b": (
-        QWEN2_5
-        | dict(hidden_size=3584, intermediate_size=18_944, num_hidden_layers=28, num_attention_heads=28)
-        | dict(num_key_value_heads=4, max_window_layers=28, vocab_size=152_064, tie_word_embeddings=False)
-        | dict(vision_config=QWEN2_5_VISION | {"out_hidden_size": 3584}),
-        8_292_166_656,
-        729,
-    ),
-    "mimo-vl-7b": (
-        QWEN2_5
-        | dict(hidden_size=4096, intermediate_size=11_008, num_hidden_layers=36, num_attention_heads=32)
-        | dict(num_key_value_heads=8, max_window_layers=36, vocab_size=151_680, tie_word_embeddings=False)
-        | dict(rms_norm_eps=1e-5, rope_theta=640_000.0)
-        | dict(vision_config=QWEN2_5_VISION | {"out_hidden_size": 4096, "intermediate_size": 3456}),
-        8_306_217_216,
-        825,
-    ),
-    "qwen3-vl-4b": (
-        dict(
-            model_type="qwen3_vl",
-            tie_word_embeddings=True,
-            text_config=dict(
-                model_type="qwen3_vl_text",
-                attention_bias=False,
-                head_dim=128,
-                hidden_size=2560,
-                intermediate_size=9728,
-                max_position_embeddings=262_144,
-                num_attention_heads=32,
-                num_hidden_layers=36,
-                num_key_value_heads=8,
-                rms_norm_eps=1e-6,
-                rope_scaling={"mrope_interleaved": True, "mrope_section": [24, 20, 20], "rope_type": "default"},
-                rope_theta=5_000_000,
-                tie_word_embeddings=True,
-                vocab_size=151_936,
-            ),
-            vision_config=dict(
-                model_type="qwen3_vl",
-                deepstack_visual_indexes=[5, 11, 17],
-                depth=24,
-                hidden_size=1024,
-                intermediate_size=4096,
-                num_heads=16,
-                num_position_embeddings=2304,
-                out_hidden_size=2560,
-                patch_size=16,
-                spatial_merge_size=2,
-                temporal_patch_size=2,
-            ),
-        ),
-        4_437_815_808,
-        713,
-    ),
+# Parameters that follow from published config.json files (`model.SIZES`). Those of Qwen's models but the 72B are the
+# counts that their pages and third parties give of the files.
+COUNTS = {
+    "qwen2.5-vl-3b": 3_754_622_976,
+    "qwen2.5-vl-7b": 8_292_166_656,
+    "qwen2.5-vl-32b": 33_452_718_336,
+    "qwen2.5-vl-72b": 73_410_777_344,
+    "mimo-vl-7b": 8_306_217_216,
+    "qwen3-vl-2b": 2_127_532_032,
+    "qwen3-vl-4b": 4_437_815_808,
+    "qwen3-vl-8b": 8_767_123_696,
+    "qwen3-vl-32b": 33_357_390_064,
 }
+# (config.json, parameters, tensors in the files) of those that recipes are named after. Qwen3-VL's index names 713
+# tensors of 8,875,631,616 bytes in bfloat16.
+TENSORS = {"qwen2.5-vl-3b": 824, "qwen2.5-vl-7b": 729, "mimo-vl-7b": 825, "qwen3-vl-4b": 713}
+PUBLISHED = {name: (model.SIZES[name], COUNTS[name], tensors) for name, tensors in TENSORS.items()}
 
 
 def published(folder, tiny, name):

@@ -2,9 +2,11 @@
 
 import json
 import math
+import re
 
 import pytest
 
+from sslr1 import config, puzzles
 from sslr1.puzzles.reward import RULES, Answer, score
 from sslr1.runs import alarms
 from sslr1.runs.alarms import Alarms
@@ -14,7 +16,7 @@ FINE = {"reward": 0.5, "format": 1.0, "entropy": 0.3}
 
 def steps(watch, count, **changes):
     """Kinds raised by each of `count` steps that are fine but for `changes`."""
-    return [[str(a.kind) for a in watch.update(**{**FINE, **changes})] for _ in range(count)]
+    return [watch.update(**{**FINE, **changes}) for _ in range(count)]
 
 
 def raised(found):
@@ -78,18 +80,55 @@ def test_going_on_from_a_checkpoint(stop):
     second.load(json.loads(json.dumps(first.state())))
     found += [second.update(0.11, 1.0, e) for e in entropies[stop:]]
     assert found == expected and second.state() == whole.state()
-    assert [str(a)[:8] for one in found for a in one] == ["warning:"] * 2
+    assert raised(found) == ["entropy", "reward"]
 
 
-def test_advice_names_settings_that_exist():
-    from sslr1 import config
+BASE = {"model": {"path": "m"}, "data": {"path": "d"}}
+LOW = {"puzzles": {"levels": dict.fromkeys(puzzles.NAMES, 1)}}
+VARIANTS = [
+    {},
+    LOW,
+    {"puzzles": {"curriculum": "adaptive", "rule": "exact"}},
+    {"loss": {"updates": 2, "entropy_coef": 0.1}},
+]
+VARIANTS += [{"train": {"warmup": {"steps": 60}}, "puzzles": {"thinking": False}}]
 
-    settings = config.check({"model": {"path": "m"}, "data": {"path": "d"}}).model_dump()
-    for line in alarms.ADVICE.values():
-        assert "\n" not in line
-        for word in line.replace("=adaptive", "").split():
-            section, _, path = word.strip(".,;").partition(".")
-            if path and section in settings:
-                node = settings[section]
-                for key in path.split("."):
-                    node = node[key]
+
+def settings(**changes):
+    return config.check(BASE | changes).model_dump(mode="json")
+
+
+@pytest.mark.parametrize("changes", VARIANTS, ids=str)
+@pytest.mark.parametrize("kind", alarms.MESSAGES)
+def test_advice_is_a_setting_that_exists_and_is_not_set_so(kind, changes):
+    tree = settings(**changes)
+    line = alarms.advice(kind, tree, "ordering" if kind == "plateau" else None)
+    assert "\n" not in line and alarms.MESSAGES[kind]
+    named = re.findall(r"((?:[a-z]+\.)+[a-z_]+)(?:=(\S+?))?(?=[,; ]|$)", line)
+    named = [(path, value) for path, value in named if path.split(".")[0] in tree]
+    assert named, line
+    for path, value in named:
+        node = tree
+        for key in path.split("."):
+            node = node[key]
+        assert not value or str(node).lower() != value, line
+        if value and ".warmup" not in path:
+            config.load(None, ["model.path=m", "data.path=d", f"{path}={value}"])
+
+
+def test_advice_follows_the_settings():
+    """Nothing is clipped in one update; no level is lowered that is the lowest; no form is taught that isn't asked."""
+    once, twice = (alarms.advice("entropy", settings(loss={"updates": n})) for n in (1, 2))
+    assert "loss.clip_high" not in once and "raise loss.clip_high above 0.2" in twice and "below 1e-06" in once
+    levels = {"puzzles": {"levels": {"ordering": 3, "rotation": 1}, "mixture": {"ordering": 1, "rotation": 1}}}
+    assert "puzzles.levels.ordering=2, or puzzles.curriculum=adaptive" in alarms.advice("reward", settings(**levels))
+    assert "puzzles.levels.ordering=2," in alarms.advice("plateau", settings(**levels), "ordering")
+    lowest = alarms.advice("plateau", settings(**levels), "rotation")
+    assert lowest.startswith("raise rollout.group_size above 8") and "teach rotation by" in lowest
+    assert "puzzles.levels" not in alarms.advice("reward", settings(**LOW))
+    adaptive = {"puzzles": levels["puzzles"] | {"curriculum": "adaptive", "rule": "paper"}}
+    found = alarms.advice("plateau", settings(**adaptive), "ordering")
+    assert found.startswith("the curriculum lowers") and "puzzles.rule=default" in found and "=adaptive" not in found
+    form = alarms.advice("format", settings(puzzles={"thinking": False}))
+    assert "thinking" not in form and "train.warmup.steps=60" in form
+    assert "train.warmup.steps above 60" in alarms.advice("format", settings(train={"warmup": {"steps": 60}}))

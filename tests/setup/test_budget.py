@@ -1,19 +1,22 @@
 """The planner's arithmetic against what a learner holds, and its command."""
 
 import re
+import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
-from sslr1 import config, model, ops
-from sslr1.model import parallel
+from sslr1 import config, model, ops, train
+from sslr1.errors import UserError
+from sslr1.model import cost, parallel
 from sslr1.ops.chunks import default_height
 from sslr1.rollout.cache import GroupCache, Shape
-from sslr1.setup import budget, entry
+from sslr1.setup import budget, card, entry
 from tests.forks import launch
 from tests.learner.test_learner import make_groups, make_learner
-from tests.model.test_load import PUBLISHED, published
+from tests.model.test_load import COUNTS, PUBLISHED, published
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -136,6 +139,91 @@ def test_height_is_what_the_loss_takes(monkeypatch):
     tokens = torch.randint(0, 11, (N,))
     ops.grpo_loss(hidden, head, tokens, torch.arange(N) // 100, torch.tensor([[0.0, 1.0, 0.5]]), entropy_coef=0.1)
     assert set(seen) == {default_height(N, 8, "cpu")}
+
+
+def test_no_weights_are_needed(tmp_path, tiny):
+    """config.json is enough, and what is planned is what is planned of the whole folder."""
+    settings = config.check({"model": {"path": "m"}}, data=False)
+    (tmp_path / "config.json").write_text((tiny / "config.json").read_text())
+    assert budget.plan(settings, tmp_path, 2) == budget.plan(settings, tiny, 2)
+    (tmp_path / "model-00001-of-00002.safetensors").write_bytes(b"half")  # a download that goes on
+    assert budget.report(settings, tmp_path, 2) == budget.report(settings, tiny, 2)
+    (tmp_path / "config.json").unlink()
+    with pytest.raises(UserError, match="it has no config"):
+        budget.plan(settings, tmp_path, 2)
+
+
+@pytest.mark.parametrize("name", model.SIZES)
+def test_a_published_name_is_enough(name):
+    settings = config.check({"model": {"path": name}}, data=False)
+    planned = {line.what: line.gb * 1e9 for line in budget.plan(settings, name, 8)[0]}
+    assert planned["weights"] == pytest.approx(4 * COUNTS[name] / 8)
+    text = model.outline(name).config.text_config
+    assert text.vocab_size % 64 == 0 and text.hidden_size % 128 == 0
+
+
+def test_every_recipe_has_its_size():
+    """README's recipes can all be planned from a name."""
+    for path in (ROOT / "configs").glob("*.yaml"):
+        if path.stem not in ("tiny", "proof", "photos"):
+            assert any(path.stem.startswith(name) for name in model.SIZES), path.stem
+
+
+def test_what_makes_it_fit():
+    """The first settings that do, taken back as far as they can be; the plan with them is within the card's memory."""
+    c = config.check({"model": {"path": "m"}}, data=False)
+    network = model.outline("qwen2.5-vl-3b")
+    first, second = card.fit(c, network, 1, cost.CARDS["H100"])
+    assert re.fullmatch(r"  does not fit: 257.0 GB; 90% of its memory are 72.0 GB", first)
+    assert second == "  it would with train.recompute=1, train.token_budget=8192, optim.moments=bfloat16: 66.1 GB"
+    settings = {"train.recompute": 1, "train.token_budget": 8192, "optim.moments": "bfloat16"}
+    (said,) = card.fit(card.changed(c, settings), network, 1, cost.CARDS["H100"])
+    assert said.startswith("  fits: 66.1 GB")
+    assert "would with 2 GPUs" in card.fit(c, network, 1, cost.CARDS["L40S"])[1]
+    assert "sampler's weights, 7.5 GB" in card.fit(c, network, 1, replace(cost.CARDS["L40S"], memory=8e9))[1]
+    steps = {"a": [4, 2], "b": [1], "c": [8, 4, 2]}
+    tried = card.mended(steps, lambda got: got.get("c", 9) <= 4 and got.get("a", 9) <= 4)
+    assert tried == {"a": 4, "c": 4} and card.mended(steps, lambda got: False) is None
+
+
+def test_time_follows_from_the_card():
+    """Twice the card is half the time, and the learner's operations are those that the step's metrics count."""
+    settings = {"rollout": {"prompts": 16}, "train": {"recompute": 1, "token_budget": 8192}}
+    c, own = config.check({"model": {"path": "m"}} | settings, data=False), cost.CARDS["A100"]
+    network = model.outline("qwen3-vl-2b")
+    twice = cost.Card(*(2 * number for number in (own.flops, own.memory, own.bandwidth, own.link)))
+    for (what, taken, _), (_, less, _) in zip(*(card.times(c, network, 8, each) for each in (own, twice)), strict=True):
+        assert taken == pytest.approx(2 * less) and taken > 0, what
+    learner = {what: taken for what, taken, _ in card.times(c, network, 8, own)}["learner"]
+    network.requires_grad_(True)
+    shapes, counted = budget.shapes_of(c, network, 8), cost.cost_of(network)
+    prompt = counted.prompt(shapes.prompt, (shapes.prompt - budget.TEXT) * 4, 1)
+    step = 2 * (prompt + 8 * counted.completion(shapes.prompt, 512))
+    assert learner * card.OF_PEAK * own.flops == pytest.approx(step * 4 / 3)  # a third again, for recomputed layers
+    found = card.report(c, "qwen3-vl-2b", 8, "a100")
+    assert "estimated by arithmetic, not measured" in found and found.count("measured") == 1
+    assert all(cost.peak_flops(f"NVIDIA {name}") == entry.flops for name, entry in cost.CARDS.items())
+
+
+def test_a_name_in_place_of_a_folder(monkeypatch, capsys):
+    """With and without a configuration, settings after either; what isn't listed is named."""
+    for arguments, said in (
+        (["--plan", "4", "--size", "qwen3-vl-2b", "rollout.prompts=8", "--card", "h100pcie"], "H100 PCIe ("),
+        ([str(ROOT / "configs" / "qwen3-vl-4b.yaml"), "--plan", "8", "--size", "qwen3-vl-8b"], "8,767,123,696"),
+    ):
+        monkeypatch.setattr(sys, "argv", ["train", *arguments])
+        train.main()
+        assert said in capsys.readouterr().out
+    for arguments, said in (
+        (["--plan", "8", "--size", "qwen3-vl-9b"], "error: --size qwen3-vl-9b is not listed; did you mean qwen3-vl-"),
+        (["--plan", "8", "--size", "qwen3-vl-8b", "--card", "h1000"], "did you mean h100? Known: "),
+        (["--size", "qwen3-vl-8b"], "--size and --card go with --plan"),
+        (["--plan", "8"], "a configuration is needed, or --plan with --size"),
+    ):
+        monkeypatch.setattr(sys, "argv", ["train", *arguments])
+        with pytest.raises(SystemExit) as ended:
+            train.main()
+        assert ended.value.code == 2 and said in capsys.readouterr().err
 
 
 def test_the_command(tmp_path, capsys):
