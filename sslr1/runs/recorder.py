@@ -18,6 +18,7 @@ class Recorder:
         self.folder, self.main, self._write_report = Path(folder), main, write_report
         self.metrics = records.JsonLines(self.folder / "metrics.jsonl")
         self.samples = Samples(self.folder)
+        self.answers = records.JsonLines(self.folder / records.ANSWERS)
         self.progress = Progress(main)
         self.began = self._reported_at = time.monotonic()
         self._reported = self._trackers = None
@@ -25,7 +26,7 @@ class Recorder:
     @property
     def files(self) -> tuple:
         """Whose lines up to its step a checkpoint counts on."""
-        return self.metrics.path, self.samples.lines.path
+        return self.metrics.path, self.samples.lines.path, self.answers.path
 
     def write_config(self, text) -> None:
         if self.main:
@@ -34,15 +35,18 @@ class Recorder:
     def begin(self, done, config) -> None:
         """done: the step that the run goes on from, None for one that begins. What lies beyond it is dropped."""
         if self.main:
-            self.metrics.cut(-1 if done is None else done)
-            self.samples.cut(-1 if done is None else done)
+            for lines in (self.metrics, self.samples, self.answers):
+                lines.cut(-1 if done is None else done)
             self._trackers = Trackers(self.folder, done, config.model_dump(mode="json"))
 
-    def log(self, line: dict) -> None:
-        """A step's numbers by name, `step` among them."""
+    def log(self, line: dict, answers: dict) -> None:
+        """A step's numbers by name, `step` among them; what a held-out evaluation found of each puzzle, empty where
+        there was none."""
         if self.main:
             self.metrics.write(line)
             self._trackers.write(line)
+            if answers:
+                self.answers.write({"step": line["step"], **answers})
 
     def say(self, *lines) -> None:
         for line in lines:

@@ -6,6 +6,8 @@ from pathlib import Path
 
 from sslr1.files import unwritable, write_whole
 
+ANSWERS = "held_out.jsonl"  # a line an evaluation: which of held_out.json's puzzles it solved
+
 
 class JsonLines:
     """An append-only file of records that all have `step`; `cut(step)` drops those beyond a step, for resuming."""

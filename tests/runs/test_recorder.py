@@ -47,7 +47,7 @@ def test_other_ranks_write_nothing(tmp_path):
     recorder = Recorder(tmp_path, False, lambda folder: pytest.fail("a report"))
     recorder.write_config("x")
     recorder.begin(None, CONFIG)
-    recorder.log({"step": 1})
+    recorder.log({"step": 1}, {"rotation": "01"})
     recorder.report(1)
     recorder.end(1, CONFIG, [])
     assert list(tmp_path.iterdir()) == []
