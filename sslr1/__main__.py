@@ -5,7 +5,8 @@ import sys
 
 import sslr1
 
-COMMANDS = ("train", "warmup", "evaluate", "preview", "report", "export")
+COMMANDS = ("train", "warmup", "evaluate", "preview", "report", "compare", "export")
+MODULES = {"compare": "report.compare"}
 
 
 def main():
@@ -15,7 +16,7 @@ def main():
         print(f"error: {asked!r} is not a command; use one of: {', '.join(COMMANDS)}", file=sys.stderr)
         sys.exit(2)
     command = sys.argv.pop(1)
-    runpy.run_module(f"sslr1.{command}", run_name="__main__", alter_sys=True)
+    runpy.run_module(f"sslr1.{MODULES.get(command, command)}", run_name="__main__", alter_sys=True)
 
 
 if __name__ == "__main__":

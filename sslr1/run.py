@@ -78,6 +78,7 @@ class Run:
     def __exit__(self, *error):
         self.checkpoints.close()  # whatever ended the run: a checkpoint that is under way may still become whole
         self.watch.bad_images.save()
+        self.recorder.stopped()
         self.signals.__exit__(*error)
 
     def state(self) -> dict:
