@@ -48,7 +48,8 @@ function question(puzzle, tallest) {
       const button = element("button", { type: "button", class: "picture", "aria-label": `enlarge picture ${k}` },
         crop(puzzle, number, { width: Math.min(w, w * most / h), role: "img", "aria-label": `picture ${k}` }));
       button.addEventListener("click", () => enlarge(puzzle, number, button));
-      shown.append(element("span", {}, ...words, button));  // a label stays with its picture
+      const label = /^\s*\w{1,3}:\s*$/.test(piece);  // which stays with its picture; other words may stand above it
+      shown.append(element("span", label ? { class: "labelled" } : {}, ...words, button));
     });
     const row = out.lastElementChild;
     if (pieces.length > 1 && row?.className === "pictures") row.append(...shown.childNodes);  // labelled pictures stand in one row
