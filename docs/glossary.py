@@ -233,8 +233,8 @@ GLOSSARY = {
         ),
         "perf/patches_mb": Metric(
             "MB",
-            "pixel patches that rank 0's rollout and learner took in during the step; on a GPU, by far the most of what goes "
-            "there from the host",
+            "pixel patches that rank 0's rollout and learner took in during the step; on a GPU, by far the most of "
+            "what goes there from the host",
             "runs.usage.Usage",
         ),
         "perf/host_memory_gb": Metric("GiB", "memory that rank 0's process holds now", "runs.usage.Usage", "level"),

@@ -377,6 +377,46 @@ def test_in_a_browser(run, tmp_path, width, dark):
         assert not [url for url in page.requests if not url.startswith(("data:", run.as_uri()))]
 
 
+@pytest.mark.slow
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on the path")
+def test_a_page_in_a_browser_follows_its_run_to_the_end(run, tmp_path, monkeypatch):
+    """It loads itself again, keeps what was chosen, stays while somebody looks at a picture, and stops at the end."""
+    monkeypatch.setattr(report, "REFRESH_S", 0.2)
+    folder = another(run, tmp_path / "run", log={"report_every_s": 0.2})
+    for name in ("samples.jsonl", "samples"):
+        (folder / name).symlink_to(run / name)
+    file = report.write(folder, going=True)
+    with Page(file, tmp_path / "profile") as page:
+
+        def within(seconds, condition):
+            end = time.monotonic() + seconds
+            while not page.run(condition) and time.monotonic() < end:
+                time.sleep(0.05)
+            return page.run(condition)
+
+        page.run("window.old = true")
+        choose = "(s => { s.value = 'ordering'; s.dispatchEvent(new Event('change')) })"
+        page.run(f"{choose}(document.querySelector('[name=puzzle]'))")
+        assert within(20, "document.readyState === 'complete' && !window.old")
+        assert within(5, "document.querySelector('[name=puzzle]').value === 'ordering'")
+        page.run("document.querySelector('.picture').click(); window.old = true")
+        time.sleep(1.5)
+        assert page.run("window.old && document.querySelectorAll('dialog[open]').length") == 1
+        report.write(folder)
+        page.run("document.querySelector('dialog').click()")
+        assert within(20, "document.readyState === 'complete' && !window.old")
+        page.run("window.old = true")
+        time.sleep(1.5)
+        assert page.run("window.old") and not page.problems, page.problems
+        stale = file.read_text(encoding="utf-8").replace(
+            '"samples":', '"refresh": {"every_s": 0.1, "written_s": 9, "stale_s": 60}, "samples":', 1
+        )
+        stale = stale.replace("<h1>", '<h1 id="refresh">', 1)
+        file.write_text(stale, encoding="utf-8")
+        page.call("Page.reload")
+        assert within(20, "/nothing new for 1 minutes/.test(document.getElementById('refresh')?.textContent)")
+
+
 def test_what_was_not_read_and_bad_is_on_the_page(run):
     """Names as words; some of many; nothing where there is nothing to say."""
     assert report.images(run) is None and "<h2>Images</h2>" not in report.page(run)
