@@ -225,8 +225,21 @@ GLOSSARY = {
         "perf/max_memory_allocated_gb": Metric(
             "GiB", "most GPU memory that tensors have taken so far, rank 0; only on GPUs", "run.Run.record"
         ),
+        "perf/cpu_cores": Metric(
+            "processors",
+            "how many rank 0's process has kept busy since the last record, all its threads",
+            "runs.usage.Usage",
+            "on a CPU near the threads that the run was given",
+        ),
+        "perf/patches_mb": Metric(
+            "MB",
+            "pixel patches that rank 0's rollout and learner took in during the step; on a GPU, by far the most of "
+            "what goes there from the host",
+            "runs.usage.Usage",
+        ),
+        "perf/host_memory_gb": Metric("GiB", "memory that rank 0's process holds now", "runs.usage.Usage", "level"),
         "perf/max_host_memory_gb": Metric(
-            "GiB", "most memory that rank 0's process has taken so far", "run.Run.record"
+            "GiB", "most memory that rank 0's process has taken so far", "runs.usage.Usage"
         ),
     },
     "Held out": {

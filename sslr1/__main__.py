@@ -118,12 +118,18 @@ def preview(parser):
     parser.add_argument("--count", type=int, default=2, help="puzzles of each level")
     parser.add_argument("--seed", type=int, default=0, help="another one draws other puzzles")
     parser.add_argument("--min-side", type=int, default=252, help="px that an image's shorter side has at least")
-    parser.add_argument("--html", action="store_true", help="also write index.html")
+    parser.add_argument("--html", action="store_true", help="also write index.html, a quiz of the puzzles")
 
 
 def report(parser):
     parser.add_argument("folder", help="a run folder, e.g. runs/demo")
     parser.add_argument("--out", help="the file to write (default: report.html in the run folder)")
+
+
+def compare(parser):
+    parser.add_argument("first", help="a run folder, e.g. runs/demo")
+    parser.add_argument("second", help="another one")
+    parser.add_argument("--out", default="compare.html", help="the file to write")
 
 
 def export(parser):
@@ -180,12 +186,14 @@ def _positive(text) -> int:
 
 
 Command = namedtuple("Command", "options about settle", defaults=(lambda parser, arguments: None,))
-COMMANDS = {  # each is the module of that name
+MODULES = {"compare": "report.compare"}
+COMMANDS = {  # each is the module of that name, or of that in MODULES
     "train": Command(train, "train a multimodal language model on puzzles by GRPO", _settle_train),
     "warmup": Command(warmup, "teach a model folder the format of answers only"),
     "evaluate": Command(evaluate, "accuracy on held-out puzzles and on benchmarks; blind solvers"),
     "preview": Command(preview, "look at the puzzles that a folder of images gives"),
     "report": Command(report, "write report.html of a run folder"),
+    "compare": Command(compare, "two runs on one page: curves, and differences on held-out puzzles"),
     "export": Command(export, "a run's model, or puzzles, for use elsewhere"),
 }
 
@@ -194,7 +202,8 @@ def parsed(command, argv=None):
     """The arguments of a command (default: of this process). Ends the program where they are wrong, and where help is
     asked for."""
     options, about, settle = COMMANDS[command]
-    prog = f"python -m {sslr1.program()}" if sslr1.program() == f"sslr1.{command}" else f"sslr1 {command}"
+    module = f"sslr1.{MODULES.get(command, command)}"
+    prog = f"python -m {module}" if sslr1.program() == module else f"sslr1 {command}"
     parser = Parser(prog=prog, description=f"{about[0].upper()}{about[1:]}.")
     options(parser)
     parse = parser.parse_intermixed_args if parser._subparsers is None else parser.parse_args  # which can't mix
@@ -205,6 +214,7 @@ def parsed(command, argv=None):
 
 def answer(command) -> None:
     """End a program that is only asked for help, or wrongly, before it imports anything."""
+    command = next((name for name, module in MODULES.items() if module == command), command)
     if command in COMMANDS:
         parsed(command)
 
@@ -227,7 +237,7 @@ def main():
         return parser.print_help()
     del sys.argv[1]
     parsed(asked)
-    runpy.run_module(f"sslr1.{asked}", run_name="__main__", alter_sys=True)
+    runpy.run_module(f"sslr1.{MODULES.get(asked, asked)}", run_name="__main__", alter_sys=True)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,6 @@
 """A run: what stands around the training loop. Where it begins, what it records, when it evaluates and checkpoints, how
 it ends."""
 
-import resource
 import time
 from contextlib import contextmanager
 
@@ -18,6 +17,7 @@ from sslr1.runs import alarms
 from sslr1.runs.checkpointer import Checkpointer
 from sslr1.runs.metrics import StepTotals
 from sslr1.runs.recorder import Recorder
+from sslr1.runs.usage import Usage
 from sslr1.runs.watch import SKIPS, Watch
 from sslr1.setup.interrupt import INTERRUPT, Signals
 from sslr1.sums import plain_sum
@@ -69,9 +69,9 @@ class Run:
         stores = {"": session.images.store} | ({f"{c.eval.path}/": session.evaluation.store} if c.eval.path else {})
         self.watch = Watch(c, BadImages(session.folder, stores, world), world.main)
         self.signals = Signals(self.recorder.say)
-        self.clock = Clock()
+        self.clock, self.usage = Clock(), Usage()
         self.step, self.best, self.best_step, self.interrupted = 0, -1.0, None, False
-        self.line = {"step": 0}  # what is written of a step
+        self.line, self.answers = {"step": 0}, {}  # what is written of a step
 
     def __enter__(self):
         self.signals.__enter__()
@@ -80,6 +80,7 @@ class Run:
     def __exit__(self, *error):
         self.checkpoints.close()  # whatever ended the run: a checkpoint that is under way may still become whole
         self.watch.bad_images.save()
+        self.recorder.stopped()
         self.signals.__exit__(*error)
 
     def state(self) -> dict:
@@ -121,6 +122,7 @@ class Run:
             self.checkpoints.wait()
             self.learner.set_reference(self.session.reference(self.checkpoints.reference))
         self.recorder.progress.start("GRPO", c.train.steps, self.step)
+        self.usage.begin(self._patch_bytes)
         return self.step
 
     def stopping(self) -> bool:
@@ -170,15 +172,16 @@ class Run:
             say(f"step {step}: warning: {alarms.MESSAGES[kind]}: {alarms.advice(kind, self.settings)}")
             line[f"alarm/{kind}"] = 1.0
         self.recorder.progress.show(step, {k: line[k] for k in ("reward", "entropy", "timing_s/step")})
-        self.line = line
+        self.line, self.answers = line, {}
         if lost:
             self.log(report=True)
             self.watch.lost(step, self.recorder.samples.lines.path)
 
     def log(self, report) -> None:
         """Write the step's line, and the report: at once, or if the last is log.report_every_s old."""
-        self.recorder.log(self.line)
+        self.recorder.log(self.line, self.answers)
         self.recorder.report(self.step, 0.0 if report else self.config.log.report_every_s)
+        self.usage.begin(self._patch_bytes)
 
     def _speed(self, learned) -> dict:
         seconds = self.clock.take()
@@ -195,12 +198,15 @@ class Run:
             if peak:
                 out["perf/mfu"] = rate / peak
             out["perf/max_memory_allocated_gb"] = torch.cuda.max_memory_allocated() / 2**30
-        out["perf/max_host_memory_gb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-        return out
+        return out | self.usage.metrics(self._patch_bytes)
+
+    @property
+    def _patch_bytes(self) -> int:
+        return self.session.engine.patch_bytes + self.learner.patch_bytes
 
     def evaluate(self) -> None:
         """Answer the held-out puzzles, and add their metrics to the step's line."""
-        found, names = self.evaluator.run(), self.config.puzzles.mixture
+        (found, self.answers), names = self.evaluator.run(), self.config.puzzles.mixture
         exact = {name: found[f"eval/{name}/exact"] for name in names}
         mean = plain_sum(exact.values()) / len(exact)
         if mean > self.best:

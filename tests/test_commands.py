@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from sslr1 import __version__
-from sslr1.__main__ import COMMANDS, main, parsed
+from sslr1.__main__ import COMMANDS, MODULES, main, parsed
 from sslr1.evaluate import benchmarks
 from sslr1.puzzles import picture
 
@@ -45,7 +45,8 @@ def test_each_is_a_module_and_on_the_page():
     page = (ROOT / "docs" / "commands.md").read_text()
     for name in COMMANDS:
         assert f"\n| `sslr1 {name} " in page
-        assert any((ROOT / "sslr1" / place).exists() for place in (f"{name}.py", f"{name}/__main__.py"))
+        place = MODULES.get(name, name).replace(".", "/")
+        assert any((ROOT / "sslr1" / file).exists() for file in (f"{place}.py", f"{place}/__main__.py"))
 
 
 def test_without_a_command_they_are_listed(capsys, monkeypatch):

@@ -117,4 +117,4 @@ def test_completions_are_scored_as_opened(tmp_path, tiny, scenes, one_process, m
         return [model.Group(p, [model.Sample(torch.zeros(1), torch.zeros(1), behind, "stop")]) for p in prompts]
 
     monkeypatch.setattr(built.engine, "generate", generate)
-    assert evaluate.Evaluator(built).run()["eval/rotation/format"] == float(bool(opening))
+    assert evaluate.Evaluator(built).run()[0]["eval/rotation/format"] == float(bool(opening))

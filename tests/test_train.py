@@ -71,7 +71,7 @@ def unbroken(tmp_path_factory, warm, scenes):
 
 def test_a_run_leaves_what_is_promised(unbroken):
     folder, shown = unbroken
-    for name in ("config.yaml", "files.txt", "metrics.jsonl", "samples.jsonl", "report.html"):
+    for name in ("config.yaml", "files.txt", "metrics.jsonl", "samples.jsonl", "held_out.jsonl", "report.html"):
         assert (folder / name).stat().st_size
     rows = records(folder)
     assert [r["step"] for r in rows] == list(range(7))
@@ -100,6 +100,11 @@ def test_a_run_leaves_what_is_promised(unbroken):
     assert not any("rollout/resampled" in r for r in rows)
     assert [r["step"] for r in rows if "eval/rotation/exact" in r] == [0, 3, 6]
     assert all(r["eval/ordering/n"] == 20 for r in rows if "eval/ordering/n" in r)
+    answered = [json.loads(line) for line in (folder / "held_out.jsonl").read_text().splitlines()]
+    assert [line.pop("step") for line in answered] == [0, 3, 6]
+    for line, row in zip(answered, [r for r in rows if "eval/rotation/exact" in r]):
+        for name, marks in line.items():
+            assert len(marks) == 20 and marks.count("1") / 20 == row[f"eval/{name}/exact"]
     samples = [json.loads(line) for line in (folder / "samples.jsonl").read_text().splitlines()]
     assert {s["step"] for s in samples} == set(range(1, 7)) and all(len(s["completions"]) == 4 for s in samples)
     for s in samples:
@@ -111,7 +116,17 @@ def test_a_run_leaves_what_is_promised(unbroken):
     chosen = f"86 images to train on, 64 held out, decoded by {Decoder().backend}, rendered by cpp; "
     chosen += "1 cpu rank(s), 1 thread(s)"
     assert chosen in shown
-    assert "Held-out accuracy" in shown and "rotation" in shown and "before" in shown
+    assert "Held-out accuracy" in shown and "rotation" in shown and "after warm-up" in shown
+
+
+def test_what_a_step_takes_of_the_machine(unbroken):
+    """The evaluation after step 3 answers 60 puzzles, a step 8: they don't count in the next step's patches."""
+    rows = [json.loads(line) for line in (unbroken[0] / "metrics.jsonl").read_text().splitlines()][1:]
+    for row in rows:
+        assert 0 < row["perf/cpu_cores"] < 64
+        assert 0.1 < row["perf/host_memory_gb"] <= row["perf/max_host_memory_gb"] * 1.001
+    patches = [row["perf/patches_mb"] for row in rows]
+    assert 0 < max(patches) < 2.5 * min(patches), patches
 
 
 def test_the_glossary_knows_every_metric_and_no_other(unbroken):
@@ -159,7 +174,8 @@ def test_the_sampler_learns_from_where_it_stopped(unbroken, tmp_path, warm, scen
     done = train(tmp_path, warm, scenes, "unbroken")
     assert "going on from" in done.stdout and "step-000004" in done.stdout
     assert records(tmp_path / "unbroken") == records(whole)
-    assert (tmp_path / "unbroken" / "samples.jsonl").read_text() == (whole / "samples.jsonl").read_text()
+    for name in ("samples.jsonl", "held_out.jsonl"):
+        assert (tmp_path / "unbroken" / name).read_text() == (whole / name).read_text()
     assert pictures(tmp_path / "unbroken") == pictures(whole) and len(pictures(whole)) == 6 * 4
     board = scalars(tmp_path / "unbroken" / "tensorboard")
     assert [step for step, _ in board["reward"]] == list(range(1, 7))

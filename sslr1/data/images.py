@@ -49,7 +49,7 @@ class ImageFolder:
         cls.scan(path, key)
 
     @classmethod
-    def scan(cls, path, key="data.path") -> "ImageFolder":
+    def scan(cls, path, key="data.path", fewest=FEWEST) -> "ImageFolder":
         """Every image below the folder `path`, or in the one archive that it is. Raises UserError if there are none or
         too few; key: the setting that names it."""
         root, named = _root(path), f"{key} {str(path)!r}".lstrip()
@@ -68,8 +68,8 @@ class ImageFolder:
         also = f"; {about}" if about else ""
         if not files:
             raise UserError(f"{named} holds no images ({', '.join(SUFFIXES)}, or {ARCHIVE} archives of them){also}")
-        if len(files) < FEWEST:
-            needed = f"at least {FEWEST} are needed, some to train on and some to hold out"
+        if len(files) < fewest:
+            needed = f"at least {fewest} are needed, some to train on and some to hold out"
             raise UserError(f"{named} holds {len(files)} images; {needed}{also}")
         return cls(root, files, census.refused, about)
 
@@ -145,10 +145,10 @@ class ImageStore:
         self._lock = Lock()  # the stream prepares the next step on a thread of its own
 
     @classmethod
-    def scan(cls, path, min_side=MIN_SIDE, max_side=MAX_SIDE, threads=1) -> "ImageStore":
+    def scan(cls, path, min_side=MIN_SIDE, max_side=MAX_SIDE, threads=1, fewest=FEWEST) -> "ImageStore":
         """Of a folder as it is now, images reduced as a run's are unless asked otherwise. Raises UserError as
         `ImageFolder.scan` does."""
-        return cls(ImageFolder.scan(path, ""), Decoder(threads=threads, max_side=max_side), min_side)
+        return cls(ImageFolder.scan(path, "", fewest), Decoder(threads=threads, max_side=max_side), min_side)
 
     def get(self, numbers) -> list:
         """uint8 [H, W, 3] tensors, None for bad images, in the order asked for. May be called from several threads."""

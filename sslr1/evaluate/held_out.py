@@ -30,18 +30,29 @@ class Evaluator:
         thinking = self.session.config.puzzles.thinking
         return {name: list(batches_at(self.session, some, thinking)) for name, some in self.addresses.items()}
 
-    def run(self) -> dict:
-        """{eval/<puzzle>/exact, accuracy, format, chance, n} over all ranks."""
-        out = {}
+    def run(self) -> tuple[dict, dict]:
+        """({eval/<puzzle>/exact, accuracy, format, chance, n} over all ranks, {puzzle: a character for each of its
+        addresses, in order: 1 for the exact answer, 0 for another, - where the image can't be read any more})."""
+        out, marks = {}, {}
         for name, batches in self.batches.items():
             own = answers(self.session, batches)
+            marks[name] = self._marks(name, own)
             sums = [plain_sum(r[key] for r in own) for key in ("score", "accuracy", "format", "chance")]
             sums = torch.tensor([*sums, len(own)], dtype=torch.float64, device=self.session.world.device)
             *means, n = distributed.all_reduce(sums).tolist()
             for key, total in zip(("exact", "accuracy", "format", "chance"), means):
                 out[f"eval/{name}/{key}"] = total / max(n, 1)
             out[f"eval/{name}/n"] = int(n)
-        return out
+        return out, marks
+
+    def _marks(self, name, own) -> str:
+        """own: this rank's lines of the log. All ranks must call it."""
+        files, addresses = self.session.evaluation.store.folder.files, self.addresses[name]
+        places = {(files[at.index][0], at.epoch, at.attempt): place for place, at in enumerate(addresses)}
+        found = torch.zeros(len(addresses), dtype=torch.int64, device=self.session.world.device)
+        for r in own:
+            found[places[r["image"], r["epoch"], r["attempt"]]] = 2 if r["score"] else 1
+        return "".join("-01"[n] for n in distributed.all_reduce(found).tolist())
 
 
 def chosen(session) -> dict:

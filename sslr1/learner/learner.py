@@ -78,6 +78,7 @@ class Learner:
         self.max_logp_gap, self.is_cap = max_logp_gap, loss.is_cap
         self.reference = self.reference_cost = None
         self.step_number, self.skipped, self.skipped_in_a_row = 0, 0, 0
+        self.patch_bytes = 0  # of pixel patches that went to the device so far, on this rank
         self.loss_options = dict(
             loss_type=loss.loss_type,
             advantage=loss.advantage,
@@ -172,6 +173,7 @@ class Learner:
         device, chosen = self.world.device, [groups[n] for n in batch.numbers]
         drawn = [group.samples[s].logprobs for group, part in zip(chosen, batch.parts) for s in part]
         packed = pack(chosen, group_size=rows[0].shape[1], parts=batch.parts, **self.policy.pack_options)
+        self.patch_bytes += packed.pixel_values.nbytes
         return packed.to(device), torch.cat(drawn).to(device), *(each[batch.numbers].to(device) for each in rows)
 
     def _backward(self, packed, drawn, rewards, advantages=None, *, kept, counts) -> dict:

@@ -55,6 +55,7 @@ class Engine:
         self.stop_ids = stop_ids(model, tokenizer)
         self.suppressed = suppressed_ids(model, tokenizer, self.stop_ids)
         self.untold = {*self.stop_ids, *self.suppressed, tokenizer.pad_token_id}
+        self.patch_bytes = 0  # of pixel patches that went to the model's device so far
 
     @torch.inference_mode()
     def generate(
@@ -97,7 +98,9 @@ class Engine:
             done = scheduler.release()
             found = wave.collect(list(done)) if done else None
             for packed in scheduler.admit():
-                wave.prefill([prompts[n] for n in packed.values()], list(packed))
+                some = [prompts[n] for n in packed.values()]
+                self.patch_bytes += sum(prompt.pixel_values.nbytes for prompt in some)
+                wave.prefill(some, list(packed))
             wave.arrange(scheduler.live)
             wave.decode(scheduler.advance(look_every))
             if done:  # while the device works

@@ -6,6 +6,8 @@ from pathlib import Path
 
 from sslr1.files import unwritable, write_whole
 
+ANSWERS = "held_out.jsonl"  # a line an evaluation: which of held_out.json's puzzles it solved
+
 
 class JsonLines:
     """An append-only file of records that all have `step`; `cut(step)` drops those beyond a step, for resuming."""
@@ -54,6 +56,11 @@ def standard_error(p: float, n: int) -> float:
     return math.sqrt(p * (1 - p) / n)
 
 
+def first_called(warmup_steps) -> str:
+    """What the first held-out accuracy is of: of the model as it was given, or as train.warmup has left it."""
+    return "after warm-up" if warmup_steps else "before"
+
+
 def held_out(records, mixture, levels) -> list:
     """What the first and the last held-out evaluation found: a dict for each puzzle, accuracies as shares of exact
     answers, each with its standard error. Empty before the first evaluation."""
@@ -82,14 +89,15 @@ def held_out(records, mixture, levels) -> list:
     return out
 
 
-def final_table(records, mixture, levels):
+def final_table(records, mixture, levels, warmup_steps):
     """`held_out` as a rich table."""
     from rich.table import Table
 
     found = held_out(records, mixture, levels)
     first, last = found[0]["steps"]
     table = Table(title=f"Held-out accuracy (exact, greedy), step {first} to {last}")
-    for column in ("puzzle", "level", "chance", "before", "after", "change", "s.e. of change", "puzzles"):
+    before = first_called(warmup_steps)
+    for column in ("puzzle", "level", "chance", before, "after", "change", "s.e. of change", "puzzles"):
         table.add_column(column, justify="left" if column == "puzzle" else "right")
     for row in found:
         table.add_row(

@@ -73,13 +73,13 @@ class Samples:
                 path.unlink()
 
 
-def write_strip(path, canvases) -> list:
-    """Write pictures, uint8 [H, W, 3] each, side by side into one WebP file. Returns [height, width] of each as it is
-    there."""
+def write_strip(path, canvases, most_pixels=MOST_PIXELS) -> list:
+    """Write pictures, uint8 [H, W, 3] each, side by side into one WebP file (a path, or a file opened to write), of so
+    many pixels at most. Returns [height, width] of each as it is there."""
     from PIL import Image
 
     area, width = sum(c.shape[0] * c.shape[1] for c in canvases), sum(c.shape[1] for c in canvases)
-    scale = min(1.0, math.sqrt(MOST_PIXELS / area), MOST_WIDTH / width)
+    scale = min(1.0, math.sqrt(most_pixels / area), MOST_WIDTH / width)
     sizes = [[max(1, int(side * scale)) for side in canvas.shape[:2]] for canvas in canvases]
     strip = Image.new("RGB", (sum(w for _, w in sizes), max(h for h, _ in sizes)), "white")
     left = 0

@@ -92,8 +92,8 @@ def records(run):
 
 def same(run, other):
     """Whether two runs have recorded the same, bit for bit."""
-    samples = [(path / "samples.jsonl").read_bytes() for path in (run, other)]
-    return records(run) == records(other) and samples[0] == samples[1]
+    names = ("samples.jsonl", "held_out.jsonl")
+    return records(run) == records(other) and all((run / n).read_bytes() == (other / n).read_bytes() for n in names)
 
 
 def check_whole(run):

@@ -4,16 +4,19 @@ import base64
 import hashlib
 import json
 import re
+import time
 from html.parser import HTMLParser
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+import yaml
 
 from sslr1 import config, model, ops, puzzles
-from sslr1.report import charts
+from sslr1.report import charts, mends, samples
 from sslr1.report import page as report
+from sslr1.runs.alarms import MESSAGES, advice
 from sslr1.runs.records import JsonLines
 from sslr1.runs.samples import Samples
 from tests.browser import CHROMIUM, Page
@@ -32,7 +35,7 @@ def step(k, level):
     """A record of metrics.jsonl, in an adaptive run that sees all kinds of trouble."""
     out = {"step": k, "reward": k / 100, "frac_reward_zero_std": 0.5, "entropy": float("nan") if k == 5 else 1 / k}
     out |= {"kl": 0.01 * k, "loss": -0.1, "skipped_steps": int(k >= 5), "curriculum/rotation/level": level}
-    out |= {"curriculum/rotation/plateau": 1.0} if k == 7 else {}
+    out |= {"curriculum/rotation/mean": 0.5} | ({"curriculum/rotation/plateau": 1.0} if k == 7 else {})
     out |= {"alarm/entropy": 1.0} if k == 9 else {}
     out |= {f"{what}/rotation/level{level}": v for what, v in (("exact", 0.5), ("accuracy", 0.5), ("chance", 0.25))}
     out |= {"exact/ordering/level1": 0.25, "accuracy/ordering/level1": 0.625, "chance/ordering/level1": 0.125}
@@ -47,7 +50,7 @@ def evaluation(exact):
 
 def write_samples(folder, steps, tokenizer, images, texts=NASTY):
     """Two puzzles a step, with the texts as answers of each."""
-    samples = Samples(folder)
+    written = Samples(folder)
     for k in steps:
         batch = puzzles.make(images[:2], ["rotation", "ordering"], level=[2, 2], index=[2 * k, 2 * k + 1])
         drawn = [SimpleNamespace(text=t, tokens=t.split(), finish="stop") for t in texts]
@@ -56,15 +59,15 @@ def write_samples(folder, steps, tokenizer, images, texts=NASTY):
         scores = [[puzzles.score(a, t) for t in scored] for a in batch.answers]
         rewards = torch.tensor([[s.reward for s in row] for row in scores])
         groups = [SimpleNamespace(samples=drawn)] * 2
-        samples.write(k, batch, model.prompts(batch, tokenizer), groups, scores, ops.advantages(rewards))
-    return samples
+        written.write(k, batch, model.prompts(batch, tokenizer), groups, scores, ops.advantages(rewards))
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory, tiny, photographs):
     folder = tmp_path_factory.mktemp("runs") / "a <i>run & more"
     folder.mkdir()
-    overrides = ("puzzles.mixture={rotation: 0.5, ordering: 0.5}", "puzzles.levels={ordering: 1}", "train.steps=20")
+    overrides = ["puzzles.mixture={rotation: 0.5, ordering: 0.5}", "puzzles.levels={ordering: 1}", "train.steps=20"]
+    overrides += ["puzzles.curriculum=adaptive"]
     settings = config.load(ROOT / "configs" / "tiny.yaml", (*overrides, f"log.name='{folder.name}'"))
     (folder / "config.yaml").write_text(config.dump(settings))
     lines = JsonLines(folder / "metrics.jsonl")
@@ -152,8 +155,9 @@ def test_the_table_and_the_charts_hold_the_metrics(run):
         ("chance, level 2", 0.25),
     ]
     assert [s["values"][5:7] for s in exact["series"]] == [[None, 0.5], [0.5, None]]
-    assert exact["points"]["steps"] == [0, 20] and exact["points"]["values"] == [0.25, 0.5]
-    assert exact["points"]["errors"] == pytest.approx([0.0433, 0.05], abs=1e-4)
+    (points,) = exact["points"]
+    assert points["steps"] == [0, 20] and points["values"] == [0.25, 0.5]
+    assert points["errors"] == pytest.approx([0.0433, 0.05], abs=1e-4)
     assert [(m["step"], m["alarm"]) for m in exact["marks"]] == [(7, False), (7, True)] and not found[
         "ordering: exact answers"
     ]["marks"]
@@ -165,6 +169,101 @@ def test_the_table_and_the_charts_hold_the_metrics(run):
     assert [c["title"] for s in sections if s["folded"] for c in s["charts"]] == ["loss"]  # it has no chart of its own
     drawn = {title for title in found}
     assert not drawn & {"timing_s/elapsed", "step", "skipped_steps"} and "Memory of rank 0, GiB" not in drawn
+
+
+def another(run, folder, **changes):
+    """A copy of a run's settings and records under other settings, e.g. puzzles={"curriculum": "fixed"}."""
+    settings = yaml.safe_load((run / "config.yaml").read_text())
+    for section, own in changes.items():
+        settings[section] |= own
+    folder.mkdir(exist_ok=True)
+    (folder / "config.yaml").write_text(yaml.safe_dump(settings))
+    (folder / "metrics.jsonl").write_bytes((run / "metrics.jsonl").read_bytes())
+    return folder
+
+
+def titles(source):
+    return {chart["title"] for section in data_of(source)["sections"] for chart in section["charts"]}
+
+
+def test_levels_that_are_fixed_have_no_curriculum_charts(run, tmp_path):
+    drawn = {title for title in titles(report.page(run)) if "urriculum" in title}
+    assert drawn == {"Level of the curriculum", "The curriculum's gain over chance"}
+    drawn = titles(report.page(another(run, tmp_path, puzzles={"curriculum": "fixed"})))
+    assert not {title for title in drawn if "urriculum" in title}
+
+
+def test_what_stood_before_is_called_what_it_was(run, tmp_path):
+    """The first evaluation comes after the warm-up, where there was one."""
+    assert "chance after warm-up after change" in " ".join(Parts(report.page(run)).text.split())
+    plain = another(run, tmp_path, train={"warmup": {"steps": 0}})
+    assert "chance before after change" in " ".join(Parts(report.page(plain)).text.split())
+
+
+@pytest.mark.parametrize(
+    "values, options, logarithmic",
+    [
+        ([1.0, 0.01, 0.3], {"zero": True}, True),
+        ([1.0, 0.011], {"zero": True}, False),
+        ([0.0, 1e-6, 1e-3], {}, True),
+        ([0.0, 0.0, 1e-6, 1e-3, 0.0], {}, False),  # mostly nothing
+        ([-1.0, 1e-3, 5.0], {}, False),
+        ([None, None], {}, False),
+        ([1e-3, 1.0], {"percent": True}, False),
+        ([1e-3, 1.0], {"raw": True}, False),
+    ],
+)
+def test_what_spans_decades_has_a_logarithmic_axis(values, options, logarithmic):
+    records = [{"step": k + 1, "reward": 0.5, "grad_norm": v} for k, v in enumerate(values) if v is not None]
+    records = records or [{"step": 1, "reward": 0.5, "grad_norm": float("nan")}]
+    (chart,) = charts._Run(records).chart("Gradient", {"norm": "grad_norm"}, **options)
+    assert chart.get("log", False) == logarithmic and not (logarithmic and "zero" in chart)
+
+
+def test_each_alarm_leads_to_its_mend(run):
+    """On the page, and to a section of docs/troubleshooting.md. An alarm of a new kind needs an entry."""
+    source = report.page(run)
+    tags = Parts(source).tags
+    links = {attributes["href"] for tag, attributes in tags if tag == "a"}
+    ids = {attributes["id"] for _, attributes in tags if "id" in attributes}
+    assert {"#mend-entropy", "#mend-plateau", "#mend-gradient"} <= links
+    drawn = {f"#{section['title'].lower().replace(' ', '-')}" for section in data_of(source)["sections"]}
+    assert {link[1:] for link in links - drawn} <= ids
+    settings = report.read(run)[0]
+    assert advice("entropy", settings)[1:] in Parts(source).text
+    headings = (ROOT / "docs" / "troubleshooting.md").read_text()
+    assert set(MESSAGES) < set(mends.SECTIONS)
+    for kind in mends.SECTIONS:
+        (mend,) = mends.mends([{"mend": kind, "about": "rotation"}], settings)
+        assert len(mend["words"]) > 100 and f"\n## {mend['title']}\n" in headings
+    two = [{"mend": "plateau", "about": name} for name in ("rotation", "ordering")]
+    assert len(mends.mends(two, settings)) == 1
+
+
+def test_the_hardest_are_those_that_got_least_right_late(run, tmp_path):
+    line, rewards = JsonLines(run / "samples.jsonl").read()[0], {}
+    with (tmp_path / "samples.jsonl").open("w") as file:
+        for k in range(1, 61):
+            right = 0.0 if k < 30 else float(k % 3 > 0)
+            text = '"accuracy": 1.0, "reward": 1.0'  # as a model may write
+            completions = [{**c, "accuracy": right, "reward": 0.1, "text": text} for c in line["completions"]]
+            rewards[k] = right
+            file.write(json.dumps({**line, "step": k, "completions": completions}) + "\n")
+    shown, hardest = samples.samples(tmp_path)
+    assert len(shown) == 60 and len(hardest) == samples.HARDEST
+    unsolved = [k for k, right in rewards.items() if k >= 30 and not right]
+    assert [one["step"] for one in hardest[: len(unsolved)]] == unsolved
+    assert all(one["step"] >= 30 for one in hardest)
+
+
+def test_a_page_follows_its_run_while_that_goes_on(run, tmp_path):
+    folder = another(run, tmp_path)
+    source = report.write(folder, going=True).read_text(encoding="utf-8")
+    refresh = data_of(source)["refresh"]
+    assert refresh["every_s"] >= report.REFRESH_S and abs(refresh["written_s"] - time.time()) < 60
+    assert "the run goes on" in Parts(source).text
+    source = report.write(folder).read_text(encoding="utf-8")
+    assert "refresh" not in data_of(source) and "the run goes on" not in Parts(source).text
 
 
 def test_a_long_run_stays_small(run, tmp_path):
@@ -193,7 +292,7 @@ def test_a_long_run_stays_small(run, tmp_path):
         assert chosen[0] == 1 and chosen[-1] == 1000 and len(chosen) > 10 and gaps.max() - gaps.min() <= 1
     (tmp_path / "picture.webp").unlink()
     shown = data_of(report.page(tmp_path))["samples"]
-    assert shown[0]["picture"] is None and len(shown) == report.SAMPLES
+    assert shown[0]["picture"] is None and len(shown) == samples.SAMPLES
 
 
 def test_a_run_that_has_only_begun_has_a_report(run, tmp_path):
@@ -250,6 +349,11 @@ def test_in_a_browser(run, tmp_path, width, dark):
         page.settle()
         tip = page.run("document.querySelector('.tip:not([hidden])').textContent")
         assert re.fullmatch(r"step (9|10|11|12)all 0\.(09|1|11|12)rotation 0\.5ordering 0\.25", tip)
+        below = page.run(
+            "document.querySelector('.tip:not([hidden])').getBoundingClientRect().bottom"
+            " - document.querySelector('figure svg').getBoundingClientRect().top"
+        )
+        assert below <= 0 or y < 200  # above the curves, but where the screen ends there
         choose = "(s => { s.value = 'ordering'; s.dispatchEvent(new Event('change')) })"
         page.run(f"{choose}(document.querySelector('[name=puzzle]'))")
         page.run("document.querySelector('[name=back]').click()")
@@ -259,9 +363,61 @@ def test_in_a_browser(run, tmp_path, width, dark):
         orderings = [s for s in data_of((run / "report.html").read_text())["samples"] if s["puzzle"] == "ordering"]
         drawn = "Promise.all([...document.querySelectorAll('article image')].map(e => e.decode().then(() => 1)))"
         assert sum(page.run(drawn)) == sum(s["question"].count("<image>") for s in orderings[8:14])
+        page.run("document.querySelector('article .picture').click()")
         page.settle()
+        shown = page.run(
+            "(r => [r.width / innerWidth, r.height / innerHeight])"
+            "(document.querySelector('dialog[open] svg').getBoundingClientRect())"
+        )
+        assert 0.8 < max(shown) <= 1
+        page.run("document.querySelector('dialog').click()")
+        page.settle()
+        assert page.run("document.querySelectorAll('dialog').length") == 0
+        choose = "(s => { s.value = 'the hardest'; s.dispatchEvent(new Event('change')) })"
+        page.run(f"{choose}(document.querySelector('[name=order]'))")
+        assert page.run("document.querySelectorAll('article').length") == 6
         assert not page.problems, page.problems
         assert not [url for url in page.requests if not url.startswith(("data:", run.as_uri()))]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on the path")
+def test_a_page_in_a_browser_follows_its_run_to_the_end(run, tmp_path, monkeypatch):
+    """It loads itself again, keeps what was chosen, stays while somebody looks at a picture, and stops at the end."""
+    monkeypatch.setattr(report, "REFRESH_S", 0.2)
+    folder = another(run, tmp_path / "run", log={"report_every_s": 0.2})
+    for name in ("samples.jsonl", "samples"):
+        (folder / name).symlink_to(run / name)
+    file = report.write(folder, going=True)
+    with Page(file, tmp_path / "profile") as page:
+
+        def within(seconds, condition):
+            end = time.monotonic() + seconds
+            while not page.run(condition) and time.monotonic() < end:
+                time.sleep(0.05)
+            return page.run(condition)
+
+        page.run("window.old = true")
+        choose = "(s => { s.value = 'ordering'; s.dispatchEvent(new Event('change')) })"
+        page.run(f"{choose}(document.querySelector('[name=puzzle]'))")
+        assert within(20, "document.readyState === 'complete' && !window.old")
+        assert within(5, "document.querySelector('[name=puzzle]').value === 'ordering'")
+        page.run("document.querySelector('.picture').click(); window.old = true")
+        time.sleep(1.5)
+        assert page.run("window.old && document.querySelectorAll('dialog[open]').length") == 1
+        report.write(folder)
+        page.run("document.querySelector('dialog').click()")
+        assert within(20, "document.readyState === 'complete' && !window.old")
+        page.run("window.old = true")
+        time.sleep(1.5)
+        assert page.run("window.old") and not page.problems, page.problems
+        stale = file.read_text(encoding="utf-8").replace(
+            '"samples":', '"refresh": {"every_s": 0.1, "written_s": 9, "stale_s": 60}, "samples":', 1
+        )
+        stale = stale.replace("<h1>", '<h1 id="refresh">', 1)
+        file.write_text(stale, encoding="utf-8")
+        page.call("Page.reload")
+        assert within(20, "/nothing new for 1 minutes/.test(document.getElementById('refresh')?.textContent)")
 
 
 def test_what_was_not_read_and_bad_is_on_the_page(run):
@@ -277,5 +433,9 @@ def test_what_was_not_read_and_bad_is_on_the_page(run):
     (run / "bad_images.txt").write_text("".join(f"{i}.jpg\tflat\n" for i in range(1200)))
     text = Parts(report.page(run)).text
     assert "1,200 images were bad, see bad_images.txt, e.g." in text and text.count(".jpg") == report.BAD
+    small = "200x90 px: the shorter side is under data.min_side 112"
+    reasons = ["flat: almost no texture", small, small, "can't be decoded: truncated", small.replace("90", "80")]
+    (run / "bad_images.txt").write_text("".join(f"{i}.jpg\t{reason}\n" for i, reason in enumerate(reasons)))
+    assert "3 too small, 1 flat, 1 can't be decoded" in " ".join(Parts(report.page(run)).text.split())
     (run / "found.txt").unlink()
     (run / "bad_images.txt").unlink()

@@ -12,7 +12,7 @@ CONFIG = config.check({"model": {"path": "m"}, "data": {"path": "d"}, "log": {"t
 @pytest.fixture
 def recorder(tmp_path):
     written = []
-    one = Recorder(tmp_path, True, lambda folder: written.append(folder))
+    one = Recorder(tmp_path, True, lambda folder, going: written.append((folder, going)))
     one.written = written
     one.begin(None, CONFIG)
     return one
@@ -22,20 +22,28 @@ def test_a_report_is_written_no_oftener_than_asked(recorder, tmp_path):
     recorder.report(1, at_least_every_s=1e6)
     assert recorder.written == []
     recorder.report(2)
-    assert recorder.written == [tmp_path]
+    assert recorder.written == [(tmp_path, True)]
 
 
-@pytest.mark.parametrize("last, reports", [(7, 1), (6, 2)])
-def test_the_end_has_a_report_of_its_step(recorder, monkeypatch, last, reports):
-    """A run that was told to stop may be far from its last evaluation."""
+def test_the_end_has_a_report_of_its_own(recorder, monkeypatch):
+    """A run that was told to stop may be far from its last evaluation, and the page before says that it goes on."""
     monkeypatch.setattr(records, "final_table", lambda *_: "a table")
-    recorder.report(last)
+    recorder.report(7)
     recorder.end(7, CONFIG, ["a line"])
-    assert len(recorder.written) == reports
+    recorder.stopped()
+    assert [going for _, going in recorder.written] == [True, False]
+
+
+def test_whatever_ends_a_run_its_report_says_so(recorder):
+    recorder.stopped()
+    assert recorder.written == []  # there was none yet
+    recorder.report(3)
+    recorder.stopped()
+    assert [going for _, going in recorder.written] == [True, False]
 
 
 def test_a_report_that_fails_is_said(tmp_path, capsys):
-    def fails(folder):
+    def fails(folder, going):
         raise OSError("no room")
 
     recorder = Recorder(tmp_path, True, fails)
@@ -44,10 +52,10 @@ def test_a_report_that_fails_is_said(tmp_path, capsys):
 
 
 def test_other_ranks_write_nothing(tmp_path):
-    recorder = Recorder(tmp_path, False, lambda folder: pytest.fail("a report"))
+    recorder = Recorder(tmp_path, False, lambda folder, going: pytest.fail("a report"))
     recorder.write_config("x")
     recorder.begin(None, CONFIG)
-    recorder.log({"step": 1})
+    recorder.log({"step": 1}, {"rotation": "01"})
     recorder.report(1)
     recorder.end(1, CONFIG, [])
     assert list(tmp_path.iterdir()) == []
