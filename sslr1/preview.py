@@ -28,7 +28,7 @@ from sslr1.setup import processors
 WIDTH = 1200  # px of a contact sheet
 TALLEST = 380  # px of one puzzle on it
 MOST_PIXELS, FEWEST_PIXELS = 400_000, 60_000  # of one puzzle's pictures together in the quiz: as its page has room
-PAGE_BYTES = 4_600_000  # of its pictures
+PAGE_BYTES, WORDS_BYTES = 4_700_000, 1000  # of its puzzles, and of what one has beside its pictures
 
 
 def examples(store, name, level, count, seed, shown=None) -> list:
@@ -156,7 +156,7 @@ def _strips(canvases) -> list:
     pixels = MOST_PIXELS
     while True:
         out = [_strip(some, pixels) for some in canvases]
-        size = sum(len(picture) for picture, _ in out)
+        size = sum(len(picture) + WORDS_BYTES for picture, _ in out)
         if size <= PAGE_BYTES:
             return out
         if pixels == FEWEST_PIXELS:

@@ -36,13 +36,16 @@ def page(a, b) -> str:
     configs, _, runs = zip(*map(read, folders))
     names = _names(folders)
     mixture = list(dict.fromkeys(name for c in configs for name, part in c["puzzles"]["mixture"].items() if part > 0))
+    found = differences(folders, configs, runs, mixture)
+    steps = [next((row["found"][i]["step"] for row in found if row["found"][i]), None) for i in (0, 1)]
     return render(
         "compare.html",
         ("charts",),
         names=names,
         folders=folders,
         summaries=[summary(records, config) for records, config in zip(runs, configs)],
-        differences=differences(folders, configs, runs, mixture),
+        differences=found,
+        steps=[f"step {step}" for step in steps if step is not None],
         settings=settings(*configs),
         level=LEVEL,
         written=f"{datetime.now(UTC):%d %B %Y, %H:%M} UTC",
@@ -110,10 +113,10 @@ def _asked(folder, config) -> dict | None:
         listed = (folder / "files.txt").read_bytes()
         asked, addresses = kept["asked"], kept["addresses"]
         same = [asked[key] for key in ("seed", "pixels", "composed", "images")]
+        same += [config["eval"]["path"], config["data"]["min_side"], config["data"]["max_side"]]
     except (OSError, ValueError, LookupError, TypeError):
         return None
-    made_by = [config["eval"]["path"], config["data"]["min_side"], config["data"]["max_side"]]
-    return {"images": [*same, listed], "made_by": made_by, "addresses": addresses}
+    return {"cut_from": [*same, listed], "addresses": addresses}
 
 
 def _marks(folder, records) -> dict:
@@ -133,7 +136,7 @@ def _why_not(name, rows, asked, marks) -> str:
     for which, own, answered in zip(("first", "second"), asked, marks):
         if own is None or name not in own["addresses"] or name not in answered:
             return f"the {which} run's folder doesn't say which puzzles it solved (held_out.json, {ANSWERS})"
-    if asked[0]["images"] != asked[1]["images"] or asked[0]["made_by"] != asked[1]["made_by"]:
+    if asked[0]["cut_from"] != asked[1]["cut_from"]:
         return "held-out puzzles of other images, or cut otherwise"
     if not set(map(tuple, asked[0]["addresses"][name])) & set(map(tuple, asked[1]["addresses"][name])):
         return "other held-out puzzles"

@@ -52,6 +52,7 @@ def read(folder) -> tuple[dict, str, list]:
         for key in ("mixture", "levels", "curriculum"):
             config["puzzles"][key]
         config["puzzles"]["mixture"].items()
+        config["train"]["warmup"]["steps"]
     except (yaml.YAMLError, LookupError, TypeError, AttributeError, ValueError):
         raise UserError(
             f"{folder / 'config.yaml'}: empty, or not the configuration that a run was started with"

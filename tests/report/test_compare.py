@@ -12,6 +12,7 @@ from sslr1.report import compare
 from sslr1.runs.records import JsonLines
 from tests.browser import CHROMIUM, Page
 from tests.conftest import ROOT
+from tests.forks import launch
 from tests.report.test_report import Parts, data_of, step
 
 NAMES = ("rotation", "ordering")
@@ -133,12 +134,11 @@ def test_a_run_is_not_compared_with_itself_or_with_nothing(tmp_path):
     assert data_of(compare.page(first, begun))["sections"] == []
 
 
-def test_the_command_writes_a_page(tmp_path, monkeypatch, capsys):
+def test_the_command_writes_a_page(tmp_path, monkeypatch):
     folders = [str(make_run(tmp_path / name, None)) for name in "ab"]
     out = tmp_path / "both.html"
-    monkeypatch.setattr("sys.argv", ["compare", *folders, "--out", str(out)])
-    compare.main()
-    assert capsys.readouterr().out == f"{out}\n" and len(data_of(out.read_text(encoding="utf-8"))["sections"]) >= 3
+    assert launch("sslr1", "compare", *folders, "--out", out).stdout == f"{out}\n"
+    assert len(data_of(out.read_text(encoding="utf-8"))["sections"]) >= 3
     monkeypatch.setattr("sys.argv", ["compare", folders[0], str(tmp_path)])
     with pytest.raises(SystemExit, match="2"):
         compare.main()
