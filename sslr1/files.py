@@ -6,6 +6,7 @@ There a run goes on, and a warning says once what isn't guarded.
 
 import errno
 import os
+import re
 import sys
 from pathlib import Path
 
@@ -18,7 +19,23 @@ NO_FOLDER_FLUSH = (
     errno.ENOSYS,
     errno.EOPNOTSUPP,
 )  # of a folder; a file that can't is an error
+LFS = b"version https://git-lfs.github.com/spec/"
+NOT_FETCHED = "is not the file itself but Git LFS's note of it: run git lfs pull in that folder"
+HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 _warned = set()
+
+
+def no_folder(path, kind="model") -> str:
+    """What a path is that leads to no folder, and what to do. kind: of the hub's repositories that it may be meant
+    for."""
+    path = str(path)
+    if os.path.exists(path):
+        packed = re.search(r"\.(zip|tgz|tbz2?|txz|7z|rar|gz|bz2|xz|zst)$", path, re.IGNORECASE)
+        return "is a compressed archive: unpack it, and give the folder" if packed else "is a file, not a folder"
+    if not HUB_NAME.fullmatch(path) or os.path.isdir(os.path.dirname(path)):
+        return "does not exist"
+    fetch = f"hf download {path} {'' if kind == 'model' else f'--repo-type {kind} '}--local-dir FOLDER"
+    return f"does not exist, and names on the Hugging Face hub are not fetched: {fetch}"
 
 
 def write_whole(path, text: str) -> None:

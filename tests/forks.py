@@ -85,7 +85,8 @@ class Program:
 
     def kill(self):
         if self.poll() is None:
-            os.killpg(self.pid, signal.SIGKILL)
+            with contextlib.suppress(ProcessLookupError):  # it has ended by itself since
+                os.killpg(self.pid, signal.SIGKILL)
 
 
 def launch(*command, ranks=1, check=True, timeout=300, **options):

@@ -14,9 +14,11 @@ import torch
 from safetensors.torch import load_file
 
 from docs import glossary
-from sslr1 import ops
+from sslr1 import config, ops
 from sslr1 import train as program
 from sslr1.data import Decoder, ImageFolder
+from sslr1.errors import UserError
+from sslr1.setup import entry
 from tests.conftest import ROOT, launch_anew
 from tests.forks import Program, launch
 from tests.runs.test_trackers import scalars
@@ -247,6 +249,30 @@ def test_other_settings_are_refused_in_the_same_folder(unbroken, tmp_path, warm,
     shutil.copytree(unbroken[0], tmp_path / "unbroken")
     done = train(tmp_path, warm, scenes, "unbroken", "optim.lr=1e-2", check=False)
     assert done.returncode == 2 and "optim.lr: 0.0003 → 0.01" in done.stderr
+
+
+def test_images_that_have_moved(unbroken, tmp_path, scenes, capsys):
+    """The same names and sizes elsewhere are the same images; any other set is another run's."""
+    run = shutil.copytree(unbroken[0], tmp_path / "run")
+    tree = config.of_run(run / "config.yaml")
+    moved = shutil.copytree(scenes, tmp_path / "moved")
+
+    def claim():
+        return entry.Claim(run, config.check(tree | {"data": tree["data"] | {"path": str(moved)}}))
+
+    claim().give_up(begun=True)
+    said = capsys.readouterr().out
+    assert (
+        said.startswith(f"data.path: {tree['data']['path']} → {moved}, the same images by name") and said[-1:] == "\n"
+    )
+    assert said.count("\n") == 1
+    (moved / "notes.txt").write_text("no image")
+    claim().give_up(begun=True)
+    with min(moved.glob("*.jpg")).open("ab") as file:
+        file.write(b"x")
+    with pytest.raises(UserError, match=rf"other settings \(data\.path: .* → {moved}\)"):
+        claim()
+    assert (run / "files.txt").exists() and (run / "checkpoints").exists()
 
 
 def test_sigterm_ends_the_step_and_saves(tmp_path, warm, scenes):

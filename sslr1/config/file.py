@@ -261,9 +261,10 @@ def _material(tree) -> dict:
     return dict(leaves(tree, ""))
 
 
-def check_unchanged(started: Path, config: Config) -> None:
+def check_unchanged(started: Path, config: Config, same_images=lambda: False) -> str:
     """Compare with the configuration that a run was started with. Raises ConfigError with every difference that alters
-    the result, unless checkpoint.allow_change."""
+    the result, unless checkpoint.allow_change. same_images: asked where data.path is another place; whether it holds
+    the run's images. Returns a line on that, "" where there is nothing to say."""
     try:
         was = check(of_run(started))  # settings that are newer than the run: by their defaults
     except ConfigError as error:
@@ -271,12 +272,17 @@ def check_unchanged(started: Path, config: Config) -> None:
     before, now = (_material(c.model_dump(mode="json")) for c in (was, config))
     differ = [k for k in sorted({*before, *now}) if before.get(k) != now.get(k)]
     differ = [k for k in differ if not (k in PLACES and _one_place(before.get(k), now.get(k)))]
+    moved = "data.path" in differ and same_images()
+    if moved:
+        differ.remove("data.path")
     changes = [f"{k}: {before.get(k)} → {now.get(k)}" for k in differ]
     if changes and not config.checkpoint.allow_change:
         raise ConfigError(
             f"{started.parent} was started with other settings ({', '.join(changes)}): give this run a log.name of "
             "its own, or set checkpoint.allow_change=true"
         )
+    places = f"{before.get('data.path')} → {now.get('data.path')}"
+    return f"data.path: {places}, the same images by name and size: the run goes on with them" if moved else ""
 
 
 def _one_place(a, b) -> bool:

@@ -21,6 +21,7 @@ import torch
 
 from sslr1.data import headers, pixels
 from sslr1.errors import UserError
+from sslr1.files import LFS, NOT_FETCHED
 from sslr1.ops.memory import empty
 
 
@@ -215,6 +216,8 @@ def why(data) -> str:
 
     if not data:
         return "the file is empty"
+    if data.startswith(LFS):
+        return f"it {NOT_FETCHED}"
     try:
         _opened(data)
     except UnidentifiedImageError:

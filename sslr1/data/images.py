@@ -11,12 +11,13 @@ from sslr1.data import shards
 from sslr1.data.decode import Decoder, formats, why
 from sslr1.data.walk import ARCHIVE, AVIF, COMPRESSED, SUFFIXES, UNPACK, Census, Walk, is_aside, is_image
 from sslr1.errors import UserError
-from sslr1.files import write_whole
+from sslr1.files import LFS, NOT_FETCHED, no_folder, write_whole
 from sslr1.ops import keys
 from sslr1.puzzles.picture import MAX_SIDE, MIN_SIDE, Picture
 
 ABOUT = "found.txt"  # beside a run's list: what was not read when it was made
 FEWEST = 16  # images below which there is nothing to hold out
+LARGEST_NOTE = 1024  # bytes of what Git LFS leaves in a file's place
 LARGEST = 1 << 30  # bytes of a file; no image that is decoded needs more
 
 
@@ -41,11 +42,16 @@ class ImageFolder:
     def check(cls, path, key="data.path") -> None:
         """Raises what `scan` would, of a folder that doesn't so much as begin like one of images. key: the setting that
         names it."""
-        found = 0
-        for name, _ in Walk(_root(path), Census()) if os.path.isdir(path) else ():
-            found += FEWEST if name.lower().endswith(ARCHIVE) else 1  # an archive isn't looked into
-            if found >= FEWEST:
+        found = notes = 0
+        for name, size in Walk(_root(path), Census()) if os.path.isdir(path) else [(str(path), LARGEST)]:
+            if name.lower().endswith(ARCHIVE) and os.path.isfile(os.path.join(path, name)):
+                return  # which isn't looked into
+            found += 1
+            notes += size < LARGEST_NOTE and _is_note(os.path.join(path, name))
+            if found == FEWEST > notes:
                 return
+            if found == FEWEST:
+                raise UserError(f"{key} {str(path)!r}: {name}, and all else that was looked at there, {NOT_FETCHED}")
         cls.scan(path, key)
 
     @classmethod
@@ -54,8 +60,9 @@ class ImageFolder:
         too few; key: the setting that names it."""
         root, named = _root(path), f"{key} {str(path)!r}".lstrip()
         if not root.is_dir() or not os.path.exists(path):
-            packed = f": it is {UNPACK}" if str(path).lower().endswith(COMPRESSED) and os.path.exists(path) else ""
-            raise UserError(f"{named} is not a folder or a {ARCHIVE} archive{packed}")
+            packed = str(path).lower().endswith(COMPRESSED) and os.path.exists(path)
+            why = f"it is {UNPACK}" if packed else f"it {no_folder(path, 'dataset')}"
+            raise UserError(f"{named} is not a folder or a {ARCHIVE} archive: {why}")
         census, files = Census(), []
         for name, size in Walk(root, census) if root == Path(path) else [(Path(path).name, 0)]:
             files += _members(root, name, census) if name.lower().endswith(ARCHIVE) else [File(name, size)]
@@ -96,10 +103,13 @@ class ImageFolder:
         return cls(_root(path), files, about=about.read_text(encoding="utf-8").strip() if about.exists() else "")
 
     def freeze(self, listing) -> None:
-        """Write the list, one `bytes<tab>path` a line, `bytes@offset<tab>archive.tar/member` for what is in an
-        archive."""
+        """Write `listing()`."""
+        write_whole(listing, self.listing())
+
+    def listing(self) -> str:
+        """One `bytes<tab>path` a line, `bytes@offset<tab>archive.tar/member` for what is in an archive."""
         lines = [f"{size}{'' if offset is None else f'@{offset}'}\t{path}\n" for path, size, offset in self.files]
-        write_whole(listing, "".join(lines))
+        return "".join(lines)
 
     def __len__(self):
         return len(self.files)
@@ -225,6 +235,15 @@ class Pool:
 def _size(picture):
     """Bytes that a cached one takes."""
     return picture.pixels.numel() + Picture.KEPT
+
+
+def _is_note(path) -> bool:
+    """Whether a file is Git LFS's note of one; not, where it can't be read."""
+    try:
+        with open(path, "rb") as file:
+            return file.read(len(LFS)) == LFS
+    except OSError:
+        return False
 
 
 def _root(path):

@@ -9,6 +9,8 @@ import stat
 import tarfile
 from typing import NamedTuple
 
+from sslr1.files import LFS, NOT_FETCHED
+
 BLOCK = tarfile.BLOCKSIZE
 # Bytes of all headers of one member; a long name takes 4 KiB, and tarfile's parser is quadratic in them
 HEADERS = 1 << 14
@@ -65,9 +67,11 @@ def _headers(file, length, refused):
     except Exception as error:  # damaged headers make tarfile raise nearly anything
         if archive is None:
             file.seek(0)
-            start = file.read(6)
-            packed = "a compressed archive, which is not read: unpack it"
-            refused.append(("", packed if start.startswith(PACKED) else f"not a tar archive ({error})"))
+            start = file.read(len(LFS))
+            reason = f"not a tar archive ({error})"
+            if start.startswith(PACKED):
+                reason = "a compressed archive, which is not read: unpack it"
+            refused.append(("", f"it {NOT_FETCHED}" if start == LFS else reason))
             return
     if cut:
         return  # within a member, which is refused itself

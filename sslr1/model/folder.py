@@ -2,14 +2,15 @@
 in one line what doesn't fit, before a weight is read."""
 
 import json
+import os
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 
 from sslr1.errors import UserError
+from sslr1.files import LFS, NOT_FETCHED, no_folder
 
 MODEL_TYPES = ("qwen2_5_vl", "qwen3_vl")
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
-LFS = b"version https://git-lfs.github.com/spec/"
 WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".h5", ".msgpack", ".gguf")
 ADAPTER = ("adapter_config.json", "adapter_model.safetensors", "adapter_model.bin")
 
@@ -47,8 +48,8 @@ def check_config(path) -> Path:
         raise UserError(
             f"model.path {str(path)!r} wants to run its own code (auto_map in config.json), which is refused"
         )
-    if quantised := config.get("quantization_config"):
-        method = quantised.get("quant_method") if isinstance(quantised, dict) else None
+    if quantised := config.get("quantization_config") or config.get("quantization"):  # MLX's
+        method = _method(quantised)
         raise UserError(
             f"model.path {str(path)!r} holds quantised weights (quantization_config in config.json: {method}), which "
             "can't be trained: give the folder of the model that they were made from"
@@ -60,7 +61,17 @@ def _no_model(folder) -> str:
     """What a folder without config.json is."""
     example = "Give a folder in Hugging Face's format, e.g. a download of Qwen/Qwen2.5-VL-3B-Instruct"
     if not folder.is_dir():
-        return f"does not exist. {example}"
+        cached = _snapshot(_cache() / f"models--{folder.as_posix().replace('/', '--')}")
+        there = f", or give its download in the hub's cache, {cached}" if cached else ""
+        return f"{no_folder(folder)}{there}. {example}"
+    if (folder / "snapshots").is_dir():
+        return (
+            f"is the hub's cache of a model, which is in {_snapshot(folder)}: give that folder"
+            if _snapshot(folder)
+            else "is the hub's cache of a model whose download is not complete: it has no snapshots/…/config.json"
+        )
+    if inner := sorted(folder.glob("models--*")) or sorted((folder / "hub").glob("models--*")):
+        return f"is the hub's cache, of {len(inner)} models: give one's folder, e.g. {_snapshot(inner[0]) or inner[0]}"
     adapters = [name for name in ADAPTER if (folder / name).is_file()]
     if adapters:
         of = settings(folder / ADAPTER[0]).get("base_model_name_or_path") if adapters[0] == ADAPTER[0] else None
@@ -76,6 +87,29 @@ def _no_model(folder) -> str:
             f"{folder} OUT"
         )
     return f"is not a model folder: it has no config.json. {example}"
+
+
+def _cache() -> Path:
+    """Where the hub's own client keeps downloads."""
+    home = os.environ.get("HF_HOME") or os.path.expanduser("~/.cache/huggingface")
+    return Path(os.environ.get("HF_HUB_CACHE") or os.path.join(home, "hub"))
+
+
+def _snapshot(repository):
+    """The model's folder in the hub's cache of it: of its main branch, else the newest. None where there is none."""
+    found = sorted(repository.glob("snapshots/*/config.json"), key=lambda file: file.lstat().st_mtime)
+    main = repository / "refs" / "main"
+    named = repository / "snapshots" / main.read_text().strip() if main.is_file() else None
+    folders = [file.parent for file in found]
+    return named if named in folders else folders[-1] if folders else None
+
+
+def _method(quantised) -> str:
+    """How a configuration says that weights were quantised."""
+    if not isinstance(quantised, dict):
+        return str(quantised)
+    named = quantised.get("quant_method") or next((key for key in quantised if key.startswith("load_in_")), None)
+    return str(named or quantised)[:100]
 
 
 def weight_files(folder) -> list[Path]:
@@ -160,7 +194,7 @@ def check_whole(file) -> None:
     except OSError as error:
         raise UserError(f"{file} can't be read: {error.strerror}") from None
     if head == LFS:
-        raise UserError(f"{file} is not the file itself but Git LFS's note of it: run git lfs pull in that folder")
+        raise UserError(f"{file} {NOT_FETCHED}")
     if not head:
         raise UserError(f"{file} is empty: the download is not complete")
 

@@ -147,11 +147,23 @@ class Claim:
     def _check(self, config):
         if (self.folder / "config.yaml").exists():
             try:
-                configuration.check_unchanged(self.folder / "config.yaml", config)
+                if words := configuration.check_unchanged(
+                    self.folder / "config.yaml", config, lambda: self._lists(config.data.path)
+                ):
+                    print(words, flush=True)
             except UserError:
                 if any((self.folder / "checkpoints").glob("step-*")):
                     raise
                 (self.folder / "files.txt").unlink(missing_ok=True)  # it made nothing to go on from, and begins anew
+
+    def _lists(self, path) -> bool:
+        """Whether the run's list of images is that of a folder."""
+        from sslr1.data.images import ImageFolder
+
+        listing = self.folder / "files.txt"
+        if path == configuration.BUILTIN_IMAGES or not listing.is_file():
+            return False
+        return ImageFolder.scan(path).listing().encode() == listing.read_bytes()
 
     def give_up(self, begun) -> None:
         """begun: whether there is a run, whose files stay."""

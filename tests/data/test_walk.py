@@ -9,7 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from sslr1.data import BadImages, ImageFolder, walk
+from sslr1.data import BadImages, ImageFolder, ImageStore, walk
 from sslr1.errors import UserError
 from sslr1.setup import session
 from tests.data.test_shards import archive, special
@@ -222,6 +222,29 @@ def test_archives_that_are_not_read_are_named(tmp_path, photo):
         UserError, match=r"holds no images.*3 files: 0 images, 3 not read \(3 refused, e.g. links.tar/0.jpg: a link"
     ):
         ImageFolder.scan(folder / "links.tar")
+
+
+def test_what_is_no_folder_of_images_is_named_for_what_it_is(tmp_path, monkeypatch, photo):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "x.parquet").touch()
+    for path, words in (("x.parquet", "it is a file, not a folder"), ("missing", "it does not exist$")):
+        with pytest.raises(UserError, match=words):
+            ImageFolder.check(path)
+    with pytest.raises(UserError, match="not fetched: hf download some/photos --repo-type dataset --local-dir FOLDER"):
+        ImageFolder.check("some/photos", "eval.path")
+    note = b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 12\n"
+    fill(tmp_path / "notes", note, 20)
+    with pytest.raises(UserError, match=r"data\.path 'notes': .*\.jpg, and all else .*Git LFS's note.*git lfs pull"):
+        ImageFolder.check("notes")
+    fill(tmp_path / "notes", photo, 20)
+    (tmp_path / "notes" / "a.jpg").write_bytes(note)
+    ImageFolder.check("notes")
+    store = ImageStore.scan("notes")
+    store.get([number for number, file in enumerate(store.folder.files) if file[0] == "a.jpg"])
+    assert "Git LFS's note of it: run git lfs pull" in store.complaint()
+    (tmp_path / "one.tar").write_bytes(note)
+    with pytest.raises(UserError, match=r"one\.tar: it is not the file itself but Git LFS's note"):
+        ImageFolder.scan("one.tar")
 
 
 def test_a_list_with_avif_files_needs_a_pillow_that_reads_them(tmp_path, photo, monkeypatch):

@@ -95,6 +95,24 @@ def test_which_locks_are_done_without(tmp_path, monkeypatch, capfd, number):
         assert capfd.readouterr().err.count("has no locks") == 1
 
 
+@pytest.mark.parametrize("again", [False, True])
+def test_a_lock_that_was_taken_away_is_none(tmp_path, monkeypatch, again):
+    """By a start that was refused, between the look for the file and the lock; also where another has made it anew."""
+    path, flock = tmp_path / "run.lock", fcntl.flock
+
+    def late(file, how):
+        path.unlink()
+        if again:
+            path.touch()
+        flock(file, how)
+
+    monkeypatch.setattr(fcntl, "flock", late)
+    with pytest.raises(BlockingIOError):
+        files.lock(path)
+    monkeypatch.undo()
+    files.lock(path).close()
+
+
 @pytest.mark.parametrize("number", [errno.EINVAL, errno.EBADF, errno.ENOSYS, errno.EOPNOTSUPP, errno.EIO, errno.ENOSPC])
 def test_which_flushes_are_done_without(tmp_path, monkeypatch, capfd, number):
     """Of folders alone: a file that can't be flushed may be lost with its content."""

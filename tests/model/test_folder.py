@@ -255,6 +255,21 @@ def adapter_alone(folder):
     put("adapter_model.safetensors", "whatever")(folder)
 
 
+def hub_cache(place):
+    """Two snapshots, of which the older is the main branch's."""
+
+    def change(folder):
+        for n, name in enumerate(("beef", "dead")):
+            file = folder / place / "snapshots" / name / "config.json"
+            file.parent.mkdir(parents=True)
+            file.write_text("{}")
+            os.utime(file, (n, n))
+        (folder / place / "refs").mkdir()
+        (folder / place / "refs" / "main").write_text("beef")
+
+    return change
+
+
 POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 12\n"
 TEXT_ONLY = "{% for m in messages %}{{ '<|im_start|>' + m['role'] + m['content'] + '<|im_end|>' }}{% endfor %}"
 NO_TEXT = CHAT_TEMPLATE.replace("{{ part['text'] }}", "")
@@ -264,6 +279,15 @@ BROKEN = {
     "no model_type": (edit("config.json", model_type=None), "config.json has no model_type"),
     "another family": (edit("config.json", model_type="llama"), "'llama' model; supported: qwen2_5_vl"),
     "quantised": (edit("config.json", quantization_config={"quant_method": "gptq"}), "quantised weights .*gptq"),
+    **{
+        f"quantised, {method}": (
+            edit("config.json", quantization_config={"quant_method": method}),
+            f"weights .*{method}",
+        )
+        for method in ("bitsandbytes", "awq", "fp8", "mxfp4", "compressed-tensors")
+    },
+    "quantised, unnamed": (edit("config.json", quantization_config={"load_in_4bit": True}), "weights .*load_in_4bit"),
+    "quantised for MLX": (edit("config.json", quantization={"group_size": 64, "bits": 4}), "weights .*'bits': 4"),
     "a list for a configuration": (put("config.json", "[]"), "config.json is not a JSON file of settings"),
     "an empty configuration": (put("config.json", ""), "config.json is empty: the download is not complete"),
     "a configuration that is no text": (put("config.json", b"\xff\xfe"), "config.json is not a JSON file of settings"),
@@ -345,6 +369,22 @@ BROKEN = {
         lambda folder: save_file(dict([*load_file(folder / SINGLE).items()][1:]), folder / SINGLE, {"format": "pt"}),
         "lacks 2 of the model's tensors",
     ),
+    "the hub's cache of it": (
+        also(gone("config.json"), hub_cache("")),
+        "is the hub's cache of a model, which is in .*/model/snapshots/beef: give that folder",
+    ),
+    "the hub's cache, of half a download": (
+        lambda folder: [gone("config.json")(folder), (folder / "snapshots" / "beef").mkdir(parents=True)],
+        "cache of a model whose download is not complete",
+    ),
+    "the hub's cache": (
+        also(gone("config.json"), hub_cache("models--Qwen--X")),
+        "is the hub's cache, of 1 models: give one's folder, e.g. .*/models--Qwen--X/snapshots/beef",
+    ),
+    "the hub's home": (
+        also(gone("config.json"), hub_cache("hub/models--Qwen--X")),
+        "is the hub's cache, of 1 models: .*/hub/models--Qwen--X/snapshots/beef",
+    ),
     "a checkpoint": (
         lambda folder: [(folder / "hf").mkdir(), renamed("config.json", "hf/config.json")(folder)],
         "its model is .*/hf",
@@ -367,6 +407,30 @@ def test_what_cannot_be_read_is_one_line_before_a_weight_is_read(
     with pytest.raises(UserError, match=words) as caught:
         build.build(settings, one_process)
     assert "\n" not in str(caught.value) and str(caught.value).isprintable()
+
+
+def test_a_path_that_is_no_folder_is_named_for_what_it_is(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "cache"))
+    hub, fetched = "Qwen/Qwen2.5-VL-3B-Instruct", "not fetched: hf download Qwen/Qwen2.5-VL-3B-Instruct --local-dir"
+    for name in ("model.zip", "model.gguf"):
+        (tmp_path / name).touch()
+    for path, words in (
+        (tmp_path / "none", "none' does not exist. Give"),
+        ("model.zip", "is a compressed archive: unpack it"),
+        ("model.gguf", "is a file, not a folder"),
+        (hub, f"does not exist, and names on the Hugging Face hub are {fetched} FOLDER. Give"),
+    ):
+        with pytest.raises(UserError, match=words):
+            model.load_tokenizer(path)
+    hub_cache("cache/models--Qwen--Qwen2.5-VL-3B-Instruct")(tmp_path)
+    with pytest.raises(
+        UserError, match=f"{fetched} FOLDER, or give its download in the hub's cache, .*/snapshots/beef"
+    ):
+        model.load_tokenizer(hub)
+    (tmp_path / "Qwen").mkdir()
+    with pytest.raises(UserError, match="Instruct' does not exist"):
+        model.load_tokenizer(hub)
 
 
 # ------------------------------------------------------------------------------------------- processors and templates

@@ -143,7 +143,7 @@ def test_how_threads_wait_is_the_users_where_they_say(alone, monkeypatch, name):
 def test_programs_wait_briefly_and_libraries_as_before(tmp_path):
     """Settled before torch, whose OpenMP reads it once: a module of ours that is started by `-m` shows what torch would
     find."""
-    code = "import os, sys; sys.argv = ['-m']; sys.orig_argv = ['python', '-u', '-m', MODULE, 'x']; import sslr1; "
+    code = "import os, sys; sys.argv = ['-m', 'x']; sys.orig_argv = ['python', '-u', '-m', MODULE, 'x']; import sslr1; "
     code += "print(os.environ.get('GOMP_SPINCOUNT'), 'torch' in sys.modules)"
     environment = {name: value for name, value in os.environ.items() if name not in processors.WAITING}
     for module, expected in (("sslr1.train", "1000 False\n"), ("theirs.train", "None False\n")):
