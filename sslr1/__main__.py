@@ -1,7 +1,7 @@
 """The commands, their options and their help: `sslr1 train …`, which is the same as `python -m sslr1.train …`.
 
 Nothing large is imported before an answer is known to need it. How a command ends: 0 done; 2 refused, or ended by
-something that its user can mend, in one line; 1 anything else, and a probe's bound that doesn't hold; 130 interrupted.
+something that its user can mend, in one line; 1 anything else, and a probe's bound that isn't shown to hold; 130 interrupted.
 """
 
 import argparse
@@ -103,7 +103,7 @@ def evaluate(parser):
         const="",
         metavar="FOLDER",
         help="score blind solvers on puzzles from a folder of images (procedural scenes unless given); no model is "
-        "loaded; exit status 1 if a bound does not hold",
+        "loaded; exit status 1 unless every bound is shown to hold",
     )
     parser.add_argument("--count", type=_positive, default=2000, help="puzzles a probe and level")
 

@@ -1,8 +1,9 @@
 """Blind solvers: shortcuts by which a puzzle could be solved without seeing what is in the picture.
 
 A puzzle that such a solver answers is worthless as a reward. Each probe is scored beside chance; where a bound is
-stated, the one-sided 95 % upper limit of its score must be at most chance + 5 points. A solver gets a Case: what a
-model would see, plus where marks stand; never the answer, the plan or the source image.
+stated, the one-sided 95 % upper limit of its score must be at most chance + 5 points. It is broken where the lower
+limit is above it, and undecided in between: too few puzzles, or images. A solver gets a Case: what a model would see,
+plus where marks stand; never the answer, the plan or the source image.
 """
 
 import itertools
@@ -20,6 +21,7 @@ from sslr1.evaluate.textures import Textures
 from sslr1.ops.render import FILL
 from sslr1.puzzles.picture import Pictures
 from sslr1.puzzles.series import decidable
+from sslr1.runs.progress import Progress
 from sslr1.setup import processors
 from sslr1.sums import plain_sum
 
@@ -59,6 +61,23 @@ class Finding:
     @property
     def holds(self) -> bool:
         return self.bound is None or self.limit <= self.bound
+
+    @property
+    def verdict(self) -> str:
+        """On the bound; empty where it holds, or there is none."""
+        half = self.limit - self.exact
+        if self.holds:
+            return ""
+        if self.exact - half > self.bound:
+            return "broken"
+        return "undecided: too few" if half > SLACK / 2 else "undecided: at the bound"
+
+    def enough(self) -> tuple[int, int]:
+        """(puzzles, images) with which an interval is half as wide as the bound allows, so that 95 % of what solvers
+        score who guess is shown to be within it. More puzzles of the same images say less, where those are guessed
+        alike, so it is as many times as many of both."""
+        times = ((self.limit - self.exact) / (SLACK / 2)) ** 2
+        return math.ceil(self.n * times), math.ceil(self.images * times)
 
 
 def cases(images, name, level, count, seed=0, first=0):
@@ -298,9 +317,14 @@ PROBES = {
 FOR_ALL = {"constant": (constant, ALL), "random": (at_random, ALL)}
 
 
-def probe(images, name, level, count=2000, seed=0, only_bounded=False) -> list:
+def halves(name) -> int:
+    """How many times as many puzzles are drawn as are asked for: solvers that are fitted have as many to learn from."""
+    return 1 + any(isinstance(solver, Fitted) for solver, _ in PROBES.get(name, {}).values())
+
+
+def probe(images, name, level, count=2000, seed=0, only_bounded=False, told=lambda: None) -> list:
     """Findings of every probe of a puzzle at one level on `count` puzzles (a fitted one has as many others to learn
-    from)."""
+    from). told: called after each puzzle. Raises ValueError if the images give too few."""
     probes = {**FOR_ALL, **PROBES.get(name, {})}
     probes = {probe: entry for probe, entry in probes.items() if level in entry[1] or not only_bounded}
     fitted = {probe: solver for probe, (solver, _) in probes.items() if isinstance(solver, Fitted)}
@@ -314,6 +338,7 @@ def probe(images, name, level, count=2000, seed=0, only_bounded=False) -> list:
             choices = case.choices
             for probe, (solver, _) in probes.items():
                 guesses[probe].append(solver.features(case) if probe in fitted else solver(case))
+            told()
     for probe, solver in fitted.items():
         guesses[probe] = solver.guess(guesses[probe], answers, choices)
     scored = answers[-count:], chances[-count:], sources[-count:]
@@ -359,26 +384,56 @@ def shown(name, images, count):
 def report(folder=None, count=2000, names=puzzles.NAMES) -> int:
     """Print a table of all probes; 0 if every stated bound holds, 1 if not, 2 if the images don't do."""
     from rich.console import Console
-    from rich.table import Table
 
-    table = Table(
-        title=f"Blind solvers, {count} puzzles each: exact answers, and the share of right places for sequences"
-    )
-    for column in ("puzzle", "level", "probe", "chance", "exact", "95 % limit", "bound", "places"):
-        table.add_column(column, justify="left" if column in ("puzzle", "probe") else "right")
-    broken = 0
     torch.set_num_threads(processors.threads())
     try:
         images = pictures(folder)
-        for name in names:
-            for level in puzzles.LEVELS[name]:
-                for f in probe(shown(name, images, count), name, level, count):
-                    bound = "" if f.bound is None else f"{f.bound:.1%}" + ("" if f.holds else " broken")
-                    cells = (f"{f.chance:.1%}", f"{f.exact:.1%}", f"{f.limit:.1%}", bound)
-                    table.add_row(name, str(level), f.probe, *cells, f"{f.accuracy:.1%}" if name == "ordering" else "")
-                    broken += not f.holds
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    Console(width=120).print(table)
-    return int(broken > 0)
+    kinds = [(name, level) for name in names for level in puzzles.LEVELS[name]]
+    findings, missing, progress, done = [], [], Progress(True), itertools.count(1)
+    progress.start("blind solvers", sum(halves(name) * count for name, _ in kinds))
+    for name, level in kinds:
+        try:
+            findings += probe(
+                shown(name, images, count), name, level, count, told=lambda: progress.show(next(done), {})
+            )
+        except ValueError as error:  # images that give too few of one puzzle may well give the others
+            missing.append(f"not probed: {error}")
+    progress.stop()
+    console = Console(width=140, highlight=False)
+    console.print(table(findings, count))
+    for line in [*missing, *decided(findings)]:
+        console.print(line, markup=False)
+    return int(bool(missing) or not all(f.holds for f in findings))
+
+
+def table(findings, count):
+    """Findings as a rich table."""
+    from rich.table import Table
+
+    out = Table(
+        title=f"Blind solvers, {count} puzzles each: exact answers, and the share of right places for sequences"
+    )
+    for column in ("puzzle", "level", "probe", "chance", "exact", "95 % limit", "bound", "places"):
+        out.add_column(column, justify="left" if column in ("puzzle", "probe") else "right")
+    for f in findings:
+        bound = "" if f.bound is None else f"{f.bound:.1%} {f.verdict}".strip()
+        places = f"{f.accuracy:.1%}" if f.puzzle == "ordering" else ""
+        shares = (f"{share:.1%}" for share in (f.chance, f.exact, f.limit))
+        out.add_row(f.puzzle, str(f.level), f.probe, *shares, bound, places)
+    return out
+
+
+def decided(findings) -> list:
+    """Lines on the bounds: how many hold, and how many puzzles would decide about the others."""
+    stated = [f for f in findings if f.bound is not None]
+    verdicts = [f.verdict.partition(":")[0] for f in stated]
+    count = {word: verdicts.count(word) for word in ("", "broken", "undecided")}
+    lines = [f"{len(stated)} stated bounds: {count['']} hold, {count['broken']} broken, {count['undecided']} undecided"]
+    few = [f.enough() for f in stated if f.verdict == "undecided: too few"]
+    if few:
+        needed, images = (max(numbers) for numbers in zip(*few))
+        lines.append(f"undecided: too few puzzles. --count {needed}, of {images:,} images, decides about who guesses")
+    return lines

@@ -62,7 +62,7 @@ def test_probes_find_the_shortcuts_they_are_for(images, textures, monkeypatch):
         return found
 
     monkeypatch.setattr(rotation, "OFFSETS", ((0.0, 0.0),))  # the pixel grid's pattern shows
-    assert not score(textures, "rotation", 3, "grid phase", 600).holds
+    assert score(textures, "rotation", 3, "grid phase", 600).verdict == "broken"
     monkeypatch.setattr(correspondence, "_assign", nearest_assign)
     assert score(images, "correspondence", 2, "nearest position").exact > 0.6
 
@@ -87,6 +87,60 @@ def test_limits_are_over_images(draw):
     assert (p, n, alone.images, alike.images) == (right.mean(), 400, 400, 40)
     assert alone.limit == pytest.approx(p + 1.645 * math.sqrt(p * (1 - p) / 400))
     assert alike.limit == pytest.approx(p + 1.645 * math.sqrt(p * (1 - p) / 40))
+
+
+@pytest.mark.parametrize(
+    "exact, n, verdict",
+    [
+        (0.25, 2000, ""),
+        (0.20, 50, ""),
+        (0.25, 100, "undecided: too few"),
+        (0.34, 100, "undecided: too few"),
+        (0.29, 2000, "undecided: at the bound"),
+        (0.45, 100, "broken"),
+    ],
+)
+def test_too_few_is_not_broken(exact, n, verdict):
+    """A bound is broken where the whole interval is above it."""
+    found = finding(exact, n, n // 2)
+    assert found.verdict == verdict and found.holds == (verdict == "")
+
+
+def finding(exact, n, images):
+    limit = exact + 1.645 * math.sqrt(exact * (1 - exact) / n)
+    about = dict(puzzle="rotation", level=1, probe="made up", chance=0.25, accuracy=exact, bound=0.3)
+    return probes.Finding(exact=exact, n=n, images=images, limit=limit, **about)
+
+
+def test_what_is_called_enough_decides_about_who_guesses(draw):
+    n, images = finding(0.25, 100, 50).enough()
+    assert (n, images) == (812, 406)
+    guessed = draw.binomial(n, 0.25, 10_000) / n
+    share = np.mean([finding(p, n, images).holds for p in guessed])
+    assert 0.93 < share < 0.97
+
+
+def test_the_report_counts_and_goes_on(monkeypatch, capsys):
+    """Progress, how many hold and how many would decide; what the images give too few of is named and left out."""
+    seen = []
+
+    def probe(images, name, level, count, told):
+        seen.extend(told() for _ in range(probes.halves(name) * count))
+        if name == "similarity":
+            raise ValueError("the images give 1 of 3 similarity puzzles of level 1")
+        about = dict(puzzle=name, level=level, n=count, images=3, chance=0.25, accuracy=0.3, bound=0.3)
+        return [probes.Finding(probe="made up", exact=exact, limit=exact + 0.2, **about) for exact in (0.0, 0.2, 0.6)]
+
+    monkeypatch.setattr(probes, "pictures", lambda folder: [])
+    monkeypatch.setattr(probes, "probe", probe)
+    assert probes.report("photos", 3, ("rotation", "similarity")) == 1
+    out, total = capsys.readouterr().out, 4 * 3 * (2 + 1)
+    assert len(seen) == total and f"blind solvers {total}/{total}" in out
+    assert "12 stated bounds: 4 hold, 4 broken, 4 undecided" in out and "30.0% undecided: too few" in out
+    assert "--count 192, of 192 images, decides" in out and "30.0% broken" in out
+    assert "not probed: the images give 1 of 3 similarity" in out
+    monkeypatch.setattr(probes, "probe", lambda *_, **__: [])
+    assert probes.report("photos", 3, ("rotation",)) == 0
 
 
 def test_textures_are_drawn_when_asked_for():
