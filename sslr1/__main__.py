@@ -1,7 +1,8 @@
 """The commands, their options and their help: `sslr1 train …`, which is the same as `python -m sslr1.train …`.
 
 Nothing large is imported before an answer is known to need it. How a command ends: 0 done; 2 refused, or ended by
-something that its user can mend, in one line; 1 anything else, and a probe's bound that isn't shown to hold; 130 interrupted.
+something that its user can mend, in one line; 1 anything else, and a probe's bound that isn't shown to hold; 130
+interrupted.
 """
 
 import argparse

@@ -134,7 +134,7 @@ def test_a_run_is_not_compared_with_itself_or_with_nothing(tmp_path):
     assert data_of(compare.page(first, begun))["sections"] == []
 
 
-def test_the_command_writes_a_page(tmp_path, monkeypatch):
+def test_the_command_writes_a_page(tmp_path, monkeypatch, capsys):
     folders = [str(make_run(tmp_path / name, None)) for name in "ab"]
     out = tmp_path / "both.html"
     assert launch("sslr1", "compare", *folders, "--out", out).stdout == f"{out}\n"

@@ -110,7 +110,7 @@ def test_held_out_puzzles_are_chosen_once_a_run(tmp_path, tiny, scenes, one_proc
     assert sum(map(len, again.batches["rotation"])) < 6
     shutil.rmtree(images)
     nothing = start()
-    assert nothing.batches == {"rotation": [], "ordering": []} and nothing.run()["eval/rotation/n"] == 0
+    assert nothing.batches == {"rotation": [], "ordering": []} and nothing.run()[0]["eval/rotation/n"] == 0
 
 
 def test_runs_that_start_together_share_the_tiny_model(tmp_path, monkeypatch):
