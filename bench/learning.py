@@ -153,9 +153,14 @@ TABLES = {
 WIDTH, HEIGHT, GAP, LEFT, TOP = 250, 150, 22, 40, 26
 
 
-def svg(found) -> str:
-    """Sampled accuracy of every seed over the steps, a panel a puzzle."""
-    panels = [(name, of(found, f"only-{name}")) for name in LONG if of(found, f"only-{name}")]
+def panels(found) -> list:
+    """(puzzle, its runs alone) of what bench/proof.py found."""
+    return [(name, of(found, f"only-{name}")) for name in LONG if of(found, f"only-{name}")]
+
+
+def svg(panels) -> str:
+    """Sampled accuracy of every seed over the steps, a panel a puzzle. panels: (puzzle, runs), a run being a dict of
+    "steps", "held_out" and "sampled"."""
     columns = min(3, len(panels))
     rows = math.ceil(len(panels) / columns)
     width, height = LEFT + columns * (WIDTH + GAP), rows * (HEIGHT + TOP + GAP)

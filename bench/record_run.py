@@ -13,10 +13,13 @@ def main(folder):
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     steps = [row for row in rows if "timing_s/step" in row]
     config = yaml.safe_load((folder / "config.yaml").read_text())
-    del config["log"]  # where it ran is nobody's business
+    del config["log"]  # where it ran, and on whose pictures, is nobody's business
+    if not config["data"]["path"].startswith("builtin:"):
+        del config["data"]["path"]
     found = {
         **machine(),
         "config": config,
+        "images": len((folder / "files.txt").read_text().splitlines()),
         "held_out": [
             {k: v for k, v in row.items() if k == "step" or k.startswith("eval/")}
             for row in rows

@@ -10,6 +10,7 @@ import math
 import re
 import sys
 from pathlib import Path
+from statistics import mean, stdev
 
 import journal
 import learning
@@ -21,7 +22,7 @@ ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "bench" / "results"
 MACHINE = "amd-epyc-2-cores"  # the one whose results the pages show
 PAGES = ("README.md", "docs/benchmarks.md", "docs/puzzles.md", "docs/results.md")
-CURVE, PROOF = "docs/pictures/learning.svg", "docs/pictures/proof.svg"
+CURVE, PROOF, PHOTOS = (f"docs/pictures/{name}.svg" for name in ("learning", "proof", "photos"))
 ORDER = ("step", "learner", "rollout", "loss", "sampling", "render", "stream", "decode")
 
 
@@ -47,6 +48,32 @@ def demo():
     )
     took = f"Training takes {run['elapsed_s']:.0f} s on {machine}, after installation."
     return f"{found}\n\n{n} held-out puzzles each, greedy decoding. {took}"
+
+
+def photos_runs() -> list:
+    """configs/photos.yaml with three seeds."""
+    return [load(f"run-photos-{seed}") for seed in range(3)]
+
+
+def sampled(run) -> dict:
+    """A run as `learning.svg` takes it."""
+    last = run["held_out"][-1]
+    chance = {name: {"chance": last[f"eval/{name}/chance"]} for name in run["sampled"]}
+    return {"steps": last["step"], "held_out": [chance, chance], "sampled": run["sampled"]}
+
+
+def photos():
+    """Held-out accuracy of each seed over the steps, their mean and how far they lie from it."""
+    runs = photos_runs()
+    steps = [row["step"] for row in runs[0]["held_out"]]
+    shares = [[row["eval/rotation/exact"] for row in run["held_out"]] for run in runs]
+    rows = [[f"seed {seed}", *map(share, own)] for seed, own in enumerate(shares)]
+    at = list(zip(*shares))
+    rows.append(["**mean ± s.d.**", *(f"**{mean(x):.1%}** ± {100 * stdev(x):.1f}" for x in at)])
+    last, first = runs[0]["held_out"][-1], runs[0]
+    n, chance = last["eval/rotation/n"], last["eval/rotation/chance"]
+    found = table(["held-out accuracy after", *(f"{step} steps" for step in steps)], rows)
+    return f"{found}\n\n{first['images']} photographs, {n} held-out puzzles a seed, greedy; chance is {chance:.1%}."
 
 
 def kernels():
@@ -129,6 +156,7 @@ def learnt(make):
 
 TABLES = {
     "demo": demo,
+    "photos": photos,
     "benchmarks": benchmarks,
     "unmeasured": unmeasured,
     "gpu": gpu,
@@ -149,7 +177,8 @@ def main():
     arguments = parser.parse_args()
     made = {page: rewritten((ROOT / page).read_text(encoding="utf-8")) for page in PAGES} | {
         CURVE: svg(load("run-demo")),
-        PROOF: learning.svg(load("proof")),
+        PROOF: learning.svg(learning.panels(load("proof"))),
+        PHOTOS: learning.svg([("rotation", [sampled(run) for run in photos_runs()])]),
     }
     stale = [
         name for name, text in made.items() if not (ROOT / name).exists() or (ROOT / name).read_text("utf-8") != text
