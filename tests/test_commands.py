@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from sslr1 import __version__
+import sslr1
 from sslr1.__main__ import COMMANDS, MODULES, main, parsed
 from sslr1.evaluate import benchmarks
 from sslr1.puzzles import picture
@@ -50,6 +50,7 @@ def test_each_is_a_module_and_on_the_page():
 
 
 def test_without_a_command_they_are_listed(capsys, monkeypatch):
+    monkeypatch.setattr(sslr1, "begin_program", lambda: None)  # whose signals and settings are a process's own
     monkeypatch.setattr(sys, "argv", ["sslr1"])
     assert main() is None
     listed = capsys.readouterr().out
@@ -57,7 +58,8 @@ def test_without_a_command_they_are_listed(capsys, monkeypatch):
     for asked, code in ((["--version"], 0), (["trian"], 2)):
         monkeypatch.setattr(sys, "argv", ["sslr1", *asked])
         found, out, err = said(capsys, main)
-        assert found == code and (out == f"sslr1 {__version__}\n") == (code == 0) and ("'trian'" in err) == (code == 2)
+        version = f"sslr1 {sslr1.__version__}\n"
+        assert found == code and (out == version) == (code == 0) and ("'trian'" in err) == (code == 2)
 
 
 def test_defaults_are_the_modules_own_and_in_the_help(capsys):

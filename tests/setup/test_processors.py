@@ -1,5 +1,6 @@
 """How many processors a process may use: affinity, control groups, ranks, and what the user says."""
 
+import gc
 import math
 import os
 import subprocess
@@ -150,3 +151,17 @@ def test_programs_wait_briefly_and_libraries_as_before(tmp_path):
         line = [sys.executable, "-c", code.replace("MODULE", repr(module))]
         done = subprocess.run(line, capture_output=True, text=True, env=environment)
         assert done.stdout == expected, done.stderr
+
+
+def test_garbage_is_looked_for_as_usual_when_all_is_built():
+    before, frozen = gc.get_threshold(), gc.get_freeze_count()
+    try:
+        processors.collect_as_usual()
+        assert gc.get_freeze_count() == frozen, "a library's process is left alone"
+        processors.collect_rarely()
+        assert gc.get_threshold()[0] > 100_000
+        processors.collect_as_usual()
+        assert gc.get_threshold() == before and gc.get_freeze_count() > frozen
+    finally:
+        gc.unfreeze()
+        gc.set_threshold(*before)
