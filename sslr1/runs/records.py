@@ -97,8 +97,8 @@ def final_table(records, mixture, levels, warmup_steps):
     first, last = found[0]["steps"]
     table = Table(title=f"Held-out accuracy (exact, greedy), step {first} to {last}")
     before = first_called(warmup_steps)
-    for column in ("puzzle", "level", "chance", before, "after", "change", "s.e. of change", "puzzles"):
-        table.add_column(column, justify="left" if column == "puzzle" else "right")
+    for column in ("puzzle", "level", "chance", before, "after", "change ± s.e.", "puzzles"):
+        table.add_column(column, justify="left" if column == "puzzle" else "right", no_wrap=column == "puzzle")
     for row in found:
         table.add_row(
             row["puzzle"],
@@ -106,8 +106,7 @@ def final_table(records, mixture, levels, warmup_steps):
             f"{row['chance']:.1%}",
             f"{row['before']:.1%}",
             f"{row['after']:.1%}",
-            f"{100 * row['change']:+.1f}",
-            f"{100 * row['change_error']:.1f}",
+            f"{100 * row['change']:+.1f} ± {100 * row['change_error']:.1f}",
             str(row["n"]),
         )
     return table

@@ -1,6 +1,10 @@
 """Records as lines of JSON."""
 
-from sslr1.runs.records import JsonLines
+import io
+
+from rich.console import Console
+
+from sslr1.runs.records import JsonLines, final_table
 
 
 def test_lines_are_cut_at_a_step_whatever_they_hold(tmp_path):
@@ -16,3 +20,15 @@ def test_lines_are_cut_at_a_step_whatever_they_hold(tmp_path):
     lines.cut(2)
     lines.write(records[3])
     assert lines.read() == records[:4] and whole.startswith(lines.path.read_bytes())
+
+
+def test_the_last_table_fits_a_narrow_terminal():
+    """Names whole, whatever the headings take."""
+    names = ("correspondence", "similarity")
+    found = {f"eval/{name}/{key}": 0.25 for name in names for key in ("exact", "chance")}
+    found |= {f"eval/{name}/n": 400 for name in names}
+    table = final_table([{"step": 0, **found}, {"step": 120, **found}], names, dict.fromkeys(names, 1), 60)
+    console = Console(width=80, record=True, file=io.StringIO())
+    console.print(table)
+    shown = console.export_text()
+    assert all(f" {name} " in shown for name in names) and "…" not in shown and "warm-up" in shown
