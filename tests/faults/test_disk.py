@@ -172,7 +172,7 @@ def test_a_full_disk(tmp_path, unbroken, warm, scenes):
 def test_a_folder_that_can_not_be_written(tmp_path):
     (tmp_path / "run").write_text("a file in its place")
     with pytest.raises(UserError, match=r"folder .*/run can't be written to \(File exists\): set log.dir and log.name"):
-        entry._take(tmp_path / "run", config.check({"model": {"path": "m"}, "data": {"path": "d"}}))
+        entry.Claim(tmp_path / "run", config.check({"model": {"path": "m"}, "data": {"path": "d"}}))
 
 
 @pytest.mark.slow

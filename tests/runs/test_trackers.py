@@ -80,6 +80,6 @@ def test_a_run_without_the_package_ends_before_it_begins(tmp_path, monkeypatch):
     with pytest.raises(
         UserError, match=r"log\.wandb is 'puzzles', and the package wandb is not installed: pip install"
     ):
-        entry._take(tmp_path / "run", config.check(tree))
+        entry.Claim(tmp_path / "run", config.check(tree))
     assert not (tmp_path / "run").exists()
-    entry._take(tmp_path / "run", config.check({**tree, "log": {}})).close()
+    entry.Claim(tmp_path / "run", config.check({**tree, "log": {}})).give_up(begun=True)
