@@ -3,9 +3,8 @@
 import math
 from statistics import mean, stdev
 
-from curve import COLOURS, smoothed
-
 from sslr1.evaluate.intervals import wilson
+from sslr1.sums import plain_sum
 
 STUDENT = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776}  # t of 95 %, two-sided, for so many runs
 LONG = ("rotation", "ordering", "similarity", "inpainting", "correspondence")
@@ -150,7 +149,22 @@ TABLES = {
     "nine": compared({"nine-default": "`default`", "nine-exact": "`exact`"}, ["ordering"], "accuracy"),
 }
 
-WIDTH, HEIGHT, GAP, LEFT, TOP = 250, 150, 22, 40, 26
+WIDTH, HEIGHT, GAP, LEFT, TOP = 250, 150, 22, 40, 26  # px
+COLOURS = {
+    "rotation": "#3b82c4",
+    "ordering": "#d97a1f",
+    "similarity": "#2f9e62",
+    "inpainting": "#b0479a",
+    "correspondence": "#a3812b",
+}
+WINDOW = 5  # steps that the mean of a point is over, as far as there are so many
+
+
+def smoothed(values):
+    """The mean of each value and those around it."""
+    half = WINDOW // 2
+    near = [values[max(0, i - half) : i + half + 1] for i in range(len(values))]
+    return [plain_sum(some) / len(some) for some in near]
 
 
 def panels(found) -> list:

@@ -1,5 +1,5 @@
 """`python bench/tables.py` writes the measured tables of README.md and docs/ anew from bench/results/, and the learning
-curve; `--check` only says which are stale.
+curves; `--check` only says which are stale.
 
 A table stands between `<!-- table: NAME -->` and `<!-- end of table -->`.
 """
@@ -15,14 +15,13 @@ from statistics import mean, stdev
 import journal
 import learning
 from counters import ROW as COUNTERS
-from curve import svg
 from shown import compared, on_gpu, table, wanting
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "bench" / "results"
 MACHINE = "amd-epyc-2-cores"  # the one whose results the pages show
 PAGES = ("README.md", "docs/benchmarks.md", "docs/puzzles.md", "docs/results.md")
-CURVE, PROOF, PHOTOS = (f"docs/pictures/{name}.svg" for name in ("learning", "proof", "photos"))
+PROOF, PHOTOS = "docs/pictures/proof.svg", "docs/pictures/photos.svg"
 ORDER = ("step", "learner", "rollout", "loss", "sampling", "render", "stream", "decode")
 
 
@@ -176,7 +175,6 @@ def main():
     parser.add_argument("--check", action="store_true", help="write nothing; exit status 1 if a table is stale")
     arguments = parser.parse_args()
     made = {page: rewritten((ROOT / page).read_text(encoding="utf-8")) for page in PAGES} | {
-        CURVE: svg(load("run-demo")),
         PROOF: learning.svg(learning.panels(load("proof"))),
         PHOTOS: learning.svg([("rotation", [sampled(run) for run in photos_runs()])]),
     }

@@ -55,7 +55,8 @@ def test_a_run_is_made_once_and_collected(bench, tmp_path, scenes, monkeypatch):
     monkeypatch.setattr(proof, "call", lambda *_, **__: pytest.fail("trained again"))
     proof.main()
     assert json.loads((tmp_path / "proof.json").read_text())["runs"] == [run]
-    assert learning.TABLES["accuracy"](found)[1][0][-1] == "one seed" and "rotation, 2 steps" in learning.svg(found)
+    assert learning.TABLES["accuracy"](found)[1][0][-1] == "one seed"
+    assert "rotation, 2 steps" in learning.svg(learning.panels(found))
 
 
 def test_results_stay_while_their_settings_do(bench, tmp_path):
