@@ -148,13 +148,7 @@ def export_puzzles(
     from sslr1.integrations import rows
     from sslr1.puzzles.series import check, kinds
 
-    write = _write_jsonl
-    if trainer != "ms-swift":
-        write = _write_parquet
-        try:
-            import pyarrow.parquet  # noqa: F401
-        except ImportError:
-            raise UserError("parquet files need pyarrow: pip install 'sslr1[export]'") from None
+    write = _writer(trainer)
     asked = kinds(puzzle or puzzles.NAMES, level)
     limits = {"max_pixels": max_pixels} if max_pixels else {}
     spec = ops.PatchSpec.from_pretrained(model, **limits) if model else ops.PatchSpec(**limits)
@@ -179,6 +173,17 @@ def export_puzzles(
     if store.bad:
         print(f"{folder}: {store.complaint().removeprefix('; ')}", file=sys.stderr)
     return done
+
+
+def _writer(trainer):
+    """What writes its rows. Raises UserError, before an image is read, without the package for it."""
+    if trainer == "ms-swift":
+        return _write_jsonl
+    try:
+        import pyarrow.parquet  # noqa: F401
+    except ImportError:
+        raise UserError("parquet files need pyarrow: pip install 'sslr1[export]'") from None
+    return _write_parquet
 
 
 class Outlook:
@@ -208,7 +213,8 @@ class Outlook:
         if self.few and self.done - self.first[1] >= self.few and self.done < self.total:
             left = (now - self.first[0]) / (self.done - self.first[1]) * (self.total - self.done)
             size = self.size / self.done * self.total
-            self.progress.say(f"{self.total:,} puzzles: about {size / 1e6:,.0f} MB, {left / 60:.1f} min to go")
+            time_left = f"{left:.0f} s" if left < 100 else f"{left / 60:.0f} min"
+            self.progress.say(f"{self.total:,} puzzles: about {size / 1e6:,.0f} MB, {time_left} to go")
             self.few = 0
         self.progress.show(self.done, {})
 

@@ -302,7 +302,7 @@ def test_the_outlook_is_what_comes(monkeypatch, capsys):
         )
     outlook.close()
     (told,) = re.findall(r"about .* to go", capsys.readouterr().err)
-    assert told == "about 200 MB, 1.6 min to go"  # 960 of them, ten a second
+    assert told == "about 200 MB, 96 s to go"  # 960 of them, ten a second
 
 
 def test_held_out_images_are_in_no_other_puzzle(scenes, tmp_path):
