@@ -11,7 +11,8 @@ if [ ! -e "$DATA" ]; then
     python -m sslr1.export puzzles "$IMAGES" "$DATA" --format ms-swift --model "$MODEL" --max-pixels 451584 --val 400
 fi
 
-NPROC_PER_NODE=${GPUS:-8} MAX_PIXELS=1003520 swift rlhf \
+# paths in the rows are relative to the data's folder
+ROOT_IMAGE_DIR="$DATA" NPROC_PER_NODE=${GPUS:-8} MAX_PIXELS=1003520 swift rlhf \
     --rlhf_type grpo \
     --model "$MODEL" \
     --dataset "$DATA/train.jsonl" \

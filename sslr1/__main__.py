@@ -172,6 +172,13 @@ def export(parser):
     of_puzzles.add_argument(
         "--max-side", type=int, default=768, help="images of a longer side over this are reduced to it"
     )
+    of_puzzles.add_argument(
+        "--image-format",
+        choices=("png", "jpeg"),
+        default="png",
+        help="of the pictures: lossless, or JPEG of quality 95 without subsampling",
+    )
+    of_puzzles.add_argument("--workers", type=_positive, help="processes (default: as many as processors)")
 
 
 def _count(text) -> int:

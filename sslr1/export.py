@@ -2,7 +2,7 @@
 
 python -m sslr1.export model RUN OUT [--checkpoint best|newest] [--dtype bfloat16|float16|float32]
 python -m sslr1.export puzzles IMAGES OUT --format trl|verl|easyr1|ms-swift [--count N] [--val N] [--puzzle NAME …]
-[--level L …]
+[--level L …] [--image-format png|jpeg] [--workers N]
 
 What is written appears under its name when it is complete; a folder that isn't empty is left alone.
 """
@@ -11,8 +11,9 @@ import json
 import os
 import sys
 import tempfile
+import time
 import warnings
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from itertools import islice
 from pathlib import Path
 
@@ -23,6 +24,7 @@ from sslr1.setup import interrupt, processors
 
 PARTS = ("state/trainer.json", "hf/config.json")  # of a checkpoint
 ROWS = 64  # of the parquet file that are held at once
+FEW = 32  # puzzles by which size and time of the others are told
 
 
 @contextmanager
@@ -128,27 +130,25 @@ def export_puzzles(
     max_pixels=None,
     min_side=MIN_SIDE,
     max_side=MAX_SIDE,
+    image_format="png",
+    workers=1,
     **options,
 ) -> dict:
     """Write puzzles from a folder of images as the data of a trainer: `trl`, `verl`, `easyr1` (parquet, images
-    embedded) or `ms-swift` (JSONL, images beside). Returns {file name: puzzles in it}.
+    embedded) or `ms-swift` (JSONL, images beside, by paths relative to it). Returns {file name: puzzles in it}.
 
     count: default one an image; val: from held-out images, which no other puzzle shows; puzzle, level: as in
-    `series.kinds`; model: a folder whose image processor's sizes the canvases keep, default Qwen2.5-VL's; options:
-    `puzzles.make`'s. `files.txt` lists the images that indices refer to. The same arguments and images give the same
-    bytes.
+    `series.kinds`; model: a folder whose image processor's sizes the canvases keep, default Qwen2.5-VL's; image_format:
+    png, lossless, or jpeg; workers: processes that make them; options: `puzzles.make`'s. `files.txt` lists the images
+    that indices refer to. The same arguments and images give the same bytes, whatever the workers. With several, a
+    program of your own that calls this has to be guarded by `if __name__ == "__main__"`.
     """
     from sslr1 import ops, puzzles
-    from sslr1.data import ImageStore, Pool
-    from sslr1.puzzles.series import Series, check, kinds
+    from sslr1.data import ImageStore
+    from sslr1.integrations import rows
+    from sslr1.puzzles.series import check, kinds
 
-    write = _write_jsonl
-    if trainer != "ms-swift":
-        write = _write_parquet
-        try:
-            import pyarrow.parquet  # noqa: F401
-        except ImportError:
-            raise UserError("parquet files need pyarrow: pip install 'sslr1[export]'") from None
+    write = _writer(trainer)
     asked = kinds(puzzle or puzzles.NAMES, level)
     limits = {"max_pixels": max_pixels} if max_pixels else {}
     spec = ops.PatchSpec.from_pretrained(model, **limits) if model else ops.PatchSpec(**limits)
@@ -158,62 +158,102 @@ def export_puzzles(
     if store.folder.about:
         print(f"{folder}: {store.folder.about}", file=sys.stderr)
     train, held_out = store.folder.hold_out() if val else (range(len(store.folder)), [])
-    made = {}
-    with written(out) as partial:
-        for split, numbers, n in (("train", train, len(train) if count is None else count), ("val", held_out, val)):
-            if not n:
-                continue
-            pool = Pool(store, numbers)
-            series = Series(lambda i: store.pictures([i])[0], numbers, asked, seed=seed, form=form, pool=pool)
-            drawn = (series[q] for q in range(n))
-            try:
-                made[write(partial, Path(out).absolute(), split, trainer, drawn)] = n
-            except ValueError as error:  # of the images: none that decides a puzzle, or too few that differ
-                raise UserError(f"{str(folder)!r}: {error}{store.complaint()}") from None
+    counts = {"train": len(train) if count is None else count, "val": val}
+    splits = {"train": train, "val": held_out}
+    splits = {split: numbers for split, numbers in splits.items() if counts[split]}
+    source = {"folder": store.folder, "sides": (min_side, max_side), "splits": splits, "trainer": trainer}
+    source |= {"kinds": asked, "form": form, "seed": seed, "image_format": image_format}
+    total, done = sum(counts.values()), {}
+    workers = min(workers, max(1, total // FEW))  # another process takes seconds to start
+    with closing(Outlook(total, workers)) as outlook, written(out) as partial, rows.made(source, workers) as made:
+        for split in splits:
+            drawn = _drawn(made(split, counts[split]), store, folder, outlook)
+            done[write(partial, split, trainer, drawn)] = counts[split]
         store.folder.freeze(partial / "files.txt")
     if store.bad:
         print(f"{folder}: {store.complaint().removeprefix('; ')}", file=sys.stderr)
-    return made
+    return done
 
 
-def _write_parquet(folder, final, split, trainer, drawn) -> str:
+def _writer(trainer):
+    """What writes its rows. Raises UserError, before an image is read, without the package for it."""
+    if trainer == "ms-swift":
+        return _write_jsonl
+    try:
+        import pyarrow.parquet  # noqa: F401
+    except ImportError:
+        raise UserError("parquet files need pyarrow: pip install 'sslr1[export]'") from None
+    return _write_parquet
+
+
+class Outlook:
+    """Progress on stderr, and once it can be told, how large all will be and how long it will take."""
+
+    def __init__(self, total, workers):
+        from sslr1.integrations.rows import AHEAD, CHUNK
+        from sslr1.runs.progress import Progress
+
+        self.total, self.few = total, max(FEW, AHEAD * CHUNK * workers)
+        self.progress = Progress(True, stderr=True)
+        self.progress.start("puzzles", total)
+        self.done = self.size = 0
+        self.first = None  # when the first were there, and how many: what starting takes is no measure
+
+    def close(self) -> None:
+        self.progress.stop()
+
+    def add(self, rows) -> None:
+        """rows: (row, {path: bytes})."""
+        for row, files in rows:
+            images = row.get("images", ())
+            self.size += sum(map(len, files.values())) or sum(len(image["bytes"]) for image in images)
+        self.done += len(rows)
+        now = time.monotonic()
+        self.first = self.first or (now, self.done)
+        if self.few and self.done - self.first[1] >= self.few and self.done < self.total:
+            left = (now - self.first[0]) / (self.done - self.first[1]) * (self.total - self.done)
+            size = self.size / self.done * self.total
+            time_left = f"{left:.0f} s" if left < 100 else f"{left / 60:.0f} min"
+            self.progress.say(f"{self.total:,} puzzles: about {size / 1e6:,.0f} MB, {time_left} to go")
+            self.few = 0
+        self.progress.show(self.done, {})
+
+
+def _drawn(chunks, store, folder, outlook):
+    """(row, {path: bytes}) after one another. Raises UserError where no image can decide a puzzle."""
+    for rows, bad, error in chunks:
+        store.bad |= bad
+        if error:  # of the images: none that decides a puzzle, or too few that differ
+            raise UserError(f"{str(folder)!r}: {error}{store.complaint()}") from None
+        outlook.add(rows)
+        yield from rows
+
+
+def _write_parquet(folder, split, trainer, drawn) -> str:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     from sslr1 import integrations
-    from sslr1.integrations import columns, trl
+    from sslr1.integrations import columns
 
     module = getattr(integrations, trainer)
     schema = pa.schema([(name, columns.arrow(kind)) for name, kind in module.COLUMNS.items()])
     info = {"info": {"features": columns.features(module.COLUMNS)}}
     name = f"{split}.parquet"
-    rows = (
-        module.row(
-            one,
-            [trl.png(canvas) for canvas in one.render()],
-            **({"split": split, "number": number} if trainer == "verl" else {}),
-        )
-        for number, one in enumerate(drawn)
-    )
     with pq.ParquetWriter(folder / name, schema.with_metadata({"huggingface": json.dumps(info)})) as file:
-        while some := list(islice(rows, ROWS)):
+        while some := [row for row, _ in islice(drawn, ROWS)]:
             file.write_table(pa.Table.from_pylist(some, file.schema))
     return name
 
 
-def _write_jsonl(folder, final, split, trainer, drawn) -> str:
-    from sslr1.integrations import ms_swift, trl
-
+def _write_jsonl(folder, split, trainer, drawn) -> str:
     name = f"{split}.jsonl"
     (folder / "images").mkdir(exist_ok=True)
     with (folder / name).open("w", encoding="utf-8") as file:
-        for number, one in enumerate(drawn):
-            canvases = one.render()
-            paths = [f"images/{split}-{number:07d}-{k}.png" for k in range(len(canvases))]
-            for path, canvas in zip(paths, canvases):
-                (folder / path).write_bytes(trl.png(canvas)["bytes"])
-            line = ms_swift.row(one, [str(final / path) for path in paths])
-            file.write(json.dumps(line, ensure_ascii=False) + "\n")
+        for row, files in drawn:
+            for path, data in files.items():
+                (folder / path).write_bytes(data)
+            file.write(json.dumps(row, ensure_ascii=False) + "\n")
     return name
 
 
@@ -234,6 +274,7 @@ def main():
             print(f"{asked['out']}: {found}")
         else:
             asked["thinking"] = not asked.pop("direct")
+            asked["workers"] = asked["workers"] or processors.share()
             for name, n in export_puzzles(asked.pop("folder"), out := asked.pop("out"), **asked).items():
                 print(f"{Path(out) / name}: {n} puzzles")
     except (UserError, OSError) as error:

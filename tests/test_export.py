@@ -2,7 +2,10 @@
 
 import io
 import json
+import os
+import re
 import shutil
+import signal
 import sys
 
 import numpy as np
@@ -157,7 +160,9 @@ def read(out, form, split="train"):
     """The rows as the trainer gets them: (question, canvases, truth, id)."""
     if form == "ms-swift":
         rows = [json.loads(line) for line in (out / f"{split}.jsonl").read_text(encoding="utf-8").splitlines()]
-        return [(r["messages"][0]["content"], [pixels(p) for p in r["images"]], r["solution"], r["id"]) for r in rows]
+        return [
+            (r["messages"][0]["content"], [pixels(out / p) for p in r["images"]], r["solution"], r["id"]) for r in rows
+        ]
     import pyarrow.parquet as pq
 
     found = []
@@ -179,9 +184,9 @@ def read(out, form, split="train"):
     return found
 
 
-def pixels(file):
+def pixels(file, form="PNG"):
     with Image.open(file) as image:
-        assert image.format == "PNG" and image.mode == "RGB"
+        assert image.format == form and image.mode == "RGB"
         return np.array(image)
 
 
@@ -232,10 +237,72 @@ def test_rows_are_the_puzzles_of_their_addresses(form, photos, tmp_path, draw, m
     attempts = [int(address.split("/")[3]) for *_, address in rows]
     assert max(attempts) > 0  # in place of the images that are none
     export.export_puzzles(photos, tmp_path / "again", form, **options)
-    again = (tmp_path / "again" / name).read_bytes()
-    assert again.replace(bytes(tmp_path / "again"), bytes(tmp_path / "out")) == (tmp_path / "out" / name).read_bytes()
+    assert files(tmp_path / "again") == files(tmp_path / "out")
     export.export_puzzles(photos, tmp_path / "other", form, **{**options, "seed": seed + 1, "count": 1})
     assert read(tmp_path / "other", form)[0][3].split("/")[1] == str(seed + 1)
+
+
+def files(folder):
+    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+@pytest.mark.parametrize("form", [pytest.param("ms-swift", marks=pytest.mark.slow), "verl"])
+def test_any_number_of_processes_writes_the_same_bytes(form, photos, tmp_path, monkeypatch, capfd):
+    """In rows, pictures and the list of files, and the same images are found bad."""
+    monkeypatch.setattr(export, "FEW", 8)
+    options = {"count": 21, "val": 9, "max_pixels": 224 * 224}
+    said = []
+    for workers in (1, 2):
+        made = export.export_puzzles(photos, tmp_path / str(workers), form, workers=workers, **options)
+        assert list(made.values()) == [21, 9]
+        said.append([line for line in capfd.readouterr().err.splitlines() if "bad so far" in line])
+    assert files(tmp_path / "1") == files(tmp_path / "2")
+    assert said[0] == said[1] and "00-broken.jpg" in said[0][0]
+
+
+class Deadly(ImageFolder):
+    """Whoever reads one of its images is killed, as for want of memory."""
+
+    def read(self, number):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+@pytest.mark.slow
+def test_a_process_that_is_killed(photos, tmp_path, monkeypatch):
+    monkeypatch.setattr(ImageFolder, "scan", lambda path, key: Deadly(path, [("00.png", 1), ("02.png", 1)]))
+    with pytest.raises(UserError, match="one of 2 processes was killed, perhaps for want of memory"):
+        export.export_puzzles(photos, tmp_path / "out", "ms-swift", count=64, workers=2)
+    assert not (tmp_path / "out").exists() and list(tmp_path.iterdir()) == []
+
+
+def test_jpeg_is_nearly_the_picture(photos, tmp_path):
+    """A third of the bytes or less, grey levels that differ by a few; the ids and answers are the same."""
+    options = {"count": 5, "max_pixels": 448 * 448}
+    for form in ("png", "jpeg"):
+        export.export_puzzles(photos, tmp_path / form, "ms-swift", image_format=form, **options)
+    png, jpeg = ((tmp_path / form / "train.jsonl").read_text() for form in ("png", "jpeg"))
+    assert jpeg.replace(".jpg", ".png") == png
+    pairs = [(p, tmp_path / "jpeg" / "images" / f"{p.stem}.jpg") for p in (tmp_path / "png" / "images").iterdir()]
+    for one, other in pairs:
+        difference = np.abs(pixels(one).astype(int) - pixels(other, "JPEG"))
+        assert difference.mean() < 4
+    sizes = [sum(p.stat().st_size for p in column) for column in zip(*pairs)]
+    assert sizes[1] < 0.6 * sizes[0]
+
+
+def test_the_outlook_is_what_comes(monkeypatch, capsys):
+    """Told once, from the second chunk on; what starting took is no measure."""
+    clock = [100.0]
+    monkeypatch.setattr(export.time, "monotonic", lambda: clock[0])
+    outlook = export.Outlook(1000, 2)
+    for chunk in range(1000 // 8):
+        clock[0] += 60.0 if chunk == 0 else 0.8
+        outlook.add(
+            [({"images": ["a.png"]}, {"a.png": bytes(300_000)}), ({"images": [{"bytes": bytes(100_000)}]}, {})] * 4
+        )
+    outlook.close()
+    (told,) = re.findall(r"about .* to go", capsys.readouterr().err)
+    assert told == "about 200 MB, 96 s to go"  # 960 of them, ten a second
 
 
 def test_held_out_images_are_in_no_other_puzzle(scenes, tmp_path):
@@ -272,8 +339,8 @@ def test_the_models_processor_resizes_nothing(photos, tiny, tmp_path):
 def test_puzzles_on_the_command_line(photos, tmp_path, monkeypatch, capsys):
     out = tmp_path / "data" / "swift"
     arguments = ("--count", 2, "--puzzle", "ordering", "--level", 3, "--direct", "--composed", "--max-pixels", 451584)
-    done = launch("sslr1", "export", "puzzles", photos, out, "--format", "ms-swift", *arguments)
-    assert done.stdout == f"{out / 'train.jsonl'}: 2 puzzles\n"
+    done = launch("sslr1", "export", "puzzles", photos, out, "--format", "ms-swift", *arguments, "--workers", 2)
+    assert done.stdout == f"{out / 'train.jsonl'}: 2 puzzles\n" and "puzzles 2/2" in done.stderr
     for question, canvases, truth, address in read(out, "ms-swift"):
         assert len(canvases) == 1 and address.startswith("ordering-3/") and "<think>" not in question
         assert not json.loads(truth)["thinking"]

@@ -1,8 +1,8 @@
 """ms-swift: `--external_plugins examples/ms_swift_plugin.py --reward_funcs sslr1`. examples/ms_swift.sh is the whole
 command.
 
-A line of its JSONL file: `messages` (`<image>` where each image goes), `images` (paths) and the columns that it hands
-to rewards: `solution`, `id`, `puzzle` and `level`.
+A line of its JSONL file: `messages` (`<image>` where each image goes), `images` (paths relative to the file's folder,
+which ROOT_IMAGE_DIR tells ms-swift) and the columns that it hands to rewards: `solution`, `id`, `puzzle` and `level`.
 """
 
 from sslr1.integrations import trl, truth

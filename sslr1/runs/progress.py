@@ -13,8 +13,8 @@ class Progress:
     """A plain line is written in one piece with its end, so that lines of several processes, and torchrun's prefixes,
     stay whole; a bar needs a terminal that can move its cursor."""
 
-    def __init__(self, main: bool):
-        self.console = Console(quiet=not main, highlight=False, soft_wrap=True)
+    def __init__(self, main: bool, stderr=False):
+        self.console = Console(quiet=not main, highlight=False, soft_wrap=True, stderr=stderr)
         self._moving = self.console.is_interactive and self.console.file.isatty()  # FORCE_COLOR makes a log no terminal
         self._bar = self._task = None
 
