@@ -19,7 +19,7 @@ from rich.console import Console
 from sslr1 import config, puzzles
 from sslr1.__main__ import parsed
 from sslr1.errors import UserError
-from sslr1.evaluate import benchmarks, probes, scoring, tables
+from sslr1.evaluate import benchmarks, blind, scoring, tables
 from sslr1.evaluate.held_out import ask, batches_at, choose, puzzle_report
 from sslr1.evaluate.logs import baseline_of, read_log, write
 from sslr1.runs import checkpoint
@@ -173,7 +173,7 @@ def _check(arguments):
 def main():
     arguments = parsed("evaluate")
     if arguments.probes is not None:
-        raise SystemExit(probes.report(arguments.probes or None, arguments.count, arguments.puzzle or puzzles.NAMES))
+        raise SystemExit(blind.report(arguments.probes or None, arguments.count, arguments.puzzle or puzzles.NAMES))
     with entry.one_line():
         _check(arguments)
     console = Console(highlight=False, markup=False)

@@ -8,7 +8,6 @@ plus where marks stand; never the answer, the plan or the source image.
 
 import itertools
 import math
-import sys
 from dataclasses import dataclass
 from itertools import islice
 
@@ -21,8 +20,6 @@ from sslr1.evaluate.textures import Textures
 from sslr1.ops.render import FILL
 from sslr1.puzzles.picture import Pictures
 from sslr1.puzzles.series import decidable
-from sslr1.runs.progress import Progress
-from sslr1.setup import processors
 from sslr1.sums import plain_sum
 
 SLACK = 0.05
@@ -379,61 +376,3 @@ def shown(name, images, count):
     """What a puzzle is probed on: rotation on `texture`s, for in a photograph what is up may be seen, which is no
     shortcut."""
     return Textures(range(2 * count)) if name == "rotation" else images
-
-
-def report(folder=None, count=2000, names=puzzles.NAMES) -> int:
-    """Print a table of all probes; 0 if every stated bound holds, 1 if not, 2 if the images don't do."""
-    from rich.console import Console
-
-    torch.set_num_threads(processors.threads())
-    try:
-        images = pictures(folder)
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    kinds = [(name, level) for name in names for level in puzzles.LEVELS[name]]
-    findings, missing, progress, done = [], [], Progress(True), itertools.count(1)
-    progress.start("blind solvers", sum(halves(name) * count for name, _ in kinds))
-    for name, level in kinds:
-        try:
-            findings += probe(
-                shown(name, images, count), name, level, count, told=lambda: progress.show(next(done), {})
-            )
-        except ValueError as error:  # images that give too few of one puzzle may well give the others
-            missing.append(f"not probed: {error}")
-    progress.stop()
-    console = Console(width=140, highlight=False)
-    console.print(table(findings, count))
-    for line in [*missing, *decided(findings)]:
-        console.print(line, markup=False)
-    return int(bool(missing) or not all(f.holds for f in findings))
-
-
-def table(findings, count):
-    """Findings as a rich table."""
-    from rich.table import Table
-
-    out = Table(
-        title=f"Blind solvers, {count} puzzles each: exact answers, and the share of right places for sequences"
-    )
-    for column in ("puzzle", "level", "probe", "chance", "exact", "95 % limit", "bound", "places"):
-        out.add_column(column, justify="left" if column in ("puzzle", "probe") else "right")
-    for f in findings:
-        bound = "" if f.bound is None else f"{f.bound:.1%} {f.verdict}".strip()
-        places = f"{f.accuracy:.1%}" if f.puzzle == "ordering" else ""
-        shares = (f"{share:.1%}" for share in (f.chance, f.exact, f.limit))
-        out.add_row(f.puzzle, str(f.level), f.probe, *shares, bound, places)
-    return out
-
-
-def decided(findings) -> list:
-    """Lines on the bounds: how many hold, and how many puzzles would decide about the others."""
-    stated = [f for f in findings if f.bound is not None]
-    verdicts = [f.verdict.partition(":")[0] for f in stated]
-    count = {word: verdicts.count(word) for word in ("", "broken", "undecided")}
-    lines = [f"{len(stated)} stated bounds: {count['']} hold, {count['broken']} broken, {count['undecided']} undecided"]
-    few = [f.enough() for f in stated if f.verdict == "undecided: too few"]
-    if few:
-        needed, images = (max(numbers) for numbers in zip(*few))
-        lines.append(f"undecided: too few puzzles. --count {needed}, of {images:,} images, decides about who guesses")
-    return lines

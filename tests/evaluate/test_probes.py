@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from sslr1 import puzzles
-from sslr1.evaluate import probes
+from sslr1.evaluate import blind, probes
 from sslr1.evaluate.textures import Textures, texture
 from sslr1.puzzles import correspondence, rotation
 from tests.forks import launch
@@ -133,14 +133,14 @@ def test_the_report_counts_and_goes_on(monkeypatch, capsys):
 
     monkeypatch.setattr(probes, "pictures", lambda folder: [])
     monkeypatch.setattr(probes, "probe", probe)
-    assert probes.report("photos", 3, ("rotation", "similarity")) == 1
+    assert blind.report("photos", 3, ("rotation", "similarity")) == 1
     out, total = capsys.readouterr().out, 4 * 3 * (2 + 1)
     assert len(seen) == total and f"blind solvers {total}/{total}" in out
     assert "12 stated bounds: 4 hold, 4 broken, 4 undecided" in out and "30.0% undecided: too few" in out
     assert "--count 192, of 192 images, decides" in out and "30.0% broken" in out
     assert "not probed: the images give 1 of 3 similarity" in out
     monkeypatch.setattr(probes, "probe", lambda *_, **__: [])
-    assert probes.report("photos", 3, ("rotation",)) == 0
+    assert blind.report("photos", 3, ("rotation",)) == 0
 
 
 def test_textures_are_drawn_when_asked_for():
