@@ -269,7 +269,7 @@ class Deadly(ImageFolder):
 
 @pytest.mark.slow
 def test_a_process_that_is_killed(photos, tmp_path, monkeypatch):
-    monkeypatch.setattr(ImageFolder, "scan", lambda path, key: Deadly(path, [("00.png", 1), ("02.png", 1)]))
+    monkeypatch.setattr(ImageFolder, "scan", lambda path, *_: Deadly(path, [("00.png", 1), ("02.png", 1)]))
     with pytest.raises(UserError, match="one of 2 processes was killed, perhaps for want of memory"):
         export.export_puzzles(photos, tmp_path / "out", "ms-swift", count=64, workers=2)
     assert not (tmp_path / "out").exists() and list(tmp_path.iterdir()) == []
