@@ -8,7 +8,7 @@ from importlib import import_module
 _HOME = {
     name: home
     for home, names in {
-        "batch": "NAMES LEVELS START_LEVEL MIXTURE PAPER_LEVEL PAPER_MIXTURE describe make puzzle_at",
+        "batch": "NAMES RULES LEVELS START_LEVEL MIXTURE PAPER_LEVEL PAPER_MIXTURE describe make puzzle_at",
         "picture": "Picture",
         "plan": "Plan PoolError",
         "puzzle": "Address Form Puzzle PuzzleBatch",

@@ -111,7 +111,23 @@ def _take(folder, config):
             if any((folder / "checkpoints").glob("step-*")):
                 raise
             (folder / "files.txt").unlink(missing_ok=True)  # it began, made nothing to go on from, and begins anew
+    _same_puzzles(folder, config)
     return held
+
+
+def _same_puzzles(folder, config):
+    """Raises UserError where a run would go on with puzzles that an older or newer version draws differently."""
+    from sslr1 import puzzles
+    from sslr1.runs import checkpoint
+
+    newest = checkpoint.newest(folder / "checkpoints")
+    rules = checkpoint.puzzle_rules(newest) if newest else None
+    if rules not in (None, puzzles.RULES) and not config.checkpoint.allow_change:
+        raise UserError(
+            f"{folder} was started under version {rules} of the puzzles' rules, and this is version {puzzles.RULES}, by which "
+            "the same image gives another puzzle: give this run a log.name of its own, go on with the version of sslr1 that "
+            "started it, or set checkpoint.allow_change=true"
+        )
 
 
 def _fail(message):
