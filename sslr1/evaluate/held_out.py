@@ -66,6 +66,7 @@ def frozen(session) -> dict:
     settings: a start need not plan every held-out puzzle again. All ranks must call it. Raises UserError."""
     path, c, spec, problem = session.folder / FROZEN, session.config, session.spec, None
     asked = {
+        "rules": puzzles.RULES,
         "levels": {name: c.puzzles.levels[name] for name in c.puzzles.mixture},
         "count": c.eval.count,
         "seed": c.train.seed,

@@ -9,7 +9,7 @@ NAMES = ("rotation", "similarity", "inpainting", "ordering", "correspondence")  
 __getattr__, __all__ = at_first_use(
     __name__,
     {
-        "batch": "LEVELS START_LEVEL MIXTURE PAPER_LEVEL PAPER_MIXTURE describe make puzzle_at",
+        "batch": "RULES LEVELS START_LEVEL MIXTURE PAPER_LEVEL PAPER_MIXTURE describe make puzzle_at",
         "picture": "Picture",
         "plan": "Plan PoolError",
         "puzzle": "Address Form Puzzle PuzzleBatch",

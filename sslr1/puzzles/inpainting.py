@@ -1,8 +1,11 @@
 """Inpainting: an image with a square hole and lettered patches; which one fills the hole?"""
 
 import math
+from typing import NamedTuple
 
-from sslr1.puzzles.picture import SAME, difference
+import numpy as np
+
+from sslr1.puzzles.picture import SAME, difference, grain, halved, told_apart
 from sslr1.puzzles.plan import Plan, canvas_size
 from sslr1.puzzles.puzzle import Puzzle, lettered
 from sslr1.puzzles.similarity import negatives
@@ -31,18 +34,20 @@ POOLED = (1,)  # levels that show other images too
 SHARE = 0.10
 RIM = 0.03  # trimmed off each side of a patch, as a share of the hole's, so that edges don't simply continue
 OVERLAP = 0.3  # of its area, which every place's overlap with the hole and with the others stays under
-COARSEST = 1.25  # image px per px of a patch at least, where the spec's bounds allow it
+CELLS = 16  # a side of a patch, whose means it is told from the others by …
+# … and which of the halved ones lie at the hole's border
+AROUND = np.flatnonzero(np.pad(np.zeros((CELLS // 2 - 2, CELLS // 2 - 2)), 1, constant_values=1))
 CHANGES = ("flip", "shift", "scale")
-TRIES = 12
+TRIES = 24
 
 
 def build(rng, image, level, spec, pool) -> Puzzle:
     """From level 2 the patches come in pairs whose members differ by one change: the truth and a changed truth, and for
     every other place two patches that differ by a change drawn alike, of which the first may be changed already. So
     neither being in a pair, being the odd one nor looking untouched tells the truth. All patches, the truth too, are
-    sampled once, bilinearly, at sub-pixel places."""
+    sampled once, bilinearly, at sub-pixel places, and shown at the masked image's scale."""
     height, width, step = canvas_size(image.height, image.width, spec)
-    hole = round(HOLE[level] * min(height, width))
+    hole, side, visible = _sides(HOLE[level] * min(height, width), spec)
     count = CANDIDATES[level]
     view = tuple(rng.uniform(0, n - side * step) for n, side in ((image.height, height), (image.width, width)))
     if step == 1.0:
@@ -51,19 +56,18 @@ def build(rng, image, level, spec, pool) -> Puzzle:
     for _ in range(TRIES):
         top, left = (int(rng.integers(0, n - hole + 1)) for n in (height, width))
         half = hole * step / 2
-        truth = (0, view[0] + top * step + half, view[1] + left * step + half, half * (1 - 2 * RIM), False)
+        truth = (0, view[0] + top * step + half, view[1] + left * step + half, visible * step / 2, False)
         if level == 1:
             patches = [truth, *(_elsewhere_in(rng, images[n], n) for n in range(1, count))]
         else:
             patches = _pairs(rng, image, truth, half, (*view, height * step, width * step), count // 2)
         looks = [_look(images[patch[0]], patch) for patch in patches]
-        decidable = all(_structure(look) > SAME for look in looks[:: 1 if level == 1 else 2])
-        decidable &= all(difference(looks[0], look) > SAME for look in looks[1:])
+        decidable = all(look.structure > SAME for look in looks[:: 1 if level == 1 else 2])
+        decidable &= all(_apart(looks[0], look) for look in looks[1:])
         if level > 1:
-            decidable &= all(difference(a, b) > SAME for a, b in zip(looks[::2], looks[1::2]))
+            decidable &= all(_apart(a, b) for a, b in zip(looks[::2], looks[1::2]))
         if decidable and len(patches) == count:
             break
-    side = spec.square(truth[3] * 2 / COARSEST)
     # one mip level for all, or reduced copies would be the softest
     mip = None if level == 1 else max(0, math.floor(math.log2(truth[3] * 2 / side)))
     plan = Plan()
@@ -81,6 +85,17 @@ def build(rng, image, level, spec, pool) -> Puzzle:
     return lettered(count, order.index(0), plan=plan, decidable=decidable, others=images[1:])
 
 
+def _sides(wanted, spec):
+    """(side of the hole, of a patch's canvas, of what a patch shows), px of the masked image: one scale for both, with
+    a hole of as nearly the wanted side as whole units make; where no legal canvas is near it, patches are enlarged or
+    reduced."""
+    side = spec.square(wanted / (1 + 2 * RIM) + spec.unit / 2)
+    hole = side + 2 * round(RIM * side)
+    if wanted / 1.5 <= hole <= wanted * 1.5:
+        return hole, side, side
+    return round(wanted), side, round(wanted) * (1 - 2 * RIM)
+
+
 def _pairs(rng, image, truth, half, view, count):
     """The truth, its changed copy, and pairs from elsewhere in the view, one after the other. Where no place or change
     fits, the hole's own neighbourhood has to do, and the puzzle comes out undecidable."""
@@ -96,7 +111,7 @@ def _pairs(rng, image, truth, half, view, count):
                 base = _change(rng, base, view, first)
             look = _look(image, base)
             apart = all(_overlap(y - v, x - u, 2 * half) < OVERLAP for v, u in places)
-            if apart and _structure(look) > SAME and all(difference(look, seen) > SAME for seen in looks):
+            if apart and look.structure > SAME and all(_apart(look, seen) for seen in looks):
                 break
         places.append((y, x))
         looks.append(look)
@@ -132,13 +147,22 @@ def _elsewhere_in(rng, image, number):
     return number, rng.uniform(reach, image.height - reach), rng.uniform(reach, image.width - reach), reach, False
 
 
-def _structure(look):
-    """How much there is to see: the places of wrong patches are held to what the hole's is, or they would be the dull
-    ones."""
-    return difference(look, look.mean((0, 1)))
+class _Look(NamedTuple):
+    """What a patch shows. around: means along its border, [n, 3]; structure: how much there is to see (the places of
+    wrong patches are held to what the hole's is, or they would be the dull ones); grain: of its cells."""
+
+    around: np.ndarray
+    structure: float
+    grain: float
 
 
 def _look(image, patch):
     _, y, x, reach, flip = patch
-    look = image.means(y - reach, x - reach, 2 * reach, 2 * reach, 8, 8)
-    return look[:, ::-1] if flip else look
+    cells = image.means(y - reach, x - reach, 2 * reach, 2 * reach, CELLS, CELLS)
+    means = halved(cells[:, ::-1] if flip else cells)
+    return _Look(means.reshape(-1, 3)[AROUND], difference(means, means.mean((0, 1))), grain(cells))
+
+
+def _apart(one, other):
+    """Whether only one of two patches fits: at the border of the hole, where what is around it tells."""
+    return told_apart(difference(one.around, other.around), (one.grain + other.grain) / 2)

@@ -6,7 +6,7 @@ import numpy as np
 
 from sslr1.ops.render import IDENTITY_COLOUR
 from sslr1.puzzles.colour import jitter
-from sslr1.puzzles.picture import SAME
+from sslr1.puzzles.picture import grain, halved, told_apart
 from sslr1.puzzles.plan import Plan, canvas_size
 from sslr1.puzzles.puzzle import Puzzle
 from sslr1.puzzles.reward import Answer
@@ -36,7 +36,7 @@ GRIDS = {1: ((1, 2), (2, 1), (2, 2)), 2: ((1, 3), (3, 1), (2, 3), (3, 2)), 3: ((
 START_LEVEL = 2
 POOLED = ()  # levels that show other images too
 SHARE = 0.30
-LEAST = {1: SAME, 2: SAME, 3: SAME, 4: 1.25 * SAME}  # difference of two tiles, 8-bit levels; changed tiles need more
+CELLS = 16  # a side of a tile, whose means it is told from the others by
 RIM = 0.03  # trimmed off each side of a tile, as a share of its visible side, so that edges don't simply continue
 
 
@@ -52,8 +52,9 @@ def build(rng, image, level, spec, pool) -> Puzzle:
     top = int(rng.integers(0, math.floor(H - rows * pitch_y * step) + 1))
     left = int(rng.integers(0, math.floor(W - columns * pitch_x * step) + 1))
     order = rng.permutation(K).tolist()  # order[i] = the place whose content is shown as tile i + 1
-    cells = image.means(top, left, rows * pitch_y * step, columns * pitch_x * step, rows * 8, columns * 8)
-    cells = cells.reshape(rows, 8, columns, 8, 3).swapaxes(1, 2).reshape(K, -1)
+    extent = rows * pitch_y * step, columns * pitch_x * step
+    cells = image.means(top, left, *extent, rows * CELLS, columns * CELLS)
+    cells = cells.reshape(rows, CELLS, columns, CELLS, 3).swapaxes(1, 2).reshape(K, CELLS, CELLS, 3)
     plan = Plan()
     for place in order:
         row, column = divmod(place, columns)
@@ -61,9 +62,8 @@ def build(rng, image, level, spec, pool) -> Puzzle:
         x = left + (column * pitch_x + round(RIM * width)) * step
         colour = IDENTITY_COLOUR
         if level == 4:
-            colour = jitter(rng, cells[place].reshape(64, 3).mean(0).tolist(), 0.3, 0.3, 0.4, 0.05)
+            colour = jitter(rng, cells[place].reshape(-1, 3).mean(0).tolist(), 0.3, 0.3, 0.4, 0.05)
         plan.view(plan.canvas(height, width), 0, (step, 0.0, x, 0.0, step, y), exact=exact, colour=colour)
-    apart = differences(cells, level) + 255 * np.eye(K)
     tile_at = [0] * K
     for tile, place in enumerate(order):
         tile_at[place] = tile + 1
@@ -72,19 +72,20 @@ def build(rng, image, level, spec, pool) -> Puzzle:
         plan=plan,
         readings=[(slots, Answer("sequence", tuple(tile_at)))],
         chance=1 / math.factorial(K),
-        decidable=bool(apart.min() > LEAST[level]),
+        decidable=all_differ(cells, recoloured=level == 4),
         marks=[str(tile + 1) for tile in range(K)],
         sheet=[list(range(row * columns, (row + 1) * columns)) for row in range(rows)],
     )
 
 
-def differences(cells, level):
-    """Mean absolute difference of every two tiles ([K, n] means, 8-bit levels), [K, K]. At level 4 only what a change
-    of their brightness, contrast and colour leaves: patterns of zero mean, as strong as the weaker of the two."""
-    if level < 4:
-        return np.abs(cells[:, None] - cells[None]).mean(2)
-    grey = cells.reshape(len(cells), -1, 3).mean(2)
-    pattern = grey - grey.mean(1, keepdims=True)
-    strength = pattern.std(1)
-    pattern = pattern / np.maximum(strength, 1e-3)[:, None]
-    return np.abs(pattern[:, None] - pattern[None]).mean(2) * np.minimum(strength[:, None], strength[None])
+def all_differ(cells, recoloured) -> bool:
+    """Whether every two tiles (means, [K, n, n, 3], 8-bit levels) can be told apart, mirrored or not: a picture that is
+    its own mirror image can be put together either way. Of recoloured tiles only what a change of brightness and colour
+    leaves counts: grey patterns of zero mean."""
+    if recoloured:
+        cells = cells.mean(3, keepdims=True)
+        cells = cells - cells.mean((1, 2), keepdims=True)
+    own, looks = np.array([grain(tile) for tile in cells]), halved(cells)
+    mirrored = np.stack([looks, looks[:, ::-1], looks[:, :, ::-1], looks[:, ::-1, ::-1]])
+    apart = np.abs(mirrored[:, :, None] - looks).mean((3, 4, 5)).min(0)
+    return bool((told_apart(apart, (own[:, None] + own) / 2) | np.eye(len(cells), dtype=bool)).all())

@@ -13,6 +13,7 @@ SAMPLES = 96  # px sampled along each axis for it
 
 # Below this mean difference (8-bit levels) two pictures are taken for the same one, and a picture for a flat one.
 SAME = 4.0
+LEAST, GRAINS = 2.0, 0.6  # of `told_apart`: 8-bit levels, and share of the pictures' own grain
 
 MIN_SIDE, MAX_SIDE = (
     252,
@@ -25,7 +26,7 @@ class Picture:
     """pixels: uint8 [H, W, 3] on any device. What is asked of it comes from a sample that doesn't grow with it, lies on
     the CPU and is kept, KEPT bytes at most: `puzzles.make` takes Pictures where images are shown more than once."""
 
-    KEPT = SAMPLES * SAMPLES * 3 + 16 * 16 * 3 * 4
+    KEPT = SAMPLES * SAMPLES * 3 + 2 * 16 * 16 * 3 * 4
 
     def __init__(self, pixels: torch.Tensor):
         self.pixels = pixels
@@ -64,6 +65,12 @@ class Picture:
     def look(self) -> np.ndarray:
         """16 x 16 means of the whole image, float32 [16, 16, 3]."""
         return self.means(0, 0, self.height, self.width, 16, 16)
+
+    @cached_property
+    def evened(self) -> np.ndarray:
+        """`look` of zero mean and unit deviation, unless it is flat."""
+        look = self.look - self.look.mean()
+        return look / max(look.std(), SAME / 2)
 
     @cached_property
     def mean(self) -> list:
@@ -107,3 +114,21 @@ class Pictures:
 def difference(a: np.ndarray, b: np.ndarray) -> float:
     """Mean absolute difference, in the units of the arrays."""
     return float(np.add.reduce(np.abs(a - b), None)) / a.size
+
+
+def grain(cells: np.ndarray) -> float:
+    """Mean absolute difference of neighbours among the cells of a picture, [n, n, channels]: what noise and the finest
+    texture leave in a cell's mean."""
+    return (difference(cells[1:], cells[:-1]) + difference(cells[:, 1:], cells[:, :-1])) / 2
+
+
+def halved(cells: np.ndarray) -> np.ndarray:
+    """Means of 2 x 2 cells each: [..., n, n, channels] to [..., n / 2, n / 2, channels]."""
+    rows = cells[..., ::2, :, :] + cells[..., 1::2, :, :]
+    return (rows[..., ::2, :] + rows[..., 1::2, :]) / 4
+
+
+def told_apart(apart, grain):
+    """Whether two pictures do more than chance to differ by a mean of `apart` between means of 2 x 2 cells each, where
+    the mean `grain` of their cells is such: half of it is left between independent pictures of one texture."""
+    return apart > LEAST + GRAINS * grain

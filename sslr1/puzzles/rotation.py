@@ -5,7 +5,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from sslr1.puzzles.picture import SAME
+from sslr1.puzzles.picture import LEAST, grain
 from sslr1.puzzles.plan import Plan
 from sslr1.puzzles.puzzle import Puzzle
 from sslr1.puzzles.reward import Answer
@@ -41,6 +41,7 @@ COARSEST = 1.25  # source px per canvas px at least where angles are resampled
 # Bilinear interpolation softens by where between two pixels it falls, and that pattern's direction would tell the angle
 # modulo 90. The mean of samples a third of a pixel apart along both axes cancels it and its first overtone.
 OFFSETS = tuple((y / 3, x / 3) for y in (-1, 0, 1) for x in (-1, 0, 1))
+GRAINS = 1.05  # of its grain, how much a texture may differ by from itself turned
 ROOM = 0.96  # share of the short side that the turned square's circle takes: the rest is where it may lie
 
 
@@ -106,10 +107,10 @@ def _cos_sin(degrees):
 
 
 def _symmetric(small, angles):
-    """Whether a [16, 16, 3] picture, turned by any of the angles, is the same within its disc."""
+    """Whether a [16, 16, 3] picture, turned by any of the angles, is the same within its disc, but for its texture."""
     disc, turned = _turned_disc(angles)
-    small = small.reshape(256, 3)
-    return bool((np.abs(small[disc] - small[turned]).mean((1, 2)) <= SAME).any())
+    apart = np.abs(small.reshape(256, 3)[disc] - small.reshape(256, 3)[turned]).mean((1, 2))
+    return bool((apart <= LEAST + GRAINS * grain(small)).any())
 
 
 @lru_cache

@@ -6,7 +6,7 @@ import numpy as np
 
 from sslr1.ops.render import IDENTITY_COLOUR
 from sslr1.puzzles.colour import LUMA, constant, equalise, greyed, jitter
-from sslr1.puzzles.picture import SAME, difference
+from sslr1.puzzles.picture import grain
 from sslr1.puzzles.plan import Plan, PoolError, peek
 from sslr1.puzzles.puzzle import Puzzle, lettered
 
@@ -35,6 +35,7 @@ SHARE = 0.15
 OVERLAP_OF_VIEW = 0.3
 OVERLAP_OF_IMAGE = 0.04
 TRIES = 12
+ALIKE = 0.9  # of two near-copies' own grain, how much they differ by at most
 # logarithms of aspect ratios: where from, how far
 LOWEST_RATIO = math.log(3 / 4)
 RATIOS = math.log(4 / 3) - LOWEST_RATIO
@@ -97,12 +98,27 @@ def negatives(rng, image, pool, count):
         if number in taken:
             continue
         picture = pool[number].piece(rng)
-        if all(difference(picture.look, seen.look) > SAME for seen in [image, *found]):
+        if not near_copy(picture, [image, *found]):
             taken.add(number)
             found.append(picture)
             if len(found) == count:
                 return found
     raise PoolError(f"{count} images that differ from the one shown are needed; the pool of {len(pool)} has too few")
+
+
+def near_copy(picture, others) -> bool:
+    """Whether a Picture shows what one of the others does: encoded again, a little brighter or darker, cut or moved by
+    up to a sixteenth, or mirrored. Their looks then differ by less than cells next to each other do, as those of
+    independent noise don't."""
+    look = picture.evened
+    n = len(look) - 2
+    moved = [turned[y : y + n, x : x + n] for turned in (look, look[:, ::-1]) for y in range(3) for x in range(3)]
+    moved, own = np.stack(moved), grain(look)
+    for other in others:
+        least = np.abs(moved - other.evened[1:-1, 1:-1]).mean((1, 2, 3)).min()
+        if least <= ALIKE * (own + grain(other.evened)) / 2:
+            return True
+    return False
 
 
 def crop_pair(rng, H, W, area):

@@ -50,6 +50,14 @@ def newest(folder) -> Path | None:
     return (steps(folder) or [None])[-1]
 
 
+def puzzle_rules(path) -> int | None:
+    """The `puzzles.RULES` that a checkpoint's run was drawn by; None where its file can't be read."""
+    try:
+        return json.loads((path / "state" / "trainer.json").read_text(encoding="utf-8"))["made_by"].get("puzzles", 1)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None  # `load` says what is wrong with it
+
+
 def _state(policy, optimizer=None) -> dict:
     """Flat tensors by name: `model.<name>` and, with an optimiser, its moments and step counts."""
     state = {f"model.{name}": p.detach() for name, p in policy.model.named_parameters()}

@@ -4,7 +4,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import torch
 
-from sslr1 import distributed
+from sslr1 import distributed, puzzles
 from sslr1.runs import checkpoint
 
 # The step whose checkpoint holds the reference of loss.kl_coef: the same weights at every start, bit for bit
@@ -85,6 +85,7 @@ class Checkpointer:
         world = self.session.world
         means = {"ranks": world.size, "threads": torch.get_num_threads(), "device": world.device.type}
         means |= {"dtype": str(self.session.spec.dtype), "decoder": self.session.images.store.decoder.backend}
+        means |= {"puzzles": puzzles.RULES}
         return checkpoint.versions() | means
 
 

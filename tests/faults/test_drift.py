@@ -5,9 +5,11 @@ import shutil
 
 import pytest
 
-from sslr1 import config
+from sslr1 import config, puzzles
 from sslr1.config.settings import Section
+from sslr1.errors import UserError
 from sslr1.runs import checkpoint
+from sslr1.setup import entry
 from tests.faults.runs import command, finish
 
 GOOD = {"model": {"path": "m"}, "data": {"path": "d"}}
@@ -108,6 +110,26 @@ def test_a_run_that_is_older_than_a_setting(tmp_path):
     config.check_unchanged(tmp_path / "config.yaml", config.check(GOOD))
     with pytest.raises(config.ConfigError, match=r"rollout.resample: 0 → 2"):
         config.check_unchanged(tmp_path / "config.yaml", config.check({**GOOD, "rollout": {"resample": 2}}))
+
+
+def test_a_run_keeps_to_the_puzzles_it_was_started_with(tmp_path):
+    asked = config.check({**GOOD, "checkpoint": {"allow_change": False}})
+    state = tmp_path / "checkpoints" / "step-000003" / "state"
+    state.mkdir(parents=True)
+    for before, refused in (
+        ({}, 1),
+        ({"puzzles": puzzles.RULES + 1}, puzzles.RULES + 1),
+        ({"puzzles": puzzles.RULES}, 0),
+    ):
+        (state / "trainer.json").write_text(json.dumps({"step": 3, "made_by": {"threads": 1, **before}}))
+        if not refused:
+            entry._same_puzzles(tmp_path, asked)
+            continue
+        with pytest.raises(UserError, match=rf"version {refused} of the puzzles' rules, and this is version") as caught:
+            entry._same_puzzles(tmp_path, asked)
+        assert "log.name" in str(caught.value) and "\n" not in str(caught.value)
+        insisting = asked.checkpoint.model_copy(update={"allow_change": True})
+        entry._same_puzzles(tmp_path, asked.model_copy(update={"checkpoint": insisting}))
 
 
 @pytest.mark.slow

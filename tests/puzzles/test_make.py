@@ -8,8 +8,10 @@ import torch
 
 from sslr1 import ops, puzzles
 from sslr1.errors import UserError
+from sslr1.ops.render import FILL
 from sslr1.puzzles import sheet
 from sslr1.puzzles.batch import QUESTIONS
+from sslr1.puzzles.inpainting import HOLE
 from sslr1.puzzles.plan import canvas_size
 from sslr1.puzzles.series import check, kinds
 from tests import fuzz
@@ -302,6 +304,18 @@ def test_pieces_of_a_panorama_lie_everywhere_in_it(draw, seed):
             starts.append(int(pixels[0, 0, 0]))
             assert torch.equal(pixels, ramp[starts[-1] : starts[-1] + 150])
         assert min(starts) < 5 and max(starts) in range(46, 51) and len(set(starts)) > 40
+
+
+@pytest.mark.parametrize("level", (1, 2, 3, 4))
+def test_patches_are_shown_at_the_holes_scale(photographs, level):
+    for made in puzzles.make(photographs, "inpainting", level=level, pool=photographs):
+        shown, *patches = made.render()
+        hole, side = int((shown == FILL).all(2).sum(0).max()), len(patches[0])
+        assert hole == side + 2 * round(0.03 * side)
+        assert abs(hole / min(shown.shape[:2]) / HOLE[level] - 1) < 0.3
+        steps = [floats[0] * 2 ** made.plan.sources_int[ints[5], 1] for ints, floats in made.plan.tiles if ints[0]]
+        truth = "ABCDEFGH".index(made.answer.value)
+        assert abs(steps[truth]) == pytest.approx(1.0)
 
 
 def test_bounds_that_leave_no_canvas_are_found_without_an_image():
