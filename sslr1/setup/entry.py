@@ -155,21 +155,7 @@ class Claim:
                 if any((self.folder / "checkpoints").glob("step-*")):
                     raise
                 (self.folder / "files.txt").unlink(missing_ok=True)  # it made nothing to go on from, and begins anew
-        self._check_rules(config)
-
-    def _check_rules(self, config):
-        """A run doesn't go on with puzzles that another version draws otherwise."""
-        from sslr1 import puzzles
-        from sslr1.runs import checkpoint
-
-        newest = checkpoint.newest(self.folder / "checkpoints")
-        rules = checkpoint.puzzle_rules(newest) if newest else None
-        if rules not in (None, puzzles.RULES) and not config.checkpoint.allow_change:
-            raise UserError(
-                f"{self.folder} was started under version {rules} of the puzzles' rules, and this is version "
-                f"{puzzles.RULES}, by which the same image gives another puzzle: give this run a log.name of its own, "
-                "go on with the version of sslr1 that started it, or set checkpoint.allow_change=true"
-            )
+        _same_puzzles(self.folder, config)
 
     def _lists(self, path) -> bool:
         """Whether the run's list of images is that of a folder."""
@@ -189,6 +175,21 @@ class Claim:
                 if self._before is None:
                     self.folder.rmdir()
         self._lock.close()
+
+
+def _same_puzzles(folder, config):
+    """Raise the UserError of a run that would go on with puzzles that another version draws otherwise."""
+    from sslr1 import puzzles
+    from sslr1.runs import checkpoint
+
+    newest = checkpoint.newest(folder / "checkpoints")
+    rules = checkpoint.puzzle_rules(newest) if newest else None
+    if rules not in (None, puzzles.RULES) and not config.checkpoint.allow_change:
+        raise UserError(
+            f"{folder} was started under version {rules} of the puzzles' rules, and this is version {puzzles.RULES}, by "
+            "which the same image gives another puzzle: give this run a log.name of its own, go on with the version of "
+            "sslr1 that started it, or set checkpoint.allow_change=true"
+        )
 
 
 def _fail(message):
