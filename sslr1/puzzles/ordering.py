@@ -67,10 +67,10 @@ def build(rng, image, level, spec, pool) -> Puzzle:
     tile_at = [0] * K
     for tile, place in enumerate(order):
         tile_at[place] = tile + 1
-    slots = {"rows": rows, "columns": columns, "count": K}
+    fields = {"rows": rows, "columns": columns, "count": K}
     return Puzzle(
         plan=plan,
-        readings=[(slots, Answer("sequence", tuple(tile_at)))],
+        readings=[(fields, Answer("sequence", tuple(tile_at)))],
         chance=1 / math.factorial(K),
         decidable=all_differ(cells, recoloured=level == 4),
         marks=[str(tile + 1) for tile in range(K)],

@@ -3,7 +3,7 @@ in order.
 
 Imports nothing but Python. Templates (`QUESTIONS` of each puzzle's file, six paraphrases or more) are filled by
 `str.format`: {image} is one canvas; {tiles} and {candidates} are the labelled canvases; the rest are the puzzle's own
-slots.
+fields.
 """
 
 LETTERS = "ABCDEFGH"  # of candidates
@@ -35,17 +35,17 @@ def question(templates, readings, marks, choose, thinking, wordings=None, sheet=
     """
     asked = [(template, reading) for reading in readings for template in templates][:wordings]
     closings = (THINKING if thinking else DIRECT)[:wordings]
-    template, (slots, answer) = asked[choose(len(asked))]
+    template, (fields, answer) = asked[choose(len(asked))]
     lettered = [mark for mark in marks if mark in LETTERS]
-    slots = {**slots, "image": "<image>"}
-    slots["tiles"] = "\n".join(f"{mark}: <image>" for mark in marks)
-    slots["candidates"] = "\n".join(f"{mark}: <image>" for mark in lettered)
+    fields = {**fields, "image": "<image>"}
+    fields["tiles"] = "\n".join(f"{mark}: <image>" for mark in marks)
+    fields["candidates"] = "\n".join(f"{mark}: <image>" for mark in lettered)
     opening = ""
     if sheet:
         opening = SHEETS[:wordings][choose(len(SHEETS[:wordings]))].format(sheet="<image>") + "\n"
-        slots["tiles"] = f"(tiles {marks[0]} to {marks[-1]})"
-        slots["candidates"] = f"(candidates {lettered[0]} to {lettered[-1]})" if lettered else ""
+        fields["tiles"] = f"(tiles {marks[0]} to {marks[-1]})"
+        fields["candidates"] = f"(candidates {lettered[0]} to {lettered[-1]})" if lettered else ""
         for mark in marks:
             if mark not in lettered:
                 template = template.replace("{image}", f"(picture {mark})", 1)
-    return f"{opening}{template.format(**slots)}\n{closings[choose(len(closings))]}", answer
+    return f"{opening}{template.format(**fields)}\n{closings[choose(len(closings))]}", answer

@@ -40,7 +40,7 @@ class Form:
 class Puzzle:
     """One puzzle. Its file draws it, `make` gives it its words and its address.
 
-    plan: its canvases; readings: the ways in which it may be asked about, each (slots for the prompt's template,
+    plan: its canvases; readings: the ways in which it may be asked about, each (fields for the prompt's template,
     answer), the plainest first; chance: of a random valid answer; decidable: False where the puzzle's own test says
     that this image can't decide it; marks: the name of each canvas, of the atlas's CELLS; sheet: rows of canvas
     numbers, how a composed picture lays them out; others: Pictures it also shows, which stand after its own one (number

@@ -186,9 +186,9 @@ def _same_puzzles(folder, config):
     rules = checkpoint.puzzle_rules(newest) if newest else None
     if rules not in (None, puzzles.RULES) and not config.checkpoint.allow_change:
         raise UserError(
-            f"{folder} was started under version {rules} of the puzzles' rules, and this is version {puzzles.RULES}, by "
-            "which the same image gives another puzzle: give this run a log.name of its own, go on with the version of "
-            "sslr1 that started it, or set checkpoint.allow_change=true"
+            f"{folder} was started under version {rules} of the puzzles' rules, and this is version {puzzles.RULES}, "
+            "by which the same image gives another puzzle: give this run a log.name of its own, go on with the version "
+            "of sslr1 that started it, or set checkpoint.allow_change=true"
         )
 
 
