@@ -5,7 +5,13 @@ Names load on first use: `sslr1.puzzles.reward` and `sslr1.puzzles.prompts` impo
 
 from sslr1 import at_first_use
 
-NAMES = ("rotation", "similarity", "inpainting", "ordering", "correspondence")  # each is a file here
+NAMES = (  # each is a file here
+    "rotation",
+    "similarity",
+    "inpainting",
+    "ordering",
+    "correspondence",
+)
 __getattr__, __all__ = at_first_use(
     __name__,
     {

@@ -27,7 +27,7 @@ def copy(tmp_path_factory):
         shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(ROOT / "pyproject.toml", folder)
     (folder / "sslr1" / "puzzles" / "mirror.py").write_text(block('"""Mirror'))
-    listing = folder / "sslr1" / "puzzles" / "batch.py"
+    listing = folder / "sslr1" / "puzzles" / "__init__.py"
     text = listing.read_text()
     assert text.count('    "correspondence",\n') == 1
     listing.write_text(text.replace('    "correspondence",\n', '    "correspondence",\n' + block('    "mirror"')))
