@@ -76,7 +76,7 @@ def made(options, workers):
     def rows(split, count):
         waiting = deque()
         for numbers in _chunks(count):
-            waiting.append(pool.submit(_make, split, numbers))
+            waiting.append(_submit(pool, split, numbers))
             if len(waiting) > AHEAD * workers:
                 yield waiting.popleft().result()
         while waiting:
@@ -96,12 +96,20 @@ def _chunks(count):
     return (range(start, min(start + CHUNK, count)) for start in range(0, count, CHUNK))
 
 
+def _submit(pool, split, numbers):
+    """Ctrl-C is the parent's to hear: a process that starts for this has it blocked from its first moment on."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        return pool.submit(_make, split, numbers)
+    finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+
+
 def _begin(options):
-    """In a new process: what it needs. Ctrl-C is its parent's to hear, with whom it ends, however that does."""
+    """In a new process: what it needs. It ends with its parent, however that does."""
     global _maker
     import torch
 
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with, args=(multiprocessing.parent_process(),), daemon=True).start()
     torch.set_num_threads(1)
     _maker = Maker(**options)
