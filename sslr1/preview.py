@@ -74,8 +74,10 @@ def made(store, names, levels, count, seed) -> tuple[dict, list]:
             if found:
                 sheets.setdefault(name, []).append((level, found))
             if len(found) < count:
-                few = f"{len(found)} instead of {count}" if found else "no"
-                missing.append(f"{few} {name} puzzles of level {level}: these images make no more")
+                few = f"{len(found)} instead of {count}" if found else f"none of {count}"
+                missing.append(
+                    f"{name}, level {level}: {few}; these images, and what they can be set against, allow no more"
+                )
     if not sheets:
         where = f"{str(store.folder.root)!r} gives none of the puzzles that were asked for"
         raise UserError(f"{where}{store.complaint()}")

@@ -209,7 +209,7 @@ class Run:
         (found, self.answers), names = self.evaluator.run(), self.config.puzzles.mixture
         exact = {name: found[f"eval/{name}/exact"] for name in names}
         mean = plain_sum(exact.values()) / len(exact)
-        if mean > self.best:
+        if mean >= self.best:  # of equals the one that was trained longer
             self.best, self.best_step = mean, self.step
         self.recorder.say(f"step {self.step} held out: " + ", ".join(f"{name} {x:.1%}" for name, x in exact.items()))
         self.line |= found

@@ -79,6 +79,11 @@ def test_links_lead_somewhere(page):
         assert not anchor or anchor in anchors(file.read_text(encoding="utf-8")), target
 
 
+def test_configurations_that_are_named_exist():
+    named = {name for page in (ROOT / "README.md", *PAGES) for name in re.findall(r"configs/[\w.-]+\.yaml", read(page))}
+    assert len(named) > 5 and all((ROOT / name).is_file() for name in named), named
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 def test_settings_and_metrics_that_are_named_exist(page):
     known, sections = set(keys()), list(config.Config.model_fields)

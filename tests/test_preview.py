@@ -97,7 +97,7 @@ def test_three_images_make_what_they_can(three, tmp_path):
     assert [len(some) for _, some in sheets["rotation"]] == [4, 4]
     assert len({str(p.address) for p in found}) == len(found) and {p.address.index for p in found} == {0, 1, 2}
     page = preview.page(sheets, three, missing)
-    assert "no similarity puzzles of level 1: these images make no more" in Parts(page).text
+    assert "similarity, level 1: none of " in Parts(page).text
     assert "3 images" in " ".join(Parts(page).text.split())
     with pytest.raises(UserError, match="gives none of the puzzles that were asked for"):
         preview.made(three, ["similarity"], (4,), 1, seed=0)

@@ -22,6 +22,7 @@ from sslr1.errors import UserError
 from sslr1.evaluate import benchmarks, blind, scoring, tables
 from sslr1.evaluate.held_out import ask, batches_at, choose, puzzle_report
 from sslr1.evaluate.logs import baseline_of, read_log, write
+from sslr1.model.folder import check_folder
 from sslr1.runs import checkpoint
 from sslr1.runs.progress import Progress
 from sslr1.setup import entry, processors
@@ -34,6 +35,8 @@ def locate(what) -> tuple:
     Raises UserError."""
     path = Path(what)
     if not path.is_dir():
+        if not path.exists() and path.suffix not in (".yaml", ".yml"):
+            check_folder(path)  # says what such a name may be
         return path, [], None
     step = path.parent if path.name == "hf" and path.parent.name.startswith("step-") else path
     if (path / "checkpoints").is_dir():

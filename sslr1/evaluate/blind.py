@@ -65,5 +65,7 @@ def decided(findings) -> list:
     few = [f.enough() for f in stated if f.verdict == "undecided: too few"]
     if few:
         needed, images = (max(numbers) for numbers in zip(*few))
-        lines.append(f"undecided: too few puzzles. --count {needed}, of {images:,} images, decides about who guesses")
+        lines.append(
+            f"undecided: too few puzzles. --count {needed}, of up to {images:,} images, decides about who guesses"
+        )
     return lines

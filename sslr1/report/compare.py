@@ -137,7 +137,7 @@ def _why_not(name, rows, asked, marks) -> str:
         if own is None or name not in own["addresses"] or name not in answered:
             return f"the {which} run's folder doesn't say which puzzles it solved (held_out.json, {ANSWERS})"
     if asked[0]["cut_from"] != asked[1]["cut_from"]:
-        return "held-out puzzles of other images, or cut otherwise"
+        return "held-out puzzles of other images, or of another train.seed, size or count"
     if not set(map(tuple, asked[0]["addresses"][name])) & set(map(tuple, asked[1]["addresses"][name])):
         return "other held-out puzzles"
     return ""

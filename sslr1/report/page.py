@@ -99,7 +99,11 @@ def summary(records, config) -> list:
         hours, minutes = divmod(round(plain_sum(seconds) / 60), 60)
         lasted = f"{hours} h {minutes} min" if hours else f"{minutes} min"
         out += [
-            ("mean reward", f"{before:.3f} → {after:.3f}", f"first and last {part} steps"),
+            (
+                "mean reward",
+                f"{before:.3f} → {after:.3f}",
+                "first and last step" if part == 1 else f"first and last {part} steps",
+            ),
             ("time a step", f"{seconds[len(seconds) // 2]:.3g} s", f"median; {lasted} in all"),
             ("completion tokens", f"{tokens / plain_sum(seconds):,.0f} / s", f"{tokens:,.0f} in all"),
         ]

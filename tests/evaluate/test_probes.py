@@ -137,7 +137,7 @@ def test_the_report_counts_and_goes_on(monkeypatch, capsys):
     out, total = capsys.readouterr().out, 4 * 3 * (2 + 1)
     assert len(seen) == total and f"blind solvers {total}/{total}" in out
     assert "12 stated bounds: 4 hold, 4 broken, 4 undecided" in out and "30.0% undecided: too few" in out
-    assert "--count 192, of 192 images, decides" in out and "30.0% broken" in out
+    assert "--count 192, of up to 192 images, decides" in out and "30.0% broken" in out
     assert "not probed: the images give 1 of 3 similarity" in out
     monkeypatch.setattr(probes, "probe", lambda *_, **__: [])
     assert blind.report("photos", 3, ("rotation",)) == 0

@@ -109,9 +109,10 @@ function quiz(root, score) {
     });
     const found = [...rows.values()].sort((a, b) => a.one.puzzle.localeCompare(b.one.puzzle) || a.one.level - b.one.level);
     const total = found.reduce((sum, row) => ({ n: sum.n + row.n, right: sum.right + row.right, chance: sum.chance + row.chance }), { n: 0, right: 0, chance: 0 });
-    const line = (name, at, { n, right, chance }) => element("tr", {}, ...[name, at, `${right} of ${n}`, percent(right / n), percent(chance / n)]
+    const line = (name, at, { n, right, chance }) => element("tr", {}, ...[name, at, `${right} of ${n}`, percent(right / n), rare(chance / n)]
       .map((text, i) => element("td", {}, i === 3 ? element("b", {}, text) : text)));
     const percent = (share) => `${+(100 * share).toPrecision(3)}%`;
+    const rare = (share) => share >= 0.001 ? percent(share) : `1 in ${Math.round(1 / share).toLocaleString("en")}`;
     score.hidden = false;
     score.querySelector("tbody").replaceChildren(...found.map((row) => line(row.one.puzzle, row.one.level, row)), line("all", "", total));
   }
