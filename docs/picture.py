@@ -9,7 +9,7 @@ from PIL import Image
 from sslr1.report.page import write
 from tests.browser import Page
 
-WIDTH, HEIGHT = 1280, 1190  # px of the page
+WIDTH, HEIGHT = 1280, 1065  # px of the page
 
 
 def main(run):
