@@ -170,7 +170,8 @@ def test_ctrl_c_while_torch_is_imported():
 
 def test_a_library_leaves_signals_and_threads_alone():
     """What `python -m sslr1.…` settles for its process, an import doesn't."""
-    code = "import os, signal, sslr1.setup.interrupt, sslr1.setup.processors\n"
+    code = "import os, signal; signal.signal(2, signal.default_int_handler)\n"  # whatever started this
+    code += "import sslr1.setup.interrupt, sslr1.setup.processors\n"
     code += "print(signal.getsignal(2), 'OMP_WAIT_POLICY' in os.environ)"
     environment = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, env=environment)
