@@ -263,6 +263,7 @@ def main():
     try:
         import torch
 
+        processors.collect_as_usual()
         torch.set_num_threads(processors.threads())
         if asked.pop("what") == "model":
             from transformers.utils import logging

@@ -189,6 +189,7 @@ def _asked(puzzle, picture, sizes) -> dict:
 def main():
     arguments = parsed("preview")
     out = Path(arguments.out)
+    processors.collect_as_usual()
     torch.set_num_threads(processors.threads())
     try:
         store = ImageStore.scan(arguments.folder, arguments.min_side, fewest=1)

@@ -15,6 +15,7 @@ def report(folder=None, count=2000, names=puzzles.NAMES) -> int:
     """Print a table of all probes; 0 if every stated bound holds, 1 if not, 2 if the images don't do."""
     from rich.console import Console
 
+    processors.collect_as_usual()
     torch.set_num_threads(processors.threads())
     try:
         images = probes.pictures(folder)

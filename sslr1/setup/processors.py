@@ -6,8 +6,6 @@ import os
 from pathlib import Path
 
 WAITING = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
-
-
 COLLECTED_AT = gc.get_threshold()
 
 

@@ -5,10 +5,12 @@ import math
 import os
 import subprocess
 import sys
+from importlib import import_module
 
 import pytest
+import torch
 
-from sslr1.setup import processors
+from sslr1.setup import interrupt, processors
 
 
 @pytest.fixture
@@ -165,3 +167,21 @@ def test_garbage_is_looked_for_as_usual_when_all_is_built():
     finally:
         gc.unfreeze()
         gc.set_threshold(*before)
+
+
+@pytest.mark.parametrize("command", ["preview", "export", "probes"])
+def test_commands_that_may_run_long_look_for_garbage_as_usual(command, tmp_path, monkeypatch):
+    """Those that build no session, too."""
+    asked = {
+        "preview": ["preview", str(tmp_path / "no"), "--out", str(tmp_path / "out")],
+        "export": ["export", "puzzles", str(tmp_path / "no"), str(tmp_path / "out"), "--format", "trl"],
+        "probes": ["evaluate", "--probes", str(tmp_path / "no")],
+    }[command]
+    called = []
+    monkeypatch.setattr(processors, "collect_as_usual", lambda: called.append(command))
+    monkeypatch.setattr(torch, "set_num_threads", lambda n: None)
+    monkeypatch.setattr(interrupt, "unwind", lambda: None)
+    monkeypatch.setattr(sys, "argv", asked)
+    with pytest.raises(SystemExit, match="2"):
+        import_module(f"sslr1.{'evaluate.__main__' if command == 'probes' else command}").main()
+    assert called == [command]
