@@ -47,6 +47,8 @@ def test_what_can_be_evaluated(run, tiny, tmp_path, monkeypatch):
         str(tmp_path)
     )
     assert evaluate.locate("configs/tiny.yaml") == (Path("configs/tiny.yaml"), [], None)
+    with pytest.raises(UserError, match="names on the Hugging Face hub are not fetched"):
+        evaluate.locate("Qwen/Qwen2.5-VL-3B-Instruct")
     (tmp_path / "empty" / "checkpoints").mkdir(parents=True)
     for what, words in ((tmp_path / "empty", "has no checkpoint yet"), (tmp_path, "is no run folder")):
         with pytest.raises(UserError, match=words):

@@ -1,8 +1,11 @@
 """When a run's report is written, and what becomes of one that can't be."""
 
+from types import SimpleNamespace
+
 import pytest
 
 from sslr1 import config
+from sslr1.run import Run
 from sslr1.runs import records
 from sslr1.runs.recorder import Recorder
 
@@ -59,3 +62,15 @@ def test_other_ranks_write_nothing(tmp_path):
     recorder.report(1)
     recorder.end(1, CONFIG, [])
     assert list(tmp_path.iterdir()) == []
+
+
+def test_of_equal_evaluations_the_later_is_best(recorder):
+    """So that an export takes what was trained longest, not the warm-up's model."""
+    settings = config.check({"model": {"path": "m"}, "data": {"path": "d"}, "puzzles": {"mixture": {"rotation": 1}}})
+    run = SimpleNamespace(config=settings, recorder=recorder, best=-1.0, best_step=None)
+    found = []
+    for run.step, exact in enumerate((0.25, 0.5, 0.5, 0.25)):
+        run.line, run.evaluator = {}, SimpleNamespace(run=lambda exact=exact: ({"eval/rotation/exact": exact}, {}))
+        Run.evaluate(run)
+        found.append((run.best, run.best_step))
+    assert found == [(0.25, 0), (0.5, 1), (0.5, 2), (0.5, 2)]
