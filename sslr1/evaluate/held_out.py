@@ -128,6 +128,7 @@ def answers(session, batches, report=lambda done: None) -> list:
                     "image": files[at.index][0],
                     "epoch": at.epoch,
                     "attempt": at.attempt,
+                    "rules": puzzles.RULES,
                     "question": puzzle.question,
                     "answer": puzzle.answer.text,
                     "completion": sample.text,
@@ -160,6 +161,7 @@ def _cells(records) -> dict:
     """{(puzzle, level, form): {unit: record}}"""
     out = {}
     for r in records:
-        unit = f"{r['image']} {r['epoch']} {r['attempt']} {r['answer']}"
+        # by other rules the same address gives another puzzle; logs that don't say are of the first
+        unit = f"{r['image']} {r['epoch']} {r['attempt']} {r['answer']} {r.get('rules', 1)}"
         out.setdefault((r["puzzle"], r["level"], r["form"]), {})[unit] = r
     return out

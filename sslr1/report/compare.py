@@ -113,7 +113,7 @@ def _asked(folder, config) -> dict | None:
         listed = (folder / "files.txt").read_bytes()
         asked, addresses = kept["asked"], kept["addresses"]
         same = [asked[key] for key in ("seed", "pixels", "composed", "images")]
-        same += [config["eval"]["path"], config["data"]["min_side"], config["data"]["max_side"]]
+        same += [asked.get("rules", 1), config["eval"]["path"], config["data"]["min_side"], config["data"]["max_side"]]
     except (OSError, ValueError, LookupError, TypeError):
         return None
     return {"cut_from": [*same, listed], "addresses": addresses}
@@ -137,7 +137,7 @@ def _why_not(name, rows, asked, marks) -> str:
         if own is None or name not in own["addresses"] or name not in answered:
             return f"the {which} run's folder doesn't say which puzzles it solved (held_out.json, {ANSWERS})"
     if asked[0]["cut_from"] != asked[1]["cut_from"]:
-        return "held-out puzzles of other images, or of another train.seed, size or count"
+        return "held-out puzzles of other images, or of another train.seed or size, or by other rules"
     if not set(map(tuple, asked[0]["addresses"][name])) & set(map(tuple, asked[1]["addresses"][name])):
         return "other held-out puzzles"
     return ""

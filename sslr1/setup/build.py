@@ -31,8 +31,11 @@ def builtin(config: Config, data=True) -> tuple[Path, Path | None]:
             made = build_tiny(model_path.with_name(f"tiny-{os.getpid()}.partial"))
             try:
                 made.rename(model_path)
-            except OSError:  # another one was first
+            except OSError:
                 shutil.rmtree(made)
+                if not model_path.exists():
+                    raise
+                # another one was first
     if data and data_path == BUILTIN_IMAGES:
         from sslr1.data.scenes import write_scenes
 

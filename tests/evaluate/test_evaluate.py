@@ -12,7 +12,7 @@ from sslr1 import config
 from sslr1.data import ImageFolder
 from sslr1.errors import UserError
 from sslr1.evaluate import __main__ as evaluate
-from sslr1.evaluate import benchmarks, logs, scoring, tables
+from sslr1.evaluate import benchmarks, held_out, logs, scoring, tables
 from tests.evaluate.test_benchmarks import a_row, png, write
 from tests.forks import launch
 
@@ -133,6 +133,17 @@ def ended(monkeypatch, capsys, *arguments):
         evaluate.main()
     assert end.value.code == 2
     return capsys.readouterr().err
+
+
+def test_a_baseline_by_other_rules_is_of_other_puzzles():
+    """The same address gives another puzzle then, be its answer the same. Older logs don't say their rules."""
+    about = {"puzzle": "rotation", "level": 2, "form": "direct", "epoch": 0, "attempt": 0, "answer": "90"}
+    about |= {"score": 1.0, "chance": 0.25, "accuracy": 1.0, "format": 1.0}
+    own = [{**about, "image": name, "rules": 2} for name in "abc"]
+    older = [{key: value for key, value in one.items() if key != "rules"} for one in own]
+    for baseline, compared in ((own, True), (older, False), ([{**one, "rules": 3} for one in own], False)):
+        (cell,) = held_out.puzzle_report(own, baseline)
+        assert ("difference" in cell) == compared
 
 
 def test_baselines_of_other_questions_are_refused(tiny, tmp_path, draw, monkeypatch, capsys):

@@ -80,15 +80,19 @@ def test_differences_are_taken_puzzle_by_puzzle(tmp_path):
         ),
         (
             {"overrides": ["data.max_side=300"]},
-            "held-out puzzles of other images, or of another train.seed, size or count",
+            "held-out puzzles of other images, or of another train.seed or size, or by other rules",
         ),
-        ({"seed": 7}, "held-out puzzles of other images, or of another train.seed, size or count"),
-        ({"images": ["a", "c"]}, "held-out puzzles of other images, or of another train.seed, size or count"),
+        ({"seed": 7}, "held-out puzzles of other images, or of another train.seed or size, or by other rules"),
+        ({"rules": 2}, "held-out puzzles of other images, or of another train.seed or size, or by other rules"),
+        (
+            {"images": ["a", "c"]},
+            "held-out puzzles of other images, or of another train.seed or size, or by other rules",
+        ),
         ({"addresses": {n: [[n, 1, 6, 0, 0, k] for k in range(16)] for n in NAMES}}, "other held-out puzzles"),
         ({"marks": None}, "the second run's folder doesn't say which puzzles it solved"),
         ({"overrides": ["puzzles.mixture={ordering: 1.0}"]}, "the second run was not asked it"),
     ],
-    ids=["level", "size", "seed", "images", "addresses", "no record", "no such puzzle"],
+    ids=["level", "size", "seed", "rules", "images", "addresses", "no record", "no such puzzle"],
 )
 def test_where_nothing_can_be_paired_it_is_said(tmp_path, change, said):
     marks = dict.fromkeys(NAMES, "01" * 8)
