@@ -1,5 +1,6 @@
 """Every benchmark by its name: a function of the mode (see bench/row.py) that lists its rows."""
 
+import captures
 import decode
 import learner
 import loss
@@ -17,6 +18,7 @@ BENCHES = {
     "stream": stream.rows,
     "loss": loss.rows,
     "rollout": rollout.rows,
+    "captures": captures.rows,
     "learner": learner.rows,
     "trl": lambda mode: [] if mode == "cpu" else step.rows_against_trl(mode),  # a CPU's is step's
 }

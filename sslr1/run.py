@@ -62,6 +62,7 @@ class Run:
             steps=c.train.steps,
             max_logp_gap=c.rollout.max_logp_gap,
         )
+        session.engine.expect(c.rollout.prompts // world.size, c.rollout.group_size)
         levels = {name: puzzles.LEVELS[name] for name in c.puzzles.mixture}
         self.curriculum = Curriculum(c.puzzles.curriculum, levels, c.puzzles.levels, c.train.seed)
         self.recorder = Recorder(session.folder, world.main, page.write)

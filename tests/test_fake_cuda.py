@@ -8,6 +8,7 @@ import ctypes
 from copy import copy
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -21,6 +22,7 @@ from sslr1.model import shared_prefix
 from sslr1.ops import attention, backends, chunks, flash, loss_walk, packed_attention, sampling
 from sslr1.rollout import Engine, wave
 from sslr1.rollout.cache import Shape
+from sslr1.rollout.kept import Kept
 from tests.learner.test_learner import OPTIONS, make_groups
 
 CUDA = torch.device("cuda", 0)
@@ -159,25 +161,29 @@ def device(guarded, monkeypatch):
     return found
 
 
-def decode(folder, device, dtype, **sampling):
-    """Two steps of four samples of each of three prompts, of all and of half of them."""
+def decode(folder, device, dtype, kept=False, **sampling):
+    """Two steps of four samples of each of three prompts, of all and of half of them; in buffers that are kept, after
+    another call with groups of one."""
     network = model.load_model(folder, dtype).requires_grad_(False)
     engine = Engine(network, model.load_tokenizer(folder))
     with device, torch.no_grad():
         device.take(network)
-        w = wave.Wave(
-            network,
-            Shape(places=3, longest=50, group_size=4, max_tokens=9, rows=12),
-            key=7,
-            sampling={"temperature": 0.9, "top_p": 1.0, "top_k": 0} | sampling,
-            stop=engine.stop_ids,
-            suppressed=engine.suppressed,
-            batch_invariant=False,
-            capture=False,
-        )
-        device.watched = True
-        for block in ((0, 12, 0, 3), (0, 6, 0, 3)):
-            w.step(*block)
+        settings = {"stop": engine.stop_ids, "suppressed": engine.suppressed, "batch_invariant": False}
+        shape = Shape(places=3, longest=50, group_size=4, max_tokens=9, rows=12)
+        waves, held = [], Kept(shape)
+        if kept:
+            for asked in (Shape(places=2, longest=40, group_size=1, max_tokens=7, rows=2), shape):
+                waves.append(held.wave(network, asked, lambda *_: True, None, **settings))
+        else:
+            waves.append(wave.Wave(network, shape, **settings))
+        for w in waves:
+            w.begin(7, {"temperature": 0.9, "top_p": 1.0, "top_k": 0} | sampling, 7)
+            device.watched = True
+            for block in ((0, w.most_rows, 0, w.places), (0, w.most_rows // 2, 0, w.places)):
+                for _ in range(3 if kept else 1):
+                    w.graphs.run(w.step, block, ()) if kept else w.step(*block)
+            device.watched = False
+    assert not kept or (held.waves == {1: waves[0], 4: waves[1]} and all(len(w.graphs.captured) == 2 for w in waves))
     assert device.seen > 100 and not device.waits
 
 
@@ -185,6 +191,16 @@ def decode(folder, device, dtype, **sampling):
 @pytest.mark.parametrize("sampling", [{}, {"temperature": 1.0, "top_p": 0.9, "top_k": 50}], ids=["plain", "restricted"])
 def test_a_decode_step(any_tiny, device, dtype, sampling):
     decode(any_tiny, device, dtype, **sampling)
+
+
+def test_steps_in_buffers_that_are_kept(any_tiny, device, monkeypatch):
+    def capture(step, block, pool):
+        step(*block)
+        return SimpleNamespace(replay=lambda: None), 0
+
+    monkeypatch.setattr(wave, "capture", capture)
+    monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: None)
+    decode(any_tiny, device, torch.bfloat16, kept=True)
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 grow."""
 
 from dataclasses import dataclass
+from math import prod
 
 import torch
 from torch.nn import functional as F
@@ -40,23 +41,58 @@ class Shape:
     max_tokens: int
     rows: int
 
+    @property
+    def samples(self) -> int:
+        return self.places * self.group_size
+
+    @property
+    def tokens(self) -> tuple[int, int]:
+        """Tokens that there is room for: of prompts, and of samples' own."""
+        return self.places * self.longest, self.samples * self.max_tokens
+
+    def covers(self, other) -> bool:
+        """Whether what has the other shape can run in buffers of this one."""
+        return self.group_size == other.group_size and self.joined(other) == self
+
+    def joined(self, other) -> "Shape":
+        """The smallest that covers both, which have groups of one size."""
+        pairs = {name: (n, getattr(other, name)) for name, n in vars(self).items()}
+        return Shape(**{name: max(pair) for name, pair in pairs.items()})
+
+
+class Storage:
+    """Memory for keys and values of so many tokens of prompts and of samples' own, in which caches of several shapes
+    take turns. Each of the two is (keys, values), flat."""
+
+    def __init__(self, config, tokens, dtype, device):
+        a_token = bytes_a_token(config, 1) // 2
+        # Zeros: what lies beyond a length must be finite.
+        self.prompts, self.own = (
+            tuple(torch.zeros(n * a_token, dtype=dtype, device=device) for _ in range(2)) for n in tokens
+        )
+        self.tokens = tokens
+
+    @property
+    def nbytes(self) -> int:
+        return sum(x.nbytes for x in (*self.prompts, *self.own))
+
 
 class GroupCache:
     """P places of a prompt and its G samples. A prompt's keys and values are written once and read by all its samples.
 
     Prompt buffers are [layers, P, H_kv, longest prompt, d], own buffers [layers, P, G, H_kv, max_tokens, d]. A
     sample's number is p * G + s: its keys and values stay there for as long as it lives. How many there are of each
-    lies on the device, so that a captured step serves every length.
+    lies on the device, so that a captured step serves every length. storage: a `Storage` that these buffers begin,
+    whatever stands in it, as long as it is finite; their own unless given.
     """
 
-    def __init__(self, config, shape, dtype, device, batch_invariant=False):
+    def __init__(self, config, shape, dtype, device, batch_invariant=False, storage=None):
         layers, heads, d = config.num_hidden_layers, config.num_key_value_heads, head_size(config)
-        options = {"dtype": dtype, "device": device}
+        storage = storage or Storage(config, shape.tokens, dtype, device)
         prompt = layers, shape.places, heads, shape.longest, d
         own = layers, shape.places, shape.group_size, heads, shape.max_tokens, d
-        # Zeros: what lies beyond a length must be finite.
-        self.prompt_k, self.prompt_v = torch.zeros(prompt, **options), torch.zeros(prompt, **options)
-        self.own_k, self.own_v = torch.zeros(own, **options), torch.zeros(own, **options)
+        self.prompt_k, self.prompt_v = (x[: prod(prompt)].view(prompt) for x in storage.prompts)
+        self.own_k, self.own_v = (x[: prod(own)].view(own) for x in storage.own)
         self.prompt_lengths = torch.ones(shape.places, dtype=torch.int32, device=device)
         self.own_lengths = torch.zeros(shape.places, shape.group_size, dtype=torch.int32, device=device)
         self.heads = torch.arange(heads, device=device)

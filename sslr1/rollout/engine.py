@@ -14,6 +14,7 @@ from sslr1.model.packing import Group, Sample
 from sslr1.model.shared_prefix import plug_in
 from sslr1.ops.attention import KERNEL_DTYPES, KERNEL_HEAD_SIZES
 from sslr1.rollout.cache import Shape, bytes_a_token, head_size, logit_bytes, places_for
+from sslr1.rollout.kept import Kept
 from sslr1.rollout.scheduler import Scheduler
 from sslr1.rollout.wave import Wave
 
@@ -34,6 +35,10 @@ class Engine:
     block of groups is done and weights are read once a block, and prompts that run one by one.
     look_every: decode steps between two looks at the device, 0 is 8 on a GPU and 1 elsewhere; cuda_graphs: replay
     captured steps on a GPU. Neither alters results.
+
+    Where steps are captured, buffers and captured steps stay from one call of `generate` to the next, whatever it is
+    for, until `release`. They grow with what is asked for; how large they are decides how attention is cut up, so that
+    results may round otherwise than in buffers made for the call (not with batch_invariant).
     """
 
     def __init__(
@@ -56,6 +61,26 @@ class Engine:
         self.suppressed = suppressed_ids(model, tokenizer, self.stop_ids)
         self.untold = {*self.stop_ids, *self.suppressed, tokenizer.pad_token_id}
         self.patch_bytes = 0  # of pixel patches that went to the model's device so far
+        self.kept = Kept()
+
+    def expect(self, prompts, group_size, longest=0) -> None:
+        """Say what will be asked for most: so many prompts a call, of `longest` tokens at most where that is known.
+        Buffers that stay are made for it at once, and the steps of a smaller call before it are not captured twice."""
+        self.kept = Kept(self._shape(prompts, group_size, longest, self.max_tokens))
+
+    def release(self) -> None:
+        """Give back the buffers and captured steps that are kept; the next call makes them anew."""
+        self.kept.release()
+
+    @property
+    def kept_bytes(self) -> int:
+        """What they take on the device."""
+        return self.kept.bytes
+
+    def _shape(self, prompts, group_size, longest, max_tokens) -> Shape:
+        places = places_for(prompts, group_size, self.wave_rows, self.wave_groups)
+        rows = min(places, max(1, self.wave_rows // group_size)) * group_size
+        return Shape(places=places, longest=longest, group_size=group_size, max_tokens=max_tokens, rows=rows)
 
     @torch.inference_mode()
     def generate(
@@ -74,22 +99,31 @@ class Engine:
             raise ValueError(f"group_size and max_tokens must be 1 or more, got {group_size} and {max_tokens}")
         if not prompts:
             return []
-        places = places_for(len(prompts), group_size, self.wave_rows, self.wave_groups)
         lengths = [len(p.input_ids) for p in prompts]
-        rows = min(places, max(1, self.wave_rows // group_size)) * group_size
-        shape = Shape(places=places, longest=max(lengths), group_size=group_size, max_tokens=max_tokens, rows=rows)
-        check_room(self.model, shape)
-        wave = Wave(
-            self.model,
-            shape,
-            key=ops.fold("sample", seed, step, attempt),
-            sampling={"temperature": temperature, "top_p": top_p, "top_k": top_k},
-            stop=self.stop_ids,
-            suppressed=self.suppressed,
-            batch_invariant=self.batch_invariant,
-            capture=self._captures(),
+        shape = self._shape(len(prompts), group_size, max(lengths), max_tokens)
+        wave = self._wave(shape)
+        wave.begin(
+            ops.fold("sample", seed, step, attempt),
+            {"temperature": temperature, "top_p": top_p, "top_k": top_k},
+            max_tokens,
         )
-        return self._run(wave, Scheduler(lengths, shape, 0 if self.batch_invariant else PREFILL_TOKENS), prompts)
+        try:
+            return self._run(wave, Scheduler(lengths, shape, 0 if self.batch_invariant else PREFILL_TOKENS), prompts)
+        except BaseException:
+            self.release()  # what is not finite must not lie beyond a length of the next call
+            raise
+
+    def _wave(self, shape):
+        model = self.model
+        settings = dict(stop=self.stop_ids, suppressed=self.suppressed, batch_invariant=self.batch_invariant)
+        if not self._captures():
+            check_room(model, shape)
+            return Wave(model, shape, **settings)
+
+        def room(shape, tokens):
+            return sum(needed(model, shape, tokens)) <= free_bytes(model.device)
+
+        return self.kept.wave(model, shape, room, lambda shape: check_room(model, shape), **settings)
 
     def _run(self, wave, scheduler, prompts):
         look_every = self.look_every or (LOOK_EVERY if self.model.device.type == "cuda" else 1)
@@ -131,10 +165,9 @@ class Engine:
 
 def check_room(model, shape) -> None:
     """Raises UserError with the arithmetic where keys, values and the logits of a step are more than is free."""
-    text, itemsize, samples = model.config.text_config, model.dtype.itemsize, shape.places * shape.group_size
-    a_token = bytes_a_token(text, itemsize)
-    cache = a_token * (shape.places * shape.longest + samples * shape.max_tokens)
-    logits, free = logit_bytes(text, shape.rows), free_bytes(model.device)
+    text, itemsize, samples = model.config.text_config, model.dtype.itemsize, shape.samples
+    a_token, (cache, logits) = bytes_a_token(text, itemsize), needed(model, shape, shape.tokens)
+    free = free_bytes(model.device)
     if cache + logits <= free:
         return
     raise UserError(
@@ -145,6 +178,12 @@ def check_room(model, shape) -> None:
         f"4 bytes, take {logits / 1e9:.2f} GB. Lower rollout.wave_rows, rollout.wave_groups, rollout.max_tokens or "
         "puzzles.max_pixels"
     )
+
+
+def needed(model, shape, tokens) -> tuple[int, int]:
+    """Bytes of keys and values of so many tokens (of prompts, of samples' own), and of a step's logits."""
+    text = model.config.text_config
+    return sum(tokens) * bytes_a_token(text, model.dtype.itemsize), logit_bytes(text, shape.rows)
 
 
 def free_bytes(device) -> int:

@@ -1,8 +1,8 @@
 """What of a rollout lies on the device: places for groups in flight, and the step that decodes their samples.
 
 The host fills places, says which rows the next steps compute, and looks at one small tensor every few steps; nothing in
-a step waits for it, so that on a GPU a step is captured in a CUDA graph once and replayed. What is captured is what a
-CPU runs.
+a step waits for it, so that on a GPU a step is captured in a CUDA graph once and replayed, in this call of
+`Engine.generate` and in later ones. What is captured is what a CPU runs.
 """
 
 import torch
@@ -33,16 +33,16 @@ class Wave:
     drawn), `live` bool, `addresses` int64 (the draws' but for the position), `first_position` int64 (of a completion's
     first token). A step computes blocks: samples `order[start:stop]`, which lie in places first to last - 1.
 
-    shape: a `Shape`; key: the hash of (seed, step, attempt) that draws go on from; sampling: temperature, top_p and
-    top_k; capture: whether steps become CUDA graphs.
+    shape: a `Shape`, of which a call may fill less; graphs: a `Graphs` in which steps become CUDA graphs, or None;
+    storage: as for `GroupCache`. `begin` comes first.
     """
 
-    def __init__(self, model, shape, *, key, sampling, stop, suppressed, batch_invariant, capture):
-        device, samples = model.device, shape.places * shape.group_size
-        self.model, self.key, self.sampling, self.batch_invariant = model, key, sampling, batch_invariant
+    def __init__(self, model, shape, *, stop, suppressed, batch_invariant, graphs=None, storage=None):
+        device, samples = model.device, shape.samples
+        self.model, self.shape, self.batch_invariant, self.graphs = model, shape, batch_invariant, graphs
         self.places, self.group_size, self.max_tokens = shape.places, shape.group_size, shape.max_tokens
         self.most_rows = shape.rows
-        self.cache = GroupCache(model.config.text_config, shape, model.dtype, device, batch_invariant)
+        self.cache = GroupCache(model.config.text_config, shape, model.dtype, device, batch_invariant, storage)
         int64 = {"dtype": torch.int64, "device": device}
         self.tokens = torch.zeros(samples, self.max_tokens, **int64)
         self.logprobs = torch.zeros(samples, self.max_tokens, device=device)
@@ -51,8 +51,17 @@ class Wave:
         self.lengths = torch.ones(self.places, dtype=torch.int32, device=device)  # prompts, done ones too
         self.order = torch.arange(samples, device=device)
         self.stop, self.suppressed = torch.tensor(stop, **int64), torch.tensor(suppressed, **int64)
-        self.blocks = []
-        self.graphs = Graphs() if capture else None
+        self.most = torch.tensor(self.max_tokens, **int64)  # tokens of a completion in this call
+
+    def begin(self, key, sampling, max_tokens):
+        """A call begins, of which nothing is decoded yet: of earlier ones only keys and values stay, which no length
+        covers. key: the hash of (seed, step, attempt) that draws go on from; sampling: temperature, top_p and top_k;
+        max_tokens: of a completion, as many at most as the shape has."""
+        self.key, self.sampling, self.blocks = key, sampling, []
+        for x in (self.tokens, self.logprobs, self.counts, self.addresses, self.first_position, self.live):
+            x.zero_()
+        self.lengths.fill_(1)
+        self.most.fill_(max_tokens)
 
     def prefill(self, prompts, places):
         """Run `prompts` in one packed row, vision tower included, and draw their samples' first tokens."""
@@ -77,7 +86,8 @@ class Wave:
 
     def arrange(self, live):
         """Choose what the next steps compute. live: how many samples of each place may go on, as far as the host
-        knows."""
+        knows; places after these are not used in this call."""
+        live = [*live, *[0] * (self.places - len(live))]
         # The prompt of a place that is done is not read again, and a single key keeps the attention's result finite.
         going = self.live.view(self.places, -1).any(1)
         self.cache.prompt_lengths.copy_(torch.where(going, self.lengths, 1))
@@ -87,7 +97,7 @@ class Wave:
             ranges = [(a, min(a + size, P)) for a in range(0, P, size)]
             self.blocks = [(a * G, b * G, a, b) for a, b in ranges if any(live[a:b])]
             return
-        device_type = self.order.device.type
+        device_type = "cuda" if self.graphs else self.order.device.type
         last = P  # on a GPU one graph serves all of a bucket, places that are done included
         if device_type == "cpu":
             last = 1 + max((p for p in range(P) if live[p]), default=0)
@@ -103,7 +113,7 @@ class Wave:
         for _ in range(steps):
             for block in self.blocks:
                 if self.graphs:
-                    self.graphs.run(self.step, block)
+                    self.graphs.run(self.step, block, tuple(self.sampling.values()))
                 else:
                     self.step(*block)
 
@@ -151,25 +161,38 @@ class Wave:
         self.logprobs[at] = torch.where(live, logprobs, self.logprobs[at])
         counts = counts + live
         self.counts[samples] = counts
-        self.live[samples] = live & (drawn[:, None] != self.stop).all(1) & (counts < self.max_tokens)
+        self.live[samples] = live & (drawn[:, None] != self.stop).all(1) & (counts < self.most)
 
 
 class Graphs:
-    """CUDA graphs of a wave's steps, one for each block (a step's arguments). A block is run as it is the first time,
-    which compiles its kernels, captured the second, and replayed from then on. All that a step reads and writes must
-    stay where it is."""
+    """CUDA graphs of a wave's steps, one for each bucket: a block (a step's arguments), and the numbers by which is
+    sampled, which a graph holds. A bucket is run as it is the first time, which compiles its kernels, captured the
+    second, and replayed from then on. All that a step reads and writes must stay where it is.
 
-    def __init__(self):
-        self.captured, self.seen = {}, set()
-        self.pool = torch.cuda.graph_pool_handle()  # one for all: they run one after the other and leave nothing in it
+    pool: of torch's memory, one for all: they run one after the other and leave nothing in it. `bytes`: that these
+    graphs have taken for it.
+    """
 
-    def run(self, step, block):
-        if block not in self.seen:
-            self.seen.add(block)
+    def __init__(self, pool):
+        self.captured, self.seen, self.pool, self.bytes = {}, set(), pool, 0
+
+    def run(self, step, block, sampling):
+        bucket = block, sampling
+        if bucket not in self.seen:
+            self.seen.add(bucket)
             return step(*block)
-        if block not in self.captured:
-            self.captured[block] = torch.cuda.CUDAGraph()
-            # Other threads (NCCL's watchdog, loaders) may use the device meanwhile.
-            with torch.cuda.graph(self.captured[block], pool=self.pool, capture_error_mode="thread_local"):
-                step(*block)
-        self.captured[block].replay()
+        if bucket not in self.captured:
+            self.captured[bucket], taken = capture(step, block, self.pool)
+            self.bytes += taken
+        self.captured[bucket].replay()
+
+
+def capture(step, block, pool):
+    """(CUDA graph of step(*block), which doesn't run, bytes that it has added to the pool's)."""
+    graph = torch.cuda.CUDAGraph()
+    # Other threads (NCCL's watchdog, loaders) may use the device meanwhile.
+    with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
+        before = torch.cuda.memory_reserved()
+        step(*block)
+        taken = torch.cuda.memory_reserved() - before
+    return graph, taken
