@@ -151,7 +151,7 @@ class Case:
             updates=1,
         )
         self.rollout = SimpleNamespace(
-            prompts=prompts, group_size=group_size, max_tokens=new, wave_rows=1024, wave_groups=0
+            prompts=prompts, group_size=group_size, max_tokens=new, wave_rows=1024, wave_groups=0, cuda_graphs=True
         )
 
     def draw(self):
@@ -210,8 +210,21 @@ class Case:
         """transformers' own model of the folder."""
         return model.load_model(self.folder, self.dtype).to(self.shape.device)
 
-    def planned_gb(self):
-        """What `--plan 1` says that such a step takes at most."""
+    def planned_gb(self, kept=False):
+        """What `--plan 1` says that such a step takes at most; kept: where the rollout's buffers stay."""
+        from sslr1.setup import budget
+
+        return budget.peak(budget.kept(self.memory) if kept else self.memory)
+
+    def make_room(self, engine):
+        """As a session does before the learner's turn."""
+        from sslr1.setup import budget
+
+        budget.make_room(engine, lambda: self.memory, self.world.device)
+
+    @cached_property
+    def memory(self):
+        """The lines of `--plan 1`."""
         from sslr1.setup import budget
 
         settings = SimpleNamespace(
@@ -223,5 +236,6 @@ class Case:
             rollout=self.rollout,
             optim=self.optim,
             loss=self.loss,
+            eval=SimpleNamespace(count=0),
         )
-        return budget.peak(budget.plan(settings, self.folder, 1, self.shape.device)[0])
+        return budget.plan(settings, self.folder, 1, self.shape.device)[0]

@@ -96,7 +96,7 @@ class PhasedStep:
             "learn": {"s": seconds["learn"], "flops": learned.flops},
             "gap_to_sampler": learned.metrics["sampling/logp_difference/mean"],
             "grad_norm": learned.metrics["grad_norm"],
-            "planned_gb": case.planned_gb(),
+            "planned_gb": case.planned_gb(kept=self.engine.kept_bytes > 0),
         } | ({"peak_gb": max(peaks), "peak_gb_generate": peaks[2]} if peaks else {})
 
 
@@ -109,6 +109,7 @@ def one_step(case, engine, mark=lambda: None):
     mark()
     rewards = [[reward(answer, s.text) for s in group.samples] for answer, group in zip(batch.answers, groups)]
     mark()
+    case.make_room(engine)
     learned = case.learner.step(groups, torch.tensor(rewards))
     mark()
     case.weights.refresh(case.policy)

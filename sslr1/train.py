@@ -26,6 +26,7 @@ def train(session, run):
                 batch = stream.get(step)
             drawn = roll_out(session, batch, run.clock)
             trained = resample(session, stream, batch, drawn, run.clock)
+            session.make_room()
             with run.clock("learner"):
                 learned = run.learner.step(learnable(trained.groups, c.rollout.truncated), trained.rewards)
             with run.clock("weights"):

@@ -174,7 +174,12 @@ class Rollout(Section):
     look_every: int = Field(
         0, ge=0, description="decode steps between two looks at what has finished; 0 is 8 on a GPU, 1 on a CPU"
     )
-    cuda_graphs: bool = Field(True, description="on a GPU, capture decode steps once and replay them")
+    cuda_graphs: bool = Field(
+        True,
+        description="on a GPU, capture decode steps once and replay them: buffers and captured steps stay for the "
+        "whole run where its memory holds them beside the learner (--plan says how much that is), and for a step "
+        "elsewhere",
+    )
     resample: int = Field(
         0,
         ge=0,

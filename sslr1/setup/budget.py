@@ -6,19 +6,23 @@ estimate of what autograd keeps, and say so.
 """
 
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from transformers import AttentionInterface
 
 from sslr1 import model
+from sslr1.data.stream import CHUNK
 from sslr1.model import shared_prefix
 from sslr1.ops.chunks import default_height
 from sslr1.rollout.cache import bytes_a_token, logit_bytes, places_for
+from sslr1.rollout.engine import free_bytes
+from sslr1.rollout.kept import rounded
 from sslr1.sums import plain_sum
 
 MASTER = 4  # bytes of a parameter and a reduced gradient
 TEXT = 200  # tokens of a question beside its pictures
+ROOM = 0.9  # of a GPU's memory; the rest is CUDA's, NCCL's, and what the allocator can't hand out
 
 
 @dataclass
@@ -71,7 +75,7 @@ def plan(config, path, ranks: int, device="cuda") -> tuple[list, list]:
 
 def lines_of(config, shapes, device="cuda") -> tuple[list, list]:
     """The same of a model's Shapes."""
-    memory = _states(config, shapes) + _learner(config, shapes, device) + _rollout(config, shapes)
+    memory = _states(config, shapes) + _learner(config, shapes, device) + _rollout(config, shapes, device)
     traffic = _traffic(config, shapes)
     for line in [*memory, *traffic]:
         line.gb /= 1e9
@@ -163,15 +167,20 @@ def _activations(config, shapes) -> Line:
     return Line("activations (estimate)", size, how + (f", every {again}. recomputed" if again else ""), "forward")
 
 
-def _rollout(config, shapes) -> list:
-    """The rollout's buffers: keys and values of the groups that are held at a time, and a step's logits."""
-    r, prompt = config.rollout, shapes.prompt
+def _rollout(config, shapes, device) -> list:
+    """The rollout's buffers: keys and values of the groups that are held at a time, and a step's logits. On a GPU they
+    are an evaluation's too, whose calls have more prompts where ranks are many."""
+    r, prompt = config.rollout, shapes.prompt if device == "cpu" else rounded(shapes.prompt)
     groups = places_for(r.prompts // shapes.ranks, r.group_size, r.wave_rows, r.wave_groups)
-    rows = rows_of(config, shapes.ranks)
-    kept = groups * (prompt + r.group_size * r.max_tokens) * bytes_a_token(shapes.text, shapes.dtype)
+    rows, a_token = rows_of(config, shapes.ranks), bytes_a_token(shapes.text, shapes.dtype)
+    kept = groups * (prompt + r.group_size * r.max_tokens) * a_token
     how = f"{groups * r.group_size} samples x {r.max_tokens} tokens, {groups} prompts of about {prompt}"
+    asked = 0 if device == "cpu" else min(CHUNK, -(-config.eval.count // shapes.ranks))
+    asked = places_for(asked, 1, r.wave_rows, r.wave_groups)
+    more = max(0, asked - groups) * prompt, max(0, asked - groups * r.group_size) * r.max_tokens
     return [
         Line("rollout's cache", kept, how, "rollout"),
+        Line("evaluation's share of it", sum(more) * a_token, f"{asked} prompts, a sample each", "rollout"),
         Line("rollout's logits", logit_bytes(shapes.text, rows), f"{rows} samples, twice", "rollout"),
     ]
 
@@ -259,6 +268,28 @@ def peak(memory) -> float:
     return of["always"] + max(of["learner"] + max(of["forward"], of["reduce"]), of["rollout"])
 
 
+def stays(memory, room, held=None) -> bool:
+    """Whether the rollout's buffers and captured steps, as planned or `held` GB of them, can stay during the learner's
+    turn in `room` GB. Elsewhere they are made anew in each step."""
+    without = peak([line for line in memory if line.when != "rollout"])
+    planned = plain_sum(line.gb for line in memory if line.when == "rollout")
+    return without + (planned if held is None else held) <= room
+
+
+def make_room(engine, memory, device) -> None:
+    """Before the learner's turn: has an Engine give back what it keeps, where what of the GPU's memory is free, or
+    torch's, does not hold both. memory: a function that gives the plan's lines, which takes seconds."""
+    if held := engine.kept_bytes:
+        room = ROOM * (free_bytes(device) + torch.cuda.memory_allocated(device))
+        if not stays(memory(), room / 1e9, held / 1e9):
+            engine.release()
+
+
+def kept(memory) -> list:
+    """The lines with the rollout's as always there."""
+    return [replace(line, when="always") if line.when == "rollout" else line for line in memory]
+
+
 def report(config, path, ranks: int) -> str:
     """The plan as text."""
     memory, traffic = plan(config, path, ranks)
@@ -268,4 +299,7 @@ def report(config, path, ranks: int) -> str:
         lines += ["", title, *(f"  {line.gb:9.2f}  {line.what}: {line.how}" for line in found if line.gb)]
         if title == "memory":
             lines.append(f"  {peak(found):9.2f}  at most: learner and rollout take turns")
+            if config.rollout.cuda_graphs:
+                what = f"where {ROOM:.0%} of a GPU hold this much: the rollout's buffers and captured steps stay"
+                lines.append(f"  {peak(kept(found)):9.2f}  {what}")
     return "\n".join(lines)

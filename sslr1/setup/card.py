@@ -7,11 +7,10 @@ from functools import lru_cache
 from sslr1 import model
 from sslr1.model.cost import CARDS, cost_of
 from sslr1.rollout.cache import bytes_a_token
-from sslr1.setup.budget import MASTER, TEXT, lines_of, peak, rows_of, shapes_of
+from sslr1.setup.budget import MASTER, ROOM, TEXT, lines_of, peak, rows_of, shapes_of, stays
 from sslr1.sums import plain_sum
 
 NAMES = {name.lower().replace(" ", ""): name for name in CARDS}  # by what --card takes
-ROOM = 0.9  # of a card's memory; the rest is CUDA's, NCCL's, and what the allocator can't hand out
 OF_PEAK, OF_BANDWIDTH = 0.4, 0.6  # assumed: what is had of the data sheet's operations, and of its bytes, a second
 
 
@@ -49,7 +48,9 @@ def fit(config, network, ranks, card) -> list:
 
     own, said = takes({}, ranks), f"{ROOM:.0%} of its memory are {room:.1f} GB"
     if own <= room:
-        return [f"  fits: {own:.1f} GB; {said}"]
+        keeps = config.rollout.cuda_graphs and stays(lines_of(config, shapes(config.model.frozen))[0], room)
+        then = "stay during the learner's turn" if keeps else "are made anew in each step"
+        return [f"  fits: {own:.1f} GB; {said}; the rollout's buffers {then}"]
     lines, s, count = [f"  does not fit: {own:.1f} GB; {said}"], shapes(config.model.frozen), ranks
     while config.rollout.prompts % count == 0:
         settings = mended(ladder(config, count, s.prompt), lambda tried: takes(tried, count) <= room)

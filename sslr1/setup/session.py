@@ -1,6 +1,7 @@
 """What a configuration comes to."""
 
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -11,6 +12,7 @@ from sslr1.data import ImageStore, PuzzleStream
 from sslr1.errors import UserError
 from sslr1.puzzles.reward import Score
 from sslr1.rollout import Engine, SamplerWeights
+from sslr1.setup import budget
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,6 +74,15 @@ class Session:
             )
         distributed.agree(problem, self.world)
         return model.load_reference(path, self.world, self.spec.dtype, train.replicate, train.compile)
+
+    def make_room(self) -> None:
+        """Before the learner's turn: has the engine give back what it keeps, where by the plan the GPU doesn't hold
+        both."""
+        budget.make_room(self.engine, lambda: self._memory, self.world.device)
+
+    @cached_property
+    def _memory(self) -> list:
+        return budget.plan(self.config, self.model_path, self.world.size)[0]
 
     def form(self, thinking=None) -> puzzles.Form:
         """How the configuration's puzzles are put; thinking or not as given."""

@@ -4,6 +4,8 @@ import re
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from unittest import mock
 
 import pytest
 import torch
@@ -12,8 +14,8 @@ from sslr1 import config, model, ops, train
 from sslr1.errors import UserError
 from sslr1.model import cost, parallel
 from sslr1.ops.chunks import default_height
-from sslr1.rollout.cache import GroupCache, Shape
-from sslr1.setup import budget, card, entry
+from sslr1.rollout.cache import GroupCache, Shape, bytes_a_token
+from sslr1.setup import budget, card, entry, session
 from tests.forks import launch
 from tests.learner.test_learner import make_groups, make_learner
 from tests.model.test_load import COUNTS, PUBLISHED, published
@@ -128,6 +130,63 @@ def test_what_excludes_each_other_is_not_added(tiny):
     )  # a float32 input, and the bfloat16 gradients or the float32 half
 
 
+def test_buffers_that_stay_are_always_there(tiny):
+    """By their planned size, or by what is held; of an evaluation, too, where it has more prompts than a rank's
+    share."""
+    settings = config.check({"model": {"path": "m"}, "data": {"path": "d"}})
+    memory, _ = budget.plan(settings, tiny, 16)
+    by_name = {line.what: line for line in memory}
+    a_token = bytes_a_token(model.outline(tiny).config.text_config, 2)
+    prompt = int(by_name["rollout's cache"].how.split()[-1])
+    assert prompt % 256 == 0 and by_name["rollout's cache"].gb * 1e9 == 4 * (prompt + 8 * 512) * a_token
+    assert by_name["evaluation's share of it"].gb * 1e9 == 21 * prompt * a_token  # 25 puzzles; 32 samples have room
+    (whole,) = (x for x in budget.plan(settings, tiny, 1)[0] if x.what == "evaluation's share of it")
+    assert whole.gb == 0  # 64 of one rank's 64
+    rollout = sum(line.gb for line in memory if line.when == "rollout")
+    together = budget.peak(budget.kept(memory))
+    assert together == pytest.approx(budget.peak(memory) + rollout) and "rollout" not in {
+        line.when for line in budget.kept(memory)
+    }
+    assert budget.stays(memory, together + 1e-9) and not budget.stays(memory, together - 1e-9)
+    assert budget.stays(memory, together + 1 + 1e-9, rollout + 1) and not budget.stays(memory, together, rollout + 1)
+    assert f"{together:9.2f}  where 90% of a GPU hold this much" in budget.report(settings, tiny, 16)
+
+
+def test_room_is_made_for_the_learner_where_it_is_short(tiny, monkeypatch):
+    """Of what is free or torch's, a tenth aside; decided anew each step, by what is really held."""
+    settings = config.check({"model": {"path": "m"}, "data": {"path": "d"}})
+    turn = budget.peak([line for line in budget.plan(settings, tiny, 1)[0] if line.when != "rollout"]) * 1e9
+    released, allocated = [], 10**8
+    engine = SimpleNamespace(kept_bytes=0, release=lambda: released.append(True))
+    made = session.Session(
+        **dict.fromkeys(("folder", "tokenizer", "spec", "images", "evaluation", "policy", "weights")),
+        config=settings,
+        world=SimpleNamespace(device=torch.device("cuda", 0), size=1),
+        model_path=tiny,
+        engine=engine,
+    )
+    made.make_room()  # nothing is held, so nothing is asked
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: allocated)
+    for held, room, short in ((10**9, turn + 1.01e9, False), (10**9, turn + 0.99e9, True), (1, turn + 1e3, False)):
+        engine.kept_bytes = held
+        monkeypatch.setattr(budget, "free_bytes", lambda device, room=room: room / 0.9 - allocated)
+        released.clear()
+        made.make_room()
+        assert bool(released) == short
+
+
+def test_room_is_made_between_rollout_and_learner(monkeypatch):
+    calls = mock.MagicMock()
+    calls.run.begin.return_value, calls.run.stopping.return_value = 0, False
+    calls.session.config = config.check({"model": {"path": "m"}, "data": {"path": "d"}, "train": {"steps": 2}})
+    for name in ("roll_out", "resample", "learnable"):
+        monkeypatch.setattr(train, name, getattr(calls, name))
+    calls.run.step = calls.run.best_step = 1
+    train.train(calls.session, calls.run)
+    order = [name for name, *_ in calls.mock_calls if name in ("resample", "session.make_room", "run.learner.step")]
+    assert order == ["resample", "session.make_room", "run.learner.step"] * 2
+
+
 def test_height_is_what_the_loss_takes(monkeypatch):
     seen = []
     inner = ops.row_loss.row_loss
@@ -178,7 +237,9 @@ def test_what_makes_it_fit():
     assert second == "  it would with train.recompute=1, train.token_budget=8192, optim.moments=bfloat16: 66.1 GB"
     settings = {"train.recompute": 1, "train.token_budget": 8192, "optim.moments": "bfloat16"}
     (said,) = card.fit(card.changed(c, settings), network, 1, cost.CARDS["H100"])
-    assert said.startswith("  fits: 66.1 GB")
+    assert said.startswith("  fits: 66.1 GB") and said.endswith("the rollout's buffers are made anew in each step")
+    (said,) = card.fit(card.changed(c, settings), network, 1, cost.CARDS["H200"])
+    assert said.endswith("the rollout's buffers stay during the learner's turn")
     assert "would with 2 GPUs" in card.fit(c, network, 1, cost.CARDS["L40S"])[1]
     assert "sampler's weights, 7.5 GB" in card.fit(c, network, 1, replace(cost.CARDS["L40S"], memory=8e9))[1]
     steps = {"a": [4, 2], "b": [1], "c": [8, 4, 2]}
