@@ -16,6 +16,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
 from torch.utils._pytree import tree_leaves
 
 from sslr1 import distributed, model
+from sslr1.data import mixed
 from sslr1.learner import Learner
 from sslr1.learner.learner import Counts
 from sslr1.model import shared_prefix
@@ -219,6 +220,18 @@ def test_a_fault_in_a_step_is_seen(tiny, device, monkeypatch, fault, words):
     monkeypatch.setattr(wave.Wave, "draw", lambda self, *given: fault(*given) or inner(self, *given))
     with pytest.raises(Exception, match=words):
         decode(tiny, device, torch.bfloat16)
+
+
+@pytest.mark.parametrize("max_side", [None, 30])
+def test_an_image_decoded_there(device, max_side):
+    """It is reduced and turned where it is, and downloaded last."""
+    with device:
+        for orientation in range(1, 9):
+            stored = torch.zeros(60, 90, 3, dtype=torch.uint8, device=CUDA)
+            host, there = mixed.finished(stored, orientation, max_side)
+            size = (60, 90, 3) if max_side is None else (20, 30, 3)
+            assert host.shape == there.shape == (size if orientation < 5 else (size[1], size[0], 3))
+            assert (host.device.type, there.device, there.dtype) == ("cpu", CUDA, torch.uint8)
 
 
 @pytest.mark.parametrize("options", [{}, {"kl_coef": 0.1, "entropy_coef": 0.01}], ids=["plain", "penalties"])

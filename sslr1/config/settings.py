@@ -64,8 +64,10 @@ class Data(Section):
         "procedural scenes drawn on first use below log.dir",
     )
     scenes: int = Field(2000, ge=16, description="how many images builtin:scenes has")
-    decoder: Literal["auto", "dali", "pillow"] = Field(
-        "auto", description="of PNG files, and for reducing; auto is DALI where it is installed"
+    decoder: Literal["auto", "dali", "pillow", "dali_gpu"] = Field(
+        "auto",
+        description="of PNG files, and for reducing; auto is DALI where it is installed. dali_gpu decodes ordinary "
+        "JPEG files on the GPU, in batches, and all else as dali; it rounds otherwise, so that a run keeps to it",
     )
     min_side: int = Field(252, ge=28, description="images whose shorter side is under this many px are passed over")
     max_side: int | None = Field(
@@ -81,7 +83,11 @@ class Data(Section):
         description="share of the images held out for evaluation: at least 64, at most 2,000 and never more than half "
         "of them",
     )
-    cache_mb: int = Field(256, ge=1, description="decoded images kept in memory, MiB a rank")
+    cache_mb: int = Field(
+        256,
+        ge=1,
+        description="decoded images kept in memory, MiB a rank; with decoder=dali_gpu as much of the GPU's, too",
+    )
     max_bad: float = Field(
         0.2,
         ge=0,

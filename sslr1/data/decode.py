@@ -4,7 +4,7 @@ own; opaque 8-bit PNG files by DALI where it is installed; the rest by Pillow.
 All give the same pixels of the same files (up to a level where an image is reduced), and refuse the same: turbo and
 DALI are given what `headers.read` says they read as Pillow does, and Pillow has the last word on what they can't read.
 What a picture shows, its transparency, depth and orientation, is `sslr1.data.pixels`' to say. Of an animation the first
-frame counts.
+frame counts. With dali_gpu, ordinary JPEG files are decoded on a GPU (`sslr1.data.mixed`), which rounds otherwise.
 
 Images much larger than wanted are reduced here, antialiased. A scale near 1 is left to the renderer, whose maps
 resample anyway: a resize costs several times the decoding.
@@ -19,7 +19,7 @@ from threading import local
 import numpy as np
 import torch
 
-from sslr1.data import headers, pixels
+from sslr1.data import headers, mixed, pixels
 from sslr1.errors import UserError
 from sslr1.files import LFS, NOT_FETCHED
 from sslr1.ops.memory import empty
@@ -45,26 +45,55 @@ class Decoder:
     """decode(list of bytes) -> list of uint8 [H, W, 3] CPU tensors, None where a file can't be decoded.
 
     backend: "dali", "pillow" or "auto" (DALI where it is installed), for what libjpeg-turbo doesn't read and for
-    reducing; the attribute tells which one runs. DALI is imported with the first image that takes it. threads: files
-    decoded at once. max_side: the longer side, in px, to which images with one above 1.25 times it are reduced; None
-    leaves all.
+    reducing; the attribute tells which one runs. DALI is imported with the first image that takes it. "dali_gpu": as
+    "dali", but that ordinary JPEG files are decoded, reduced and turned on `device`, a GPU's, and come as
+    `mixed.Decoded`, to be used on its default stream. threads: files decoded at once. max_side: the longer side, in
+    px, to which images with one above 1.25 times it are reduced; None leaves all.
     """
 
-    def __init__(self, backend="auto", threads=1, max_side=None):
-        if backend not in ("auto", "dali", "pillow"):
-            raise ValueError(f"data.decoder {backend!r} is not one of auto, dali, pillow")
-        if backend == "dali" and not _has_dali():
-            raise UserError("data.decoder is dali, which is not installed: install it, or set auto")
+    def __init__(self, backend="auto", threads=1, max_side=None, device=None):
+        if backend not in ("auto", "dali", "dali_gpu", "pillow"):
+            raise ValueError(f"data.decoder {backend!r} is not one of auto, dali, dali_gpu, pillow")
+        if backend in ("dali", "dali_gpu") and not _has_dali():
+            raise UserError(f"data.decoder is {backend}, which is not installed: install DALI, or set auto")
+        if backend == "dali_gpu" and (device is None or device.type != "cuda"):
+            raise UserError("data.decoder is dali_gpu, and this runs without a GPU: set data.decoder=auto")
         if backend == "auto":
             backend = "dali" if _has_dali() else "pillow"
         self.backend, self.max_side = backend, max_side
-        dali = _Dali() if backend == "dali" else None
+        dali = _Dali() if backend in ("dali", "dali_gpu") else None
+        self._mixed = mixed.Mixed(device, threads, _sound) if backend == "dali_gpu" else None
         self._ways = [_turbo, *([dali.decode] if dali else []), _pillow]
         self._reduce = dali.reduce if dali else _resized
         self._pool = ThreadPoolExecutor(threads, "decode") if threads > 1 else None
 
     def decode(self, files) -> list:
-        return list((self._pool.map if self._pool else map)(self._one, files))
+        files = list(files)
+        there = self._on_device(files) if self._mixed else {}
+        rest = [n for n in range(len(files)) if n not in there]
+        here = (self._pool.map if self._pool else map)(self._one, [files[n] for n in rest])
+        found = there | dict(zip(rest, here))
+        return [found[n] for n in range(len(files))]
+
+    def _on_device(self, files) -> dict:
+        """{number: Decoded} of the files that can be decoded there."""
+        known = {n: headers.read(data) for n, data in enumerate(files)}
+        known = {n: header for n, header in known.items() if _plain_jpeg(files[n], header)}
+        known = {n: header for n, header in known.items() if header.height * header.width <= mixed.BATCH_PIXELS}
+        with self._mixed.aside():
+            images = self._mixed.decode([files[n] for n in known], list(known.values()))
+            found = {
+                n: mixed.finished(image, header.orientation, self.max_side if self._large(image) else None)
+                for (n, header), image in zip(known.items(), images)
+                if image is not None
+            }
+        if self._mixed.stream:
+            for pair in found.values():  # whose memory must not be used again while it is still rendered from
+                pair.device.record_stream(torch.cuda.default_stream(pair.device.device))
+        return found
+
+    def _large(self, image) -> bool:
+        return self.max_side is not None and max(image.shape[:2]) > NEAR * self.max_side
 
     def _one(self, data):
         header = headers.read(data)
@@ -72,8 +101,7 @@ class Decoder:
         image, orientation = next((it for it in found if it is not None), (None, 1))
         if image is None:
             return None
-        longer = max(image.shape[:2])
-        if self.max_side is not None and longer > NEAR * self.max_side:
+        if self._large(image):
             image = self._reduce(image, self.max_side)
         return image if orientation == 1 else _turned(image, orientation)
 
@@ -100,7 +128,7 @@ def decoded(data) -> np.ndarray:
 
 def _turbo(data, header):
     """An ordinary JPEG file. None too for what libjpeg-turbo has to say anything about."""
-    if header is None or not header.jpeg or header.height * header.width > MOST_PIXELS * len(data):
+    if not _plain_jpeg(data, header):
         return None
     from simplejpeg import decode_jpeg  # here, so that nothing but decoding needs it
 
@@ -110,6 +138,14 @@ def _turbo(data, header):
     except (ValueError, MemoryError):
         return None
     return image, header.orientation
+
+
+def _plain_jpeg(data, header) -> bool:
+    return header is not None and header.jpeg and header.height * header.width <= MOST_PIXELS * len(data)
+
+
+def _sound(data, header) -> bool:
+    return _turbo(data, header) is not None
 
 
 def _pillow(data, _):

@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 from sslr1.data import shards
 from sslr1.data.decode import Decoder, formats, why
+from sslr1.data.mixed import Decoded
 from sslr1.data.walk import ARCHIVE, AVIF, COMPRESSED, SUFFIXES, UNPACK, Census, Walk, is_aside, is_image
 from sslr1.errors import UserError
 from sslr1.files import LFS, NOT_FETCHED, no_folder, write_whole
@@ -186,7 +187,7 @@ class ImageStore:
                 self.bad[n] = f"can't be read: {error.strerror or error}"
         good = {}
         for (n, content), image in zip(data.items(), self.decoder.decode(data.values())):
-            picture = None if image is None else Picture(image)
+            picture = None if image is None else Picture(*image) if isinstance(image, Decoded) else Picture(image)
             if reason := self._reason(picture, content):
                 self.bad[n] = reason
             else:

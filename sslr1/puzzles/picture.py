@@ -23,13 +23,14 @@ LONGEST = 3  # times its short side: of a longer picture a puzzle is cut from a 
 
 
 class Picture:
-    """pixels: uint8 [H, W, 3] on any device. What is asked of it comes from a sample that doesn't grow with it, lies on
+    """pixels: uint8 [H, W, 3] on any device; on_device: the same on the device that renders, where it has been decoded
+    there, or None. What is asked of it comes from a sample that doesn't grow with it, lies on
     the CPU and is kept, KEPT bytes at most: `puzzles.make` takes Pictures where images are shown more than once."""
 
     KEPT = SAMPLES * SAMPLES * 3 + 2 * 16 * 16 * 3 * 4
 
-    def __init__(self, pixels: torch.Tensor):
-        self.pixels = pixels
+    def __init__(self, pixels: torch.Tensor, on_device: torch.Tensor | None = None):
+        self.pixels, self.on_device = pixels, on_device
         self.height, self.width = pixels.shape[:2]
 
     @cached_property
@@ -59,7 +60,8 @@ class Picture:
             return self
         start = int(rng.integers(0, max(self.height, self.width) - reach + 1))
         axis = 0 if self.height > self.width else 1
-        return Picture(self.pixels.narrow(axis, start, reach).contiguous())
+        copies = (self.pixels, self.on_device)
+        return Picture(*(x if x is None else x.narrow(axis, start, reach).contiguous() for x in copies))
 
     @cached_property
     def look(self) -> np.ndarray:

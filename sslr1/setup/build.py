@@ -63,7 +63,7 @@ def build(config: Config, world: distributed.World, folder: Path | None = None, 
     spec = ops.PatchSpec.from_pretrained(model_path, dtype=dtype, **limits)
     if data:
         series.check(_kinds(config), spec, config.puzzles.composed)
-    images, evaluation = _images(config, data_path, listing) if data else (None, None)
+    images, evaluation = _images(config, data_path, listing, world.device) if data else (None, None)
     asked = folder and world.main
     distributed.agree(_problem(check_token_budget, config, images, tokenizer, spec) if asked else None, world)
 
@@ -190,9 +190,9 @@ def _kinds(config) -> list:
     return [(name, level) for name in c.mixture for level in (puzzles.LEVELS[name] if adaptive else [c.levels[name]])]
 
 
-def _images(config, data_path, listing) -> tuple[Images, Images]:
+def _images(config, data_path, listing, device) -> tuple[Images, Images]:
     """Images to train on, and those to evaluate on."""
-    decoder = Decoder(config.data.decoder, torch.get_num_threads(), config.data.max_side)
+    decoder = Decoder(config.data.decoder, torch.get_num_threads(), config.data.max_side, device)
     room = config.data.cache_mb << 20
     files = ImageFolder.thaw(data_path, listing) if listing else ImageFolder.scan(data_path)
     store = ImageStore(files, decoder, config.data.min_side, room)
