@@ -9,7 +9,6 @@ import pytest
 import torch
 from PIL import Image
 
-from sslr1 import config
 from sslr1.data import Decoder, ImageFolder, ImageStore, decode, headers, mixed
 from sslr1.data.scenes import scene
 from sslr1.errors import UserError
@@ -193,6 +192,7 @@ def test_it_is_refused_without_a_gpu():
 
 def test_a_run_keeps_to_it(tmp_path):
     """Puzzles are drawn from what is decoded."""
+    from sslr1 import config  # which a GPU machine may lack pydantic for
 
     def settings(name):
         return config.check({"model": {"path": "m"}, "data": {"path": "d", "decoder": name}})
