@@ -129,7 +129,7 @@ class Run:
         """Whether any rank was told to stop (SIGTERM, SIGUSR1, Ctrl-C). Raises what went wrong with a checkpoint in the
         background."""
         own = FAILED if self.checkpoints.failed() else self.signals.received
-        gravest = int(distributed.all_reduce(torch.tensor(own, device=self.world.device), "max"))
+        gravest = int(distributed.all_reduce(torch.full((), own, device=self.world.device), "max"))
         if gravest == FAILED:
             self.checkpoints.wait()
         self.interrupted = gravest == self.signals.received == INTERRUPT  # where others had it, as after SIGTERM

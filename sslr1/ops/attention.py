@@ -11,7 +11,7 @@ from itertools import groupby
 import torch
 import torch.nn.functional as F
 
-from sslr1.ops import backends, flash, packed_attention  # noqa: F401 (registers the operation)
+from sslr1.ops import backends, flash, packed_attention, transfer  # noqa: F401 (registers the operation)
 
 # What kernels/triton/decode.py is compiled and tested for; anything else takes the plain form.
 KERNEL_DTYPES = (torch.bfloat16, torch.float32)
@@ -70,16 +70,15 @@ class Layout:
         """`group_mask` of one group, made for the first layer that asks and kept for the others."""
         if group not in self._masks:
             prompt, completions = self.groups[group]
-            self._masks[group] = group_mask(prompt, completions).to(self.own.device, non_blocking=True)
+            self._masks[group] = transfer.upload(group_mask(prompt, completions), self.own.device, "tables")
         return self._masks[group]
 
     def to(self, device):
         """The same with its tensors on `device`."""
         moved = copy(self)
         moved._masks = {}
-        for name, x in vars(self).items():
-            if isinstance(x, torch.Tensor):
-                setattr(moved, name, x.to(device, non_blocking=True))
+        tensors = {name: x for name, x in vars(self).items() if isinstance(x, torch.Tensor)}
+        vars(moved).update(zip(tensors, transfer.upload_together(tensors.values(), device, "tables")))
         return moved
 
 
