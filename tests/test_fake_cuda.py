@@ -78,7 +78,10 @@ class Device(FakeTensorMode):
         for name, x in vars(layout).items():
             if isinstance(x, torch.Tensor):
                 setattr(layout, name, self.upload(x))
-        return replace(packed, **parts | {"layout": layout, "image_grid_thw": packed.image_grid_thw})
+        prompts = [replace(p, pixel_values=self.upload(p.pixel_values)) for p in packed.prompts]
+        return replace(
+            packed, **parts | {"layout": layout, "prompts": prompts, "image_grid_thw": packed.image_grid_thw}
+        )
 
     def take(self, module):
         """The same for all of a module's parameters and buffers, in place; tied ones stay tied."""

@@ -119,7 +119,8 @@ def answers(session, batches, report=lambda done: None) -> list:
     files, rule, records = session.evaluation.store.folder.files, session.config.puzzles.rule, []
     for batch in batches:
         opening = model.opening(session.tokenizer, batch.thinking)
-        groups = session.engine.generate(model.prompts(batch, session.tokenizer), group_size=1, temperature=0)
+        prompts = model.prompts(batch, session.tokenizer, device=session.world.device)
+        groups = session.engine.generate(prompts, group_size=1, temperature=0)
         for puzzle, group in zip(batch, groups):
             at, sample = puzzle.address, group.samples[0]
             score = puzzles.score(puzzle.answer, opening + sample.text, rule, batch.thinking)

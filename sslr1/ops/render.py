@@ -81,6 +81,29 @@ def unpatchify(pixel_values, image_grid_thw, spec):
     return out
 
 
+def patch_bytes(pixel_values, spec):
+    """What of patches is not said twice: the byte of each of their values, uint8 [n, 3 * patch * patch] where they lie.
+    `patches_of` gives the same patches back, bit for bit. ValueError for values that no byte has under the spec."""
+    n, area = len(pixel_values), spec.patch**2
+    values = transfer.upload(spec.table().to(pixel_values.dtype), pixel_values.device, "plans").float()
+    shown = pixel_values.view(n, 3, spec.temporal, area).float()
+    out = torch.empty(n, 3, area, dtype=torch.uint8, device=pixel_values.device)
+    for channel in range(3):
+        found = torch.searchsorted(values[channel], shown[:, channel, 0].contiguous()).clamp_(max=255)
+        if not (values[channel][found][:, None] == shown[:, channel]).all():
+            raise ValueError("pixel values that are none of this PatchSpec's: was it made for another model's patches?")
+        out[:, channel] = found
+    return out.view(n, -1)
+
+
+def patches_of(bytes, spec, dtype):
+    """pixel_values [n, 3 * temporal * patch * patch] of what `patch_bytes` gave, where that lies."""
+    values = transfer.upload(spec.table().to(dtype), bytes.device, "plans")
+    index = bytes.view(len(bytes), 3, spec.patch**2).long()
+    out = torch.stack([values[channel][index[:, channel]] for channel in range(3)], 1)
+    return out[:, :, None].expand(-1, -1, spec.temporal, -1).reshape(len(bytes), -1)
+
+
 def _checked(images):
     images = list(images)
     for i, image in enumerate(images):
@@ -191,7 +214,7 @@ def _reference(images, tables, out, layout):
     sources = []
     for (image, level), sigma in zip(sources_int.tolist(), sources_float.tolist()):
         picture = _atlas(out.device) if image == ATLAS else images[image]
-        sources.append(_blur(_mip(picture, level), sigma).contiguous())
+        sources.append(_blur(mip(picture, level), sigma).contiguous())
     sizes = canvases.tolist()
     flat = out if layout is None else torch.empty(sum(h * w for h, w in sizes), 3, dtype=torch.uint8, device=out.device)
     flat.fill_(FILL)
@@ -235,7 +258,8 @@ def _patchify(canvas, values, patch, merge, temporal):
     return out.reshape(h * w * m * m, -1)
 
 
-def _mip(image, level):
+def mip(image, level):
+    """A mip level of uint8 [H, W, 3]: halved so often, by means of 2x2 pixels."""
     for _ in range(level):
         h, w = image.shape[0] // 2, image.shape[1] // 2
         box = image[: 2 * h, : 2 * w].view(h, 2, w, 2, 3).to(torch.int32).sum((1, 3))

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from sslr1 import ops
 from sslr1.model.packing import Group, pack
 from sslr1.model.shared_prefix import no_mask, run
+from sslr1.ops import transfer
 from sslr1.rollout.cache import GroupCache
 
 BLOCK = 64  # rows of every step's matrix products where results must not depend on the batch
@@ -62,12 +63,11 @@ class Wave:
         packed = packed.to(device)
         self.cache.expect(places, lengths)
         hidden = run(model, packed, self.cache)
-        taken = torch.tensor(places, device=device)
-        lengths_there = torch.tensor(lengths, device=device)
+        numbers = [torch.tensor(x) for x in (places, lengths, [p.id for p in prompts])]
+        taken, lengths_there, ids = transfer.upload_together(numbers, device, "tables")
         logits = ops.float_logits(hidden[lengths_there.cumsum(0) - 1], model.lm_head.weight)
         sample = torch.arange(G, device=device)
         samples = (taken[:, None] * G + sample).view(-1)
-        ids = torch.tensor([p.id for p in prompts], device=device)
         next_position = torch.stack([p.max() for p in packed.position_ids.split(lengths, 1)]) + 1
         self.lengths[taken] = lengths_there.int()
         self.addresses[samples] = ops.fold_tensor(self.key, ids[:, None], sample).view(-1)

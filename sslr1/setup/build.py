@@ -78,6 +78,7 @@ def build(config: Config, world: distributed.World, folder: Path | None = None, 
         batch_invariant=c.batch_invariant,
         look_every=c.look_every,
         cuda_graphs=c.cuda_graphs,
+        keeps_seen=config.model.frozen == "vision",
     )
     return Session(
         config=config,

@@ -1,6 +1,7 @@
 """What a configuration comes to."""
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -9,6 +10,7 @@ from sslr1 import distributed, model, ops, puzzles
 from sslr1.config import Config
 from sslr1.data import ImageStore, PuzzleStream
 from sslr1.errors import UserError
+from sslr1.model import shared_prefix
 from sslr1.puzzles.reward import Score
 from sslr1.rollout import Engine, SamplerWeights
 
@@ -45,12 +47,19 @@ class Session:
         c = self.config.puzzles
         return puzzles.score(answer, self.opening + text, c.rule, c.thinking)
 
+    @property
+    def keep_seen(self):
+        """For a `Learner`: by the sampler's model, which is whole on each rank."""
+        if self.config.model.frozen != "vision":
+            return None
+        return partial(shared_prefix.keep_seen, self.weights.model)
+
     def summary(self) -> str:
         """One line for the start of a run: what was found, and what was chosen where there was a choice."""
         images, world = self.images, self.world
         return (
             f"{len(images.train)} images to train on, {len(self.evaluation.held_out)} held out, decoded by "
-            f"{images.store.decoder.backend}, rendered by {ops.choose_backend('auto', torch.device('cpu'))}; "
+            f"{images.store.decoder.backend}, rendered by {ops.choose_backend('auto', world.device)}; "
             f"{world.size} {world.device.type} rank(s), {torch.get_num_threads()} thread(s) each, "
             f"{self.spec.dtype}".replace("torch.", "")
             + (f", attention by {ops.flash.library()}" if world.device.type == "cuda" else "")
@@ -90,6 +99,7 @@ class Session:
             batch=batch or c.rollout.prompts,
             seed=c.train.seed,
             form=self.form(),
+            device=self.world.device,
             rank=self.world.rank,
             world_size=self.world.size,
         )

@@ -38,7 +38,13 @@ def make_learner(
     model.load_weights(policy.model, tiny)
     weights.attach(policy, world)
     options = dict(
-        optim=OPTIONS.optim, loss=OPTIONS.loss, temperature=1.0, max_tokens=10, token_budget=token_budget, steps=10
+        optim=OPTIONS.optim,
+        loss=OPTIONS.loss,
+        temperature=1.0,
+        max_tokens=10,
+        token_budget=token_budget,
+        steps=10,
+        spec=spec_of(tiny),
     )
     return Learner(policy, world, **{**options, **changes}), weights
 
@@ -66,8 +72,6 @@ def test_micro_batches_change_nothing(tiny, photographs, seed, one_process, adva
         learner, _ = make_learner(tiny, one_process, budget, loss=loss)
         found = learner.step(groups, rewards)
         results.append((found, parameters(learner)))
-        once = sum(g.prompt.pixel_values.nbytes for g in groups)  # and again for each further part of a group
-        assert learner.patch_bytes == once if budget == 100_000 else learner.patch_bytes > once
     (a, pa), (b, pb) = results
     for key in ("loss", "grad_norm", "entropy", "ratio/mean"):
         assert abs(a.metrics[key] - b.metrics[key]) <= 1e-5 * max(1, abs(a.metrics[key])), key

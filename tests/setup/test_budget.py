@@ -64,7 +64,7 @@ def test_activations_are_what_a_forward_pass_keeps(any_tiny, photographs, seed, 
         policy(packed, lambda hidden, head: (hidden.sum(),))
     inner = network.model
     planned = of_token * len(packed.input_ids) * len(inner.language_model.layers)
-    planned += of_patch * len(packed.pixel_values) * len(inner.visual.blocks)
+    planned += of_patch * sum(len(p.pixel_values) for p in packed.prompts) * len(inner.visual.blocks)
     assert 0.8 * sum(kept.values()) < planned < 1.02 * sum(kept.values())
     model.freeze(frozen := model.skeleton(any_tiny), "vision")
     assert budget.activations(frozen, dtype) == (of_token, 0)
