@@ -96,19 +96,24 @@ def prompts(batch, tokenizer, first_id=0, device=None) -> list:
 def prompt(question, pixel_values, image_grid_thw, tokenizer, merge, thinking=True, id=0) -> Prompt:
     """One prompt: chat template applied, each `<image>` of the question replaced by its image's visual tokens.
     ValueError where marks and images are not equally many."""
-    pieces = question.split("<image>")
-    content = [{"type": "text", "text": pieces[0]}] if pieces[0] else []
-    for piece in pieces[1:]:
-        content.append({"type": "image"})
-        if piece:
-            content.append({"type": "text", "text": piece})
-    ids = np.asarray(tokenizer(_chat(tokenizer, content, thinking), add_special_tokens=False)["input_ids"])
+    ids = np.asarray(question_ids(question, tokenizer, thinking))
     is_image = ids == tokenizer.convert_tokens_to_ids(IMAGE_PAD)
     if is_image.sum() != len(image_grid_thw):
         raise ValueError(f"a question with places for {is_image.sum()} images was given {len(image_grid_thw)}")
     repeats = np.ones(len(ids), np.int64)
     repeats[is_image] = (image_grid_thw.prod(1) // merge**2).numpy()
     return Prompt(torch.from_numpy(np.repeat(ids, repeats)), pixel_values, image_grid_thw, id)
+
+
+def question_ids(question, tokenizer, thinking=True) -> list:
+    """Token ids of a prompt with one for each picture."""
+    pieces = question.split("<image>")
+    content = [{"type": "text", "text": pieces[0]}] if pieces[0] else []
+    for piece in pieces[1:]:
+        content.append({"type": "image"})
+        if piece:
+            content.append({"type": "text", "text": piece})
+    return tokenizer(_chat(tokenizer, content, thinking), add_special_tokens=False)["input_ids"]
 
 
 def _chat(tokenizer, content, thinking) -> str:

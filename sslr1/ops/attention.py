@@ -23,11 +23,13 @@ def _repeat_heads(x, times):
     return x if times == 1 else x.repeat_interleave(times, 1)
 
 
-def group_mask(prompt_length: int, completion_lengths) -> torch.Tensor:
-    """Who sees whom in `[prompt | c1 | … | cG]`: bool [T, T], row = query. Causal; completions don't see each other."""
+def group_mask(prompt_length: int, completion_lengths, device="cpu") -> torch.Tensor:
+    """Who sees whom in `[prompt | c1 | … | cG]`: bool [T, T], row = query. Causal; completions don't see each other.
+    Made on the device."""
     owner = torch.arange(len(completion_lengths) + 1)
     owner = owner.repeat_interleave(torch.tensor([prompt_length, *completion_lengths]))
-    causal = torch.ones(len(owner), len(owner), dtype=torch.bool).tril()
+    owner = transfer.upload(owner, device, "tables")
+    causal = torch.ones(len(owner), len(owner), dtype=torch.bool, device=device).tril()
     return causal & ((owner[None, :] == 0) | (owner[None, :] == owner[:, None]))
 
 
@@ -70,7 +72,7 @@ class Layout:
         """`group_mask` of one group, made for the first layer that asks and kept for the others."""
         if group not in self._masks:
             prompt, completions = self.groups[group]
-            self._masks[group] = transfer.upload(group_mask(prompt, completions), self.own.device, "tables")
+            self._masks[group] = group_mask(prompt, completions, self.own.device)
         return self._masks[group]
 
     def to(self, device):

@@ -2,6 +2,7 @@
 mean."""
 
 import math
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -175,6 +176,26 @@ def finest_step(matrix, height, width) -> float:
             u, v = (a * x + b * y + c) / z, (d * x + e * y + f) / z
             steps += [math.hypot(a - g * u, d - g * v) / z, math.hypot(b - h * u, e - h * v) / z]
     return min(steps)
+
+
+def largest_canvas(pixels, spec) -> int:
+    """px of what `canvas_size` gives at most for a cell of so many. Where that is too little for the spec, which wants
+    m square units, it gives the first enlargement that isn't. The one before had n x k < m units; sides grow by 1/32 of
+    an octave, 2.2 %, at a time, so this has less than 1.022^2 (n + 1)(k + 1), and (n + 1)(k + 1) <= 2m."""
+    unit = spec.unit**2
+    return int(min(spec.max_pixels // unit, max(pixels // unit, 2.1 * math.ceil(spec.min_pixels / unit)))) * unit
+
+
+class Extent(NamedTuple):
+    """What a canvas has at most: px of its sides, and of its area."""
+
+    height: int
+    width: int
+    area: int
+
+    @classmethod
+    def square(cls, side):
+        return cls(side, side, side * side)
 
 
 def canvas_size(pitch_y, pitch_x, spec, rim=0.0):

@@ -86,6 +86,12 @@ def lettered(count, truth, **drawn) -> Puzzle:
     return Puzzle(readings=[({"count": count}, Answer("choice", letters[truth], letters))], chance=1 / count, **drawn)
 
 
+def lettered_rows(count, reference, candidate) -> list:
+    """A reference and `count` candidates, laid out as `lettered` does."""
+    half = (count + 1) // 2
+    return [[reference], [candidate] * half, [candidate] * (count - half)]
+
+
 class PuzzleBatch:
     """B puzzles put in one form: a list of `Puzzle`s, and their fields as lists."""
 

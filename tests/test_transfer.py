@@ -1,0 +1,52 @@
+"""What goes from the host to the device, on a device that is none (bench/standin.py): every copy is counted there, who
+ever asked for it. In processes of their own, where it stays."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+ATLAS = 64 * 64 * 20 * 3  # bytes, once a process
+
+
+def on_a_standin(*command, **env):
+    done = subprocess.run(
+        [sys.executable, *command],
+        cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": f"{ROOT / 'bench'}{os.pathsep}{ROOT}", **env},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+def check_steps(found, tables):
+    """tables: bytes beside pictures and ids, as a share of the pictures, that a step may copy."""
+    first, *others = found
+    for step in found:
+        by, sent = step["by"], step["sent"]
+        assert 0 < sent["images"] <= step["pictures"]  # each once, and no larger than shown
+        assert "patches" not in sent and "moved" not in sent
+        # What the rollout sets up for itself still goes its own way: the ids that are never drawn, and places
+        aside = [by.pop(f"sslr1/rollout/wave.py:{name}", 0) for name in ("__init__", "collect")]
+        assert sum(aside) < 1000
+        assert set(by) == {"sslr1/ops/transfer.py:upload", "sslr1/ops/transfer.py:upload_together"}, by
+        assert sum(by.values()) == sum(size for name, size in sent.items() if name != "weights")
+        assert step["copied"] - step["ids"] - ATLAS * (step is first) <= (1 + tables) * step["pictures"]
+        assert step["before"] > 4 * step["copied"]
+    for step in others:  # more updates; completions may have other lengths
+        assert step["sent"]["images"] == first["sent"]["images"] and step["copied"] <= first["copied"]
+
+
+def test_a_steps_pictures_are_copied_once_whatever_the_updates():
+    check_steps(on_a_standin("bench/transfers.py", "--prompts", "8", "--side", "224", "--updates", "1", "3"), 0.1)
+
+
+@pytest.mark.slow
+def test_a_step_of_64_puzzles_of_448_px_copies_little_more_than_its_pictures():
+    check_steps(on_a_standin("bench/transfers.py"), 0.1)
