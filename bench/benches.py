@@ -8,6 +8,7 @@ import rollout
 import sampling
 import step
 import stream
+import transfers
 
 BENCHES = {
     "step": step.rows,
@@ -15,6 +16,7 @@ BENCHES = {
     "decode": decode.rows,
     "render": render.rows,
     "stream": stream.rows,
+    "transfers": transfers.rows,
     "loss": loss.rows,
     "rollout": rollout.rows,
     "learner": learner.rows,

@@ -187,16 +187,22 @@ def render_by_triton(launch=True) -> None:
     render = import_module("sslr1.ops.render")  # whose function has its name
     choose = render.choose_backend
     render.choose_backend = lambda backend, device: "triton" if device.type == NAME else choose(backend, device)
-    if not launch:
-        kernels.halve = kernels.blur = Launches(lambda *_: None)
-        kernels.paint = Launches(lambda out, *_: out.zero_())
+    for name in ("halve", "blur", "paint"):
+        setattr(kernels, name, Launches(getattr(kernels, name), launch))
 
 
 class Launches:
-    """A kernel in name: takes a grid, and its arguments."""
+    """A kernel in Triton's interpreter, on the memory of its arguments; or, not to be launched, one that zeroes the
+    first of them if it is to be painted."""
 
-    def __init__(self, run):
-        self.run = run
+    def __init__(self, kernel, launch):
+        self.kernel, self.launch = kernel, launch
 
     def __getitem__(self, grid):
-        return lambda *arguments, **_: self.run(*arguments)
+        def run(*arguments, **options):
+            if self.launch:
+                self.kernel[grid](*(_off(x) if _here(x) else x for x in arguments), **options)
+            elif "PATCH" in options:
+                arguments[0].zero_()
+
+        return run

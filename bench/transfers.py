@@ -37,7 +37,8 @@ def said(found) -> dict:
     """A row's facts: in MB, and per byte of the pictures. before: what BEFORE's step copies, by what it consists of:
     patches to the prefill and to each update, and what isn't pictures as now. NOTES.md has its own count."""
     mb = {name: found[name] / 1e6 for name in ("pictures", "ids", "copied", "before")}
-    return {"copies_mb": {**mb, "commit": BEFORE}}
+    share = (mb["copied"] - mb["ids"]) / mb["pictures"]
+    return {"copies_mb": {**mb, "share": share, "commit": BEFORE}}
 
 
 def counted(updates, options=()) -> dict:

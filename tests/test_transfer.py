@@ -50,3 +50,43 @@ def test_a_steps_pictures_are_copied_once_whatever_the_updates():
 @pytest.mark.slow
 def test_a_step_of_64_puzzles_of_448_px_copies_little_more_than_its_pictures():
     check_steps(on_a_standin("bench/transfers.py"), 0.1)
+
+
+RENDERED = """
+import json, tempfile
+from collections import Counter
+from pathlib import Path
+from tests import interpreter
+interpreter.mend()
+import standin, torch, transfers
+from sslr1 import ops
+from sslr1.ops.render import NEAREST
+
+device = standin.start()
+with tempfile.TemporaryDirectory() as folder:
+    built = transfers.session(device, Path(folder), 10, 112, model={"dtype": "float32"})
+    standin.render_by_triton()
+    stream = built.stream()
+    batch = stream.build(0)
+    stream.close()
+assert all(prompt.pixel_values.device == device for prompt in batch.prompts)
+expected, grids = batch.puzzles.render_patches(backend="cpp")
+found = ops.patch_bytes(torch.cat([prompt.pixel_values.cpu() for prompt in batch.prompts]), built.spec)
+apart = (found.int() - ops.patch_bytes(expected, built.spec).int()).abs()
+modes = [set() for _ in grids]
+for (canvas, *_, mode), _ in batch.puzzles.plan.tiles:
+    modes[canvas].add(mode)
+moved = [of_canvas == {NEAREST} for of_canvas in modes]
+largest = [int(part.max()) for part in apart.split(grids.prod(1).tolist())]
+names = Counter(batch.puzzles.names)
+print(json.dumps({"names": names, "moved": moved, "largest": largest, "changed": float((apart > 0).float().mean())}))
+"""
+
+
+def test_tritons_kernels_render_a_steps_prompts_as_cpp_does():
+    """Of all puzzles, through the stream, whose images go to the device; by Triton's interpreter."""
+    (found,) = on_a_standin("-c", RENDERED, TRITON_INTERPRET="1")
+    assert len(found["names"]) == 5
+    exact = [largest for largest, moved in zip(found["largest"], found["moved"]) if moved]
+    assert exact and not any(exact)
+    assert max(found["largest"]) <= 1 and found["changed"] < 0.01
