@@ -71,7 +71,7 @@ def check_dealing(folder, world, groups, rewards, mine, uneven):
     for group, row in zip(dealt, rows):
         original = groups[(rewards == row).all(1).nonzero().item()]
         for name in ("input_ids", "pixel_values", "image_grid_thw"):
-            assert torch.equal(getattr(group.prompt, name), getattr(original.prompt, name)), name
+            assert torch.equal(getattr(group.prompt, name).cpu(), getattr(original.prompt, name).cpu()), name
         for sample, before in zip(group.samples, original.samples):
             if len(sample.tokens):
                 assert torch.equal(sample.tokens, before.tokens) and torch.equal(sample.logprobs, before.logprobs)

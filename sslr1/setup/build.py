@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from sslr1 import distributed, model, ops, puzzles
+from sslr1 import distributed, model, ops
 from sslr1.config import BUILTIN_IMAGES, BUILTIN_MODEL, Config
 from sslr1.data import Decoder, ImageFolder, ImageStore, bad
 from sslr1.data.images import ABOUT
@@ -15,8 +15,7 @@ from sslr1.files import write_whole
 from sslr1.model import parallel
 from sslr1.puzzles import series
 from sslr1.rollout import Engine, SamplerWeights
-from sslr1.setup import processors
-from sslr1.setup.lengths import check_token_budget
+from sslr1.setup import lengths, processors
 from sslr1.setup.session import Images, Session, form_of
 
 
@@ -65,11 +64,11 @@ def build(
     limits = {k: v for k in ("min_pixels", "max_pixels") if (v := getattr(config.puzzles, k))}
     spec = ops.PatchSpec.from_pretrained(model_path, dtype=dtype, **limits)
     if data:
-        examples = series.check(_kinds(config), spec, config.puzzles.composed)
+        examples = series.check(lengths.kinds(config), spec, config.puzzles.composed)
     images, evaluation = _images(config, data_path, listing) if data else (None, None)
     if data and learns:
         asked = config, examples, tokenizer, form_of(config.puzzles, spec)
-        distributed.agree(_problem(check_token_budget, *asked) if world.main else None, world)
+        distributed.agree(_problem(lengths.check_token_budget, *asked) if world.main else None, world)
 
     policy, weights = _networks(config, world, model_path, dtype)
     c = config.rollout
@@ -160,13 +159,6 @@ def _openings(tokenizer, config, forms) -> str:
         asked = "the direct form is asked for (a benchmark's, unless --form is given)"
         opening = model.opening(tokenizer, form == "thinking", asked, "give --form thinking")
     return opening
-
-
-def _kinds(config) -> list:
-    """[(puzzle, level)] that training may come to."""
-    c = config.puzzles
-    adaptive = c.curriculum == "adaptive"
-    return [(name, level) for name in c.mixture for level in (puzzles.LEVELS[name] if adaptive else [c.levels[name]])]
 
 
 def _images(config, data_path, listing) -> tuple[Images, Images]:

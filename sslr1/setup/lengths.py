@@ -35,6 +35,13 @@ class Bound:
         )
 
 
+def kinds(config) -> list:
+    """[(puzzle, level)] that training may come to."""
+    c = config.puzzles
+    adaptive = c.curriculum == "adaptive"
+    return [(name, level) for name in c.mixture for level in (puzzles.LEVELS[name] if adaptive else [c.levels[name]])]
+
+
 def bounds(examples, tokenizer, form, side) -> list:
     """Bounds of the kinds of puzzles in `series.check`'s examples, the longest first. form: how they are put; side: px
     of an image's longer side at most, None for any."""
