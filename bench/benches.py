@@ -9,6 +9,7 @@ import rollout
 import sampling
 import step
 import stream
+import transfers
 
 BENCHES = {
     "step": step.rows,
@@ -16,6 +17,7 @@ BENCHES = {
     "decode": decode.rows,
     "render": render.rows,
     "stream": stream.rows,
+    "transfers": transfers.rows,
     "loss": loss.rows,
     "rollout": rollout.rows,
     "captures": captures.rows,

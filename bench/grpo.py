@@ -233,6 +233,14 @@ class Case:
                 replicate=1, token_budget=self.shape.token_budget, recompute=self.shape.recompute, compile=False
             ),
             data=SimpleNamespace(max_side=self.side),
+            puzzles=SimpleNamespace(
+                mixture={"rotation": 1.0},
+                levels={"rotation": 2},
+                curriculum="fixed",
+                composed=False,
+                min_pixels=None,
+                max_pixels=None,
+            ),
             rollout=self.rollout,
             optim=self.optim,
             loss=self.loss,

@@ -22,6 +22,11 @@ def notes(row, memory=True):
     if "step" in row and row["device"] == "cuda":
         rate = row["step"]["bytes"] / row["step"]["s"] / 1e9
         yield f"a step {1e3 * row['step']['s']:.2f} ms: {rate / row['ceilings']['copy_gb_s']:.0%} of the copy rate"
+    if "copies_mb" in row:
+        yield (
+            "{copied:.1f} MB copied, {ids:.1f} of them ids, for {pictures:.1f} MB of pictures ({share:.2f} each "
+            "without ids); {before:.1f} at {commit}".format(**row["copies_mb"])
+        )
     if "backend" in row:
         yield f"backend {row['backend']}"
     if "counters" in row:

@@ -231,10 +231,10 @@ GLOSSARY = {
             "runs.usage.Usage",
             "on a CPU near the threads that the run was given",
         ),
-        "perf/patches_mb": Metric(
+        "perf/host_to_device_mb": Metric(
             "MB",
-            "pixel patches that rank 0's rollout and learner took in during the step; on a GPU, by far the most of "
-            "what goes there from the host",
+            "what rank 0 copied from the host to its GPU since the last record: pictures for the most part, each once; "
+            "0 on a CPU",
             "runs.usage.Usage",
         ),
         "perf/host_memory_gb": Metric("GiB", "memory that rank 0's process holds now", "runs.usage.Usage", "level"),

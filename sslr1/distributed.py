@@ -112,6 +112,6 @@ def barrier() -> None:
 
 def agree(problem, world) -> None:
     """Raise on all ranks if rank 0 has a problem: its own words there, a bare UserError elsewhere."""
-    flag = torch.tensor(int(problem is not None), device=world.device)
+    flag = torch.full((), int(problem is not None), device=world.device)
     if int(all_reduce(flag, "max")):
         raise UserError(str(problem) if problem is not None else "")

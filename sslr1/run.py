@@ -61,8 +61,10 @@ class Run:
             token_budget=c.train.token_budget,
             steps=c.train.steps,
             max_logp_gap=c.rollout.max_logp_gap,
+            spec=session.spec,
+            keep_seen=session.keep_seen,
         )
-        session.engine.expect(c.rollout.prompts // world.size, c.rollout.group_size)
+        session.engine.expect(c.rollout.prompts // world.size, c.rollout.group_size, session.longest)
         levels = {name: puzzles.LEVELS[name] for name in c.puzzles.mixture}
         self.curriculum = Curriculum(c.puzzles.curriculum, levels, c.puzzles.levels, c.train.seed)
         self.recorder = Recorder(session.folder, world.main, page.write)
@@ -123,14 +125,14 @@ class Run:
             self.checkpoints.wait()
             self.learner.set_reference(self.session.reference(self.checkpoints.reference))
         self.recorder.progress.start("GRPO", c.train.steps, self.step)
-        self.usage.begin(self._patch_bytes)
+        self.usage.begin()
         return self.step
 
     def stopping(self) -> bool:
         """Whether any rank was told to stop (SIGTERM, SIGUSR1, Ctrl-C). Raises what went wrong with a checkpoint in the
         background."""
         own = FAILED if self.checkpoints.failed() else self.signals.received
-        gravest = int(distributed.all_reduce(torch.tensor(own, device=self.world.device), "max"))
+        gravest = int(distributed.all_reduce(torch.full((), own, device=self.world.device), "max"))
         if gravest == FAILED:
             self.checkpoints.wait()
         self.interrupted = gravest == self.signals.received == INTERRUPT  # where others had it, as after SIGTERM
@@ -182,7 +184,7 @@ class Run:
         """Write the step's line, and the report: at once, or if the last is log.report_every_s old."""
         self.recorder.log(self.line, self.answers)
         self.recorder.report(self.step, 0.0 if report else self.config.log.report_every_s)
-        self.usage.begin(self._patch_bytes)
+        self.usage.begin()
 
     def _speed(self, learned) -> dict:
         seconds = self.clock.take()
@@ -199,11 +201,7 @@ class Run:
             if peak:
                 out["perf/mfu"] = rate / peak
             out["perf/max_memory_allocated_gb"] = torch.cuda.max_memory_allocated() / 2**30
-        return out | self.usage.metrics(self._patch_bytes)
-
-    @property
-    def _patch_bytes(self) -> int:
-        return self.session.engine.patch_bytes + self.learner.patch_bytes
+        return out | self.usage.metrics()
 
     def evaluate(self) -> None:
         """Answer the held-out puzzles, and add their metrics to the step's line."""

@@ -39,6 +39,8 @@ def warm_up(session, progress=None, stopping=lambda: False) -> bool:
         max_tokens=config.rollout.max_tokens,
         token_budget=config.train.token_budget,
         steps=options.steps,
+        spec=session.spec,
+        keep_seen=session.keep_seen,
     )
     progress.start("format warm-up" if options.answers == "random" else "warm-up", options.steps)
     with closing(session.stream(options.batch, _levels(config))) as stream:

@@ -5,8 +5,10 @@ products with sums of another dtype, which can't be traced, are replaced by what
 """
 
 import ctypes
+from contextlib import nullcontext
 from copy import copy
 from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -15,7 +17,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
 from torch.utils._pytree import tree_leaves
 
-from sslr1 import distributed, model
+from sslr1 import distributed, model, puzzles
 from sslr1.data import mixed
 from sslr1.learner import Learner
 from sslr1.learner.learner import Counts
@@ -81,7 +83,10 @@ class Device(FakeTensorMode):
         for name, x in vars(layout).items():
             if isinstance(x, torch.Tensor):
                 setattr(layout, name, self.upload(x))
-        return replace(packed, **parts | {"layout": layout, "image_grid_thw": packed.image_grid_thw})
+        prompts = [replace(p, pixel_values=self.upload(p.pixel_values)) for p in packed.prompts]
+        return replace(
+            packed, **parts | {"layout": layout, "prompts": prompts, "image_grid_thw": packed.image_grid_thw}
+        )
 
     def take(self, module):
         """The same for all of a module's parameters and buffers, in place; tied ones stay tied."""
@@ -260,3 +265,44 @@ def test_a_micro_batch_of_the_learner(any_tiny, device, photographs, seed, monke
         device.watched = True
         found = learner._backward(packed, drawn, rewards, **step) | learner._backward(packed, drawn, rewards, **step)
     assert device.seen > 500 and device.waits == 4 and {"loss", "gap_max", "policy_loss"} <= set(found)
+
+
+def test_a_steps_pictures_go_up_together_and_are_rendered_there(device, monkeypatch, photographs, seed):
+    """Images and tables by one copy each; the kernels are given tensors of the device alone."""
+    from sslr1.kernels import render as kernels
+
+    from sslr1.ops import transfer
+
+    launched, flat, found = [], [], device
+
+    class Launched(Kernel):
+        def __call__(self, *arguments, **options):
+            super().__call__(*arguments, **options)
+            launched.append(sum(isinstance(x, torch.Tensor) for x in arguments))
+
+    def upload_together(tensors, where, purpose):
+        assert where == CUDA
+        flat.append(purpose)
+        return [device.upload(x) for x in tensors]
+
+    for name in ("halve", "blur", "paint"):
+        monkeypatch.setattr(kernels, name, Launched())
+    render = import_module("sslr1.ops.render")  # whose function has its name
+    monkeypatch.setattr(render, "_atlas", lambda where: device.upload(render.atlas()))
+    monkeypatch.setattr(torch.ops.sslr1, "render_patches", render._op_render_patches)
+    inner = torch.empty
+    monkeypatch.setattr(
+        torch,
+        "empty",
+        lambda *shape, device="cpu", **options: (
+            found.upload(inner(*shape, **options)) if device == CUDA else inner(*shape, device=device, **options)
+        ),
+    )
+    monkeypatch.setattr(torch.cuda, "device_of", lambda x: nullcontext())
+    monkeypatch.setattr(transfer, "upload_together", upload_together)
+    monkeypatch.setattr(transfer, "upload", lambda x, where, purpose: device.upload(x))
+    names = ["ordering", "correspondence", "rotation", "inpainting"]
+    batch = puzzles.make(photographs, names, level=2, seed=seed)
+    pixel_values, grids = batch.render_patches(device=CUDA)
+    assert pixel_values.device == CUDA and len(pixel_values) == int(grids.prod(1).sum())
+    assert flat == ["images", "plans"] and len(launched) >= 1

@@ -11,8 +11,6 @@ writes every output value once: 3 bytes a pixel or 3 * temporal * element size. 
 in registers.
 """
 
-from functools import lru_cache
-
 import torch
 
 import triton
@@ -236,13 +234,14 @@ def paint(
         tl.store(out + to * 3 + 2, blue.to(tl.uint8), mask=mask)
 
 
-def render(images, atlas, gaussian, tables, out, layout, fill):
+def render(images, atlas, gaussian, tables, out, layout, fill, upload):
     """Fill `out` with the canvases of a plan.
 
-    images: list of uint8 [H, W, 3] on out's device; atlas: uint8 [h, w, 3] on the CPU, image number -1;
+    images: list of uint8 [H, W, 3] on out's device; atlas: uint8 [h, w, 3] there too, image number -1;
     gaussian(sigma): taps float32 [2 * radius + 1]; tables: the plan's five, on the CPU, which name nothing that isn't
     there; out: uint8 [pixels, 3], canvases one after the other (layout None), or [rows, 3 * temporal * patch^2] with
-    layout (values [3, 256] of out's dtype on the CPU, patch, merge, temporal); fill: the byte where nothing is.
+    layout (values [3, 256] of out's dtype on the CPU, patch, merge, temporal); fill: the byte where nothing is;
+    upload(tensors, device, what for): them there, by one copy, each at a multiple of 16 bytes, contiguous.
     """
     sources_int, sources_float, canvases, tiles_int, tiles_float = tables
     values, patch, merge, temporal = layout or (torch.empty(0, dtype=torch.uint8), 0, 1, 1)
@@ -259,7 +258,9 @@ def render(images, atlas, gaussian, tables, out, layout, fill):
     halves = [_jobs(jobs, 3 * jobs[:, 3] * jobs[:, 4]) for jobs in halves]
     blurs, blur_blocks = _jobs(blurs, 3 * blurs[:, 3] * blurs[:, 4])
     all_tables = [places, tiles_int, tiles_float, sources, values, blurs, taps, *(jobs for jobs, _ in halves)]
-    places, tiles_int, tiles_float, sources, values, blurs, taps, *jobs_of_level = _upload(all_tables, out.device)
+    places, tiles_int, tiles_float, sources, values, blurs, taps, *jobs_of_level = upload(
+        all_tables, out.device, "plans"
+    )
     with torch.cuda.device_of(out):  # Triton launches on the current device; does nothing for CPU tensors
         for jobs, (_, level_blocks) in zip(jobs_of_level, halves):
             halve[(level_blocks,)](jobs, len(jobs), BLOCK=BLOCK)
@@ -282,7 +283,7 @@ def _pictures(images, atlas, gaussian, sources_int, sources_float, device):
     used, made, wanted, total = {}, {}, [], 0  # made: (image, level, sigma) -> (made from, height, width, offset)
     for (image, level), sigma in zip(sources_int.tolist(), sources_float.tolist()):
         if image not in used:
-            used[image] = _on(atlas, device) if image == -1 else images[image].contiguous()
+            used[image] = atlas if image == -1 else images[image].contiguous()
         h, w = used[image].shape[:2]
         if max(h, w) >= 1 << 24:
             raise ValueError(f"an image of {h}x{w} px has a side past 2^24, where float32 can't name its pixels")
@@ -321,19 +322,3 @@ def _jobs(rows, sizes):
     """int64 [n, c], elements of each int64 [n] -> (int64 [n, 1 + c], the first block of each in front; all blocks)."""
     blocks = (sizes + BLOCK - 1) // BLOCK
     return torch.cat([(blocks.cumsum(0) - blocks)[:, None], rows], 1), int(blocks.sum())
-
-
-def _upload(tables, device):
-    """The tables on `device`, by one copy; each starts at a multiple of 16 bytes: Triton compiles one variant."""
-    raw = [table.contiguous().view(-1).view(torch.uint8) for table in tables]
-    padded = [torch.nn.functional.pad(r, (0, -len(r) % 16)) for r in raw]
-    flat = torch.cat(padded)
-    if device.type == "cuda":
-        flat = flat.pin_memory().to(device, non_blocking=True)
-    pieces = flat.split([len(p) for p in padded])
-    return [piece[: len(r)].view(table.dtype).view(table.shape) for piece, r, table in zip(pieces, raw, tables)]
-
-
-@lru_cache
-def _on(picture, device):
-    return picture.to(device)

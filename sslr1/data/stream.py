@@ -41,7 +41,7 @@ class StreamBatch:
 class PuzzleStream:
     """store: ImageStore; numbers: images to train on; mixture: {puzzle: share}; levels: (step, slot, puzzle) -> level,
     asked in the background while the step before trains; batch: puzzles a step over all ranks, of which this rank takes
-    every `world_size`-th."""
+    every `world_size`-th; device: where they are rendered, and their patches stay."""
 
     def __init__(
         self,
@@ -54,13 +54,14 @@ class PuzzleStream:
         batch,
         seed,
         form,
+        device=None,
         rank=0,
         world_size=1,
     ):
         self.store, self.numbers, self.tokenizer = store, numbers, tokenizer
         self.mixture = {name: share for name, share in mixture.items() if share > 0}
         self.levels, self.batch, self.seed = levels, batch, seed
-        self.form, self.pool = form, Pool(store, numbers)
+        self.form, self.device, self.pool = form, device, Pool(store, numbers)
         self.mine = range(rank, batch, world_size)
         self._permutation = lru_cache(2)(lambda epoch: keys.generator("epoch", seed, epoch).permutation(len(numbers)))
         self._worker = ThreadPoolExecutor(1, "puzzles")
@@ -114,7 +115,7 @@ class PuzzleStream:
                 else:
                     slot.other_puzzle()
         made = puzzles.PuzzleBatch([decided[slot.j] for slot in slots], self.form)
-        prompts = model.prompts(made, self.tokenizer)
+        prompts = model.prompts(made, self.tokenizer, device=self.device)
         for prompt, slot in zip(prompts, slots):
             prompt.id = slot.j
         return StreamBatch(step, made, prompts, [slot.number for slot in slots], slots)

@@ -69,7 +69,7 @@ def evaluate_puzzles(arguments, console):
         folder = None  # there is no list of the images that it was started with
     overrides = ["rollout.batch_invariant=true", *given, *arguments.overrides]
     asked = FORMS[arguments.form] if arguments.form else ()
-    with entry.session(source, overrides, folder=folder, forms=asked) as session:
+    with entry.session(source, overrides, folder=folder, forms=asked, learns=False) as session:
         c, progress, records = session.config.puzzles, Progress(session.world.main), []
         names = arguments.puzzle or (puzzles.NAMES if arguments.levels else list(c.mixture))
         forms = asked or (("thinking",) if c.thinking else ("direct",))

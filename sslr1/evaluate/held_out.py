@@ -12,6 +12,7 @@ from sslr1.errors import UserError
 from sslr1.evaluate import scoring
 from sslr1.evaluate.logs import gather
 from sslr1.files import write_whole
+from sslr1.ops import transfer
 from sslr1.sums import plain_sum
 
 FROZEN = "held_out.json"
@@ -38,7 +39,8 @@ class Evaluator:
             own = answers(self.session, batches)
             marks[name] = self._marks(name, own)
             sums = [plain_sum(r[key] for r in own) for key in ("score", "accuracy", "format", "chance")]
-            sums = torch.tensor([*sums, len(own)], dtype=torch.float64, device=self.session.world.device)
+            sums = torch.tensor([*sums, len(own)], dtype=torch.float64)
+            sums = transfer.upload(sums, self.session.world.device, "counts")
             *means, n = distributed.all_reduce(sums).tolist()
             for key, total in zip(("exact", "accuracy", "format", "chance"), means):
                 out[f"eval/{name}/{key}"] = total / max(n, 1)
@@ -49,9 +51,10 @@ class Evaluator:
         """own: this rank's lines of the log. All ranks must call it."""
         files, addresses = self.session.evaluation.store.folder.files, self.addresses[name]
         places = {(files[at.index][0], at.epoch, at.attempt): place for place, at in enumerate(addresses)}
-        found = torch.zeros(len(addresses), dtype=torch.int64, device=self.session.world.device)
+        found = torch.zeros(len(addresses), dtype=torch.int64)
         for r in own:
             found[places[r["image"], r["epoch"], r["attempt"]]] = 2 if r["score"] else 1
+        found = transfer.upload(found, self.session.world.device, "counts")
         return "".join("-01"[n] for n in distributed.all_reduce(found).tolist())
 
 
@@ -116,7 +119,8 @@ def answers(session, batches, report=lambda done: None) -> list:
     files, rule, records = session.evaluation.store.folder.files, session.config.puzzles.rule, []
     for batch in batches:
         opening = model.opening(session.tokenizer, batch.thinking)
-        groups = session.engine.generate(model.prompts(batch, session.tokenizer), group_size=1, temperature=0)
+        prompts = model.prompts(batch, session.tokenizer, device=session.world.device)
+        groups = session.engine.generate(prompts, group_size=1, temperature=0)
         for puzzle, group in zip(batch, groups):
             at, sample = puzzle.address, group.samples[0]
             score = puzzles.score(puzzle.answer, opening + sample.text, rule, batch.thinking)

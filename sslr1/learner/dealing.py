@@ -1,12 +1,15 @@
 """Groups dealt to ranks so that each has about the same work. Rollouts differ in length, and a step takes as long as
-its slowest rank; so groups, or some of a group's completions, move to other ranks before the learner packs them."""
+its slowest rank; so groups, or some of a group's completions, move to other ranks before the learner packs them.
+
+Pictures travel as the bytes that they show, an eighth of float32's patches, and become the same patches again."""
 
 from dataclasses import dataclass
 
 import torch
 
-from sslr1 import distributed
+from sslr1 import distributed, ops
 from sslr1.model.packing import Group, Prompt, Sample
+from sslr1.ops import transfer
 from sslr1.sums import plain_sum
 
 SLACK = 0.05  # the most loaded rank may be this share above the mean
@@ -74,9 +77,10 @@ def deal(prompts, completions, home, ranks) -> list:
     return sorted(pieces, key=lambda p: (p.group, p.samples.start))
 
 
-def even_out(groups, rows, cost, world):
+def even_out(groups, rows, cost, world, spec=None):
     """(groups, rows) of this rank after dealing: rows is a tensor [P, K] of which a group takes its own along. A group
-    that is only in part here keeps its length, with empty samples for those elsewhere. All ranks must call it."""
+    that is only in part here keeps its length, with empty samples for those elsewhere. spec: the PatchSpec of all
+    prompts. All ranks must call it."""
     if world.size == 1:
         return groups, rows
     own = [_sizes(group) for group in groups]
@@ -85,7 +89,7 @@ def even_out(groups, rows, cost, world):
     sizes = torch.cat(tables).tolist()
     rows = torch.cat(distributed.all_gather_rows(rows.cpu()))
     prompts = [cost.prompt(length, patches, images) for length, patches, images, *_ in sizes]
-    completions = [[cost.completion(length, n) for n in lengths] for length, _, _, _, _, *lengths in sizes]
+    completions = [[cost.completion(length, n) for n in lengths] for length, _, _, _, *lengths in sizes]
     pieces = deal(prompts, completions, home, world.size)
 
     first, kept, sends, receives = home.index(world.rank) if world.rank in home else 0, [], [], []
@@ -93,50 +97,62 @@ def even_out(groups, rows, cost, world):
         here, there = home[piece.group], piece.rank
         if world.rank not in (here, there):
             continue
-        tensors = _tensors(groups[piece.group - first], piece.samples) if here == world.rank else None
+        group = groups[piece.group - first] if here == world.rank else None
         if there != here:
-            parcels = tensors or _empty(sizes[piece.group], piece.samples)
-            (sends if tensors else receives).extend(
-                (there if tensors else here, len(parcels) * number + k, x) for k, x in enumerate(parcels)
-            )
-            tensors = parcels
+            parcels = _empty(sizes[piece.group], piece.samples, spec)
+            if group:
+                parcels = _parcels(group, piece.samples, spec)
+            way, other = (sends, there) if group else (receives, here)
+            way.extend((other, len(parcels) * number + k, x) for k, x in enumerate(parcels))
         if there == world.rank:
-            kept.append((piece, tensors))
+            kept.append((piece, group, None if group else parcels))
     distributed.swap(sends, receives)
-    return [_group(sizes[p.group], p.samples, *tensors) for p, tensors in kept], rows[[p.group for p, _ in kept]]
+    dealt = [
+        _part(group, piece.samples) if group else _unpacked(sizes[piece.group], piece.samples, parcels, world, spec)
+        for piece, group, parcels in kept
+    ]
+    return dealt, rows[[piece.group for piece, *_ in kept]]
 
 
 def _sizes(group):
-    """Tokens, patches and images of a group's prompt, its patches' width and dtype, tokens of its completions."""
-    pixels = group.prompt.pixel_values
+    """Tokens, patches and images of a group's prompt, its patches' dtype, tokens of its completions."""
+    prompt = group.prompt
+    parts = (prompt.input_ids, prompt.pixel_values, prompt.image_grid_thw)
     return [
-        len(group.prompt.input_ids),
-        len(pixels),
-        len(group.prompt.image_grid_thw),
-        pixels.shape[1],
-        DTYPES.index(pixels.dtype),
+        *map(len, parts),
+        DTYPES.index(prompt.pixel_values.dtype),
         *(len(sample.tokens) for sample in group.samples),
     ]
 
 
-def _tensors(group, samples):
-    """What travels: input ids, grids, patches, and tokens and log-probs of the completions one after the other."""
-    chosen = [group.samples[s] for s in samples]
+def _part(group, samples):
+    """A group with `samples` alone; its prompt has all that it had."""
+    none = Sample(torch.zeros(0, dtype=torch.int64), torch.zeros(0), "", "")
+    return Group(group.prompt, [sample if s in samples else none for s, sample in enumerate(group.samples)])
+
+
+def _parcels(group, samples, spec):
+    """What travels: input ids, grids, the patches' bytes, and tokens and log-probs of the completions one after the
+    other."""
+    chosen, prompt = [group.samples[s] for s in samples], group.prompt
     tokens, logprobs = (torch.cat([getattr(s, name) for s in chosen]) for name in ("tokens", "logprobs"))
-    prompt = group.prompt
-    parts = (prompt.input_ids, prompt.image_grid_thw, prompt.pixel_values, tokens, logprobs.float())
-    return [x.cpu().contiguous() for x in parts]
+    shown = ops.patch_bytes(prompt.pixel_values, spec)
+    return [x.cpu().contiguous() for x in (prompt.input_ids, prompt.image_grid_thw, shown, tokens, logprobs.float())]
 
 
-def _empty(sizes, samples):
-    length, patches, images, width, dtype, *lengths = sizes
+def _empty(sizes, samples, spec):
+    length, patches, images, _, *lengths = sizes
     tokens = sum(lengths[s] for s in samples)
-    shapes = ((length,), (images, 3), (patches, width), (tokens,), (tokens,))
-    dtypes = (torch.int64, torch.int64, DTYPES[dtype], torch.int64, torch.float32)
+    shapes = ((length,), (images, 3), (patches, 3 * spec.patch**2), (tokens,), (tokens,))
+    dtypes = (torch.int64, torch.int64, torch.uint8, torch.int64, torch.float32)
     return [torch.empty(shape, dtype=dtype) for shape, dtype in zip(shapes, dtypes)]
 
 
-def _group(sizes, samples, input_ids, image_grid_thw, pixel_values, tokens, logprobs):
-    lengths = [n if s in samples else 0 for s, n in enumerate(sizes[5:])]
+def _unpacked(sizes, samples, parcels, world, spec):
+    """The group of what another rank's `_parcels` sent, with patches on this one's device."""
+    input_ids, image_grid_thw, shown, tokens, logprobs = parcels
+    *_, dtype = sizes[:4]
+    pixel_values = ops.patches_of(transfer.upload(shown, world.device, "moved"), spec, DTYPES[dtype])
+    lengths = [n if s in samples else 0 for s, n in enumerate(sizes[4:])]
     parts = zip(tokens.split(lengths), logprobs.split(lengths))
     return Group(Prompt(input_ids, pixel_values, image_grid_thw), [Sample(t, p, "", "") for t, p in parts])

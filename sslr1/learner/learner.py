@@ -4,7 +4,7 @@ It knows packing, the loss and the optimiser; nothing of puzzles, prompts or how
 """
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 
@@ -12,6 +12,7 @@ from sslr1 import distributed, ops
 from sslr1.learner import dealing
 from sslr1.learner.adamw import MOMENTS, AdamWBfloat16
 from sslr1.model import cost, pack, parallel, split
+from sslr1.ops import transfer
 from sslr1.sums import plain_sum
 
 METRICS = {  # of an update, by the names of its statistics
@@ -57,11 +58,14 @@ class Counts:
 
 @dataclass(frozen=True, kw_only=True)
 class MicroBatch:
-    """Groups by their numbers, and which of each one's samples. kept: arguments of the loss that the first pass leaves
-    to the others: its own log-probs, the reference's, and the weights that the sampler's log-probs give its tokens."""
+    """Groups by their numbers, which of each one's samples, and on the device, for all of the step's updates, what they
+    are packed into, the sampler's log-probs of its tokens, rewards, and advantages where they are given. kept:
+    arguments of the loss that the first pass leaves to the others: its own log-probs, the reference's, and the weights
+    that the sampler's log-probs give its tokens."""
 
     numbers: list
     parts: list  # of ranges
+    inputs: tuple
     kept: dict = field(default_factory=dict)
 
 
@@ -69,16 +73,32 @@ class Learner:
     """policy: a sharded `model.Policy`; world: `distributed.World`; optim, loss: sections of the configuration;
     temperature: the sampler's; max_tokens: the longest completion; steps: of the whole run, for the schedule;
     max_logp_gap: from which difference to the sampler's log-prob a token is weighted by min(ratio, loss.is_cap), None
-    for never. With loss.kl_coef above 0, `set_reference` comes before the first step."""
+    for never; spec: the PatchSpec of all prompts, without which more ranks than one can't hand groups on; keep_seen: a
+    function of prompts after which they have what a frozen vision tower sees, None where it is run in each pass. With
+    loss.kl_coef above 0, `set_reference` comes before the first step."""
 
-    def __init__(self, policy, world, *, optim, loss, temperature, max_tokens, token_budget, steps, max_logp_gap=None):
+    def __init__(
+        self,
+        policy,
+        world,
+        *,
+        optim,
+        loss,
+        temperature,
+        max_tokens,
+        token_budget,
+        steps,
+        max_logp_gap=None,
+        spec=None,
+        keep_seen=None,
+    ):
         self.policy, self.world, self.optim = policy, world, optim
-        self.cost = cost.cost_of(policy.model)
+        self.spec, self.keep_seen = spec, keep_seen
+        self.cost = self._cost_of(policy.model)
         self.token_budget, self.steps, self.updates = token_budget, steps, loss.updates
         self.max_logp_gap, self.is_cap = max_logp_gap, loss.is_cap
         self.reference = self.reference_cost = None
         self.step_number, self.skipped, self.skipped_in_a_row = 0, 0, 0
-        self.patch_bytes = 0  # of pixel patches that went to the device so far, on this rank
         self.loss_options = dict(
             loss_type=loss.loss_type,
             advantage=loss.advantage,
@@ -99,7 +119,11 @@ class Learner:
 
     def set_reference(self, reference):
         """A frozen policy from `model.load_reference`, from which loss.kl_coef measures."""
-        self.reference, self.reference_cost = reference, cost.cost_of(reference.model)
+        self.reference, self.reference_cost = reference, self._cost_of(reference.model)
+
+    def _cost_of(self, network):
+        found = cost.cost_of(network)
+        return replace(found, patch=0.0, patch_pair=0.0) if self.keep_seen else found  # which no pass sees then
 
     def empty_state(self, parameter) -> dict:
         """The optimiser's state of a parameter before its first step, to be filled from a checkpoint."""
@@ -125,23 +149,22 @@ class Learner:
         finite skips its update and what is left of the step, on all ranks."""
         counts = self._counts(groups, rewards)
         rows = rewards if advantages is None else torch.cat([rewards, advantages], 1)
-        groups, rows = dealing.even_out(groups, rows, self.cost, self.world)
+        groups, rows = dealing.even_out(groups, rows, self.cost, self.world, self.spec)
         rows = rows.split(rewards.shape[1], 1)  # rewards, and advantages where they are given
-        batches = self._micro_batches(groups)
+        batches = self._micro_batches(groups, rows)
         computed, flops, passes = 0, 0.0, []
         while len(passes) < self.updates and (not passes or math.isfinite(passes[-1]["grad_norm"])):
             totals = {}
             for batch in batches:
-                packed, *own = self._uploaded(groups, batch, rows)
-                computed += len(packed.input_ids)
+                computed += len(batch.inputs[0].input_ids)
                 flops += self._flops(groups, batch, first=not passes)
                 parallel.last_micro_batch(self.policy, batch is batches[-1])
-                for name, x in self._backward(packed, *own, kept=batch.kept, counts=counts).items():
+                for name, x in self._backward(*batch.inputs, kept=batch.kept, counts=counts).items():
                     combine = {"min": torch.minimum, "max": torch.maximum}.get(EXTREMES.get(name), torch.add)
                     totals[name] = combine(totals[name], x) if name in totals else x
             passes.append(self._update(totals))
         metrics = _over_updates(passes) | self._advance(whole=math.isfinite(passes[-1]["grad_norm"]))
-        work = torch.tensor([computed, flops], dtype=torch.float64, device=self.world.device)
+        work = self._uploaded(torch.tensor([computed, flops], dtype=torch.float64))
         computed, flops = distributed.all_reduce(work).tolist()
         return StepResult(
             metrics=metrics,
@@ -156,25 +179,29 @@ class Learner:
         tokens = sum(len(s.tokens) for g in groups for s in g.samples)
         unshared = sum(len(g.prompt.input_ids) * len(g.samples) for g in groups) + tokens
         own = [tokens, rewards.numel(), unshared, float(rewards.sum()), float(rewards.double().square().sum())]
-        own = torch.tensor(own, dtype=torch.float64, device=self.world.device)
+        own = self._uploaded(torch.tensor(own, dtype=torch.float64))
         tokens, sequences, unshared, total, squares = distributed.all_reduce(own).tolist()
         variance = (squares - total**2 / sequences) / max(1, sequences - 1)
         return Counts(tokens=tokens, sequences=sequences, unshared=unshared, reward_std=max(0.0, variance) ** 0.5)
 
-    def _micro_batches(self, groups) -> list:
+    def _micro_batches(self, groups, rows) -> list:
         """As many on every rank as the fullest needs."""
-        own = torch.tensor(len(split(groups, self.token_budget)), device=self.world.device)
+        own = torch.full((), len(split(groups, self.token_budget)), device=self.world.device)
         pieces = split(groups, self.token_budget, int(distributed.all_reduce(own, "max")))
-        return [MicroBatch(numbers=[n for n, _ in piece], parts=[r for _, r in piece]) for piece in pieces]
+        return [self._micro_batch(groups, rows, *zip(*piece)) for piece in pieces]
 
-    def _uploaded(self, groups, batch, rows):
-        """(packed, the sampler's log-probs of its tokens, rewards, advantages where they are given) on the learner's
-        device."""
-        device, chosen = self.world.device, [groups[n] for n in batch.numbers]
-        drawn = [group.samples[s].logprobs for group, part in zip(chosen, batch.parts) for s in part]
-        packed = pack(chosen, group_size=rows[0].shape[1], parts=batch.parts, **self.policy.pack_options)
-        self.patch_bytes += packed.pixel_values.nbytes
-        return packed.to(device), torch.cat(drawn).to(device), *(each[batch.numbers].to(device) for each in rows)
+    def _micro_batch(self, groups, rows, numbers, parts) -> MicroBatch:
+        numbers, chosen = list(numbers), [groups[n] for n in numbers]
+        if self.keep_seen:
+            self.keep_seen([group.prompt for group in chosen])
+        packed = pack(chosen, group_size=rows[0].shape[1], parts=parts, **self.policy.pack_options)
+        drawn = torch.cat([group.samples[s].logprobs for group, part in zip(chosen, parts) for s in part])
+        own = [drawn, *(each[numbers] for each in rows)]
+        own = transfer.upload_together(own, self.world.device, "rewards")
+        return MicroBatch(numbers=numbers, parts=list(parts), inputs=(packed.to(self.world.device), *own))
+
+    def _uploaded(self, counts):
+        return transfer.upload(counts, self.world.device, "counts")
 
     def _backward(self, packed, drawn, rewards, advantages=None, *, kept, counts) -> dict:
         """Add a micro-batch's gradients; returns its statistics, each divided by the step's counts. kept: see

@@ -10,7 +10,7 @@ __getattr__, __all__ = at_first_use(
     {
         "folder": "MODEL_TYPES",
         "load": "check_patches freeze load_model load_tokenizer load_weights outline remarks skeleton",
-        "packing": "Group Packed Prompt Sample mrope_positions opening pack prompt prompts split",
+        "packing": "Group Packed Prompt Sample mrope_positions opening pack prompt prompts question_ids split",
         "reference": "load_reference",
         "shared_prefix": "Policy",
         "sizes": "SIZES",

@@ -7,6 +7,7 @@ import torch
 
 from sslr1 import ops
 from sslr1.errors import UserError
+from sslr1.ops import transfer
 
 IMAGE_PAD = "<|image_pad|>"
 THINK = "<think>"
@@ -16,12 +17,21 @@ TEMPLATE = "give the model folder the chat template of the original vision-langu
 @dataclass
 class Prompt:
     """input_ids int64 [L], one placeholder id per visual token; pixel_values [n, patch dim]; image_grid_thw int64 [M,
-    3]; id: the prompt's global number in its step, by which its draws are keyed."""
+    3]; id: the prompt's global number in its step, by which its draws are keyed.
+
+    What follows from these is made once, by the first who needs it, and kept: positions int64 [3, L], on the CPU;
+    tables: `shared_prefix.vision_tables` of its images, on the model's device, where pixel_values then are, too; seen:
+    what a frozen vision tower makes of them, (visual tokens [n, D], features of earlier blocks [n, D] …), if
+    `shared_prefix.keep_seen` was asked to.
+    """
 
     input_ids: torch.Tensor
     pixel_values: torch.Tensor
     image_grid_thw: torch.Tensor
     id: int = 0
+    positions: torch.Tensor | None = field(default=None, repr=False, compare=False)
+    tables: dict | None = field(default=None, repr=False, compare=False)
+    seen: tuple | None = field(default=None, repr=False, compare=False)
 
 
 @dataclass
@@ -45,16 +55,16 @@ class Group:
 class Packed:
     """One micro-batch. T packed tokens, N completion tokens.
 
-    input_ids int64 [T]; position_ids int64 [3, T]; pixel_values, image_grid_thw of all prompts in order; layout: an
+    input_ids int64 [T]; position_ids int64 [3, T]; prompts: the Prompts in order, which hold the pictures;
+    image_grid_thw: theirs, which stays on the CPU, where its numbers can be read at no wait; layout: an
     `ops.Layout`, whose `groups` are (prompt length, completion lengths); image_rows int64: the rows that hold visual
     tokens; predictors int64 [N]: the row whose state predicts each completion token (for a completion's first token its
     prompt's last row); tokens int64 [N]; sequence int64 [N]: number of the completion, group * G + sample.
-    `image_grid_thw` stays on the CPU, where its numbers can be read at no wait.
     """
 
     input_ids: torch.Tensor
     position_ids: torch.Tensor
-    pixel_values: torch.Tensor
+    prompts: list
     image_grid_thw: torch.Tensor
     layout: ops.Layout
     image_rows: torch.Tensor
@@ -63,14 +73,16 @@ class Packed:
     sequence: torch.Tensor
 
     def to(self, device):
-        moved = {k: v.to(device, non_blocking=True) for k, v in vars(self).items() if isinstance(v, torch.Tensor)}
-        moved |= {"image_grid_thw": self.image_grid_thw, "layout": self.layout.to(device)}
-        return Packed(**{**vars(self), **moved})
+        """The same on `device`; its prompts' pictures go there when they are first looked at."""
+        own = {k: x for k, x in vars(self).items() if isinstance(x, torch.Tensor) and k != "image_grid_thw"}
+        own.update(zip(own, transfer.upload_together(own.values(), device, "ids")))
+        return Packed(**{**vars(self), **own, "layout": self.layout.to(device)})
 
 
-def prompts(batch, tokenizer, first_id=0) -> list:
-    """Prompts of a `puzzles.make` batch: each question with its canvases, rendered."""
-    pixel_values, grid_thw = batch.render_patches()
+def prompts(batch, tokenizer, first_id=0, device=None) -> list:
+    """Prompts of a `puzzles.make` batch: each question with its canvases, rendered on `device` (default: the images'),
+    where the patches stay."""
+    pixel_values, grid_thw = batch.render_patches(device=device)
     out, canvas, row = [], 0, 0
     for b, (question, count) in enumerate(zip(batch.questions, batch.canvas_counts, strict=True)):
         grids = grid_thw[canvas : canvas + count]
@@ -84,19 +96,24 @@ def prompts(batch, tokenizer, first_id=0) -> list:
 def prompt(question, pixel_values, image_grid_thw, tokenizer, merge, thinking=True, id=0) -> Prompt:
     """One prompt: chat template applied, each `<image>` of the question replaced by its image's visual tokens.
     ValueError where marks and images are not equally many."""
-    pieces = question.split("<image>")
-    content = [{"type": "text", "text": pieces[0]}] if pieces[0] else []
-    for piece in pieces[1:]:
-        content.append({"type": "image"})
-        if piece:
-            content.append({"type": "text", "text": piece})
-    ids = np.asarray(tokenizer(_chat(tokenizer, content, thinking), add_special_tokens=False)["input_ids"])
+    ids = np.asarray(question_ids(question, tokenizer, thinking))
     is_image = ids == tokenizer.convert_tokens_to_ids(IMAGE_PAD)
     if is_image.sum() != len(image_grid_thw):
         raise ValueError(f"a question with places for {is_image.sum()} images was given {len(image_grid_thw)}")
     repeats = np.ones(len(ids), np.int64)
     repeats[is_image] = (image_grid_thw.prod(1) // merge**2).numpy()
     return Prompt(torch.from_numpy(np.repeat(ids, repeats)), pixel_values, image_grid_thw, id)
+
+
+def question_ids(question, tokenizer, thinking=True) -> list:
+    """Token ids of a prompt with one for each picture."""
+    pieces = question.split("<image>")
+    content = [{"type": "text", "text": pieces[0]}] if pieces[0] else []
+    for piece in pieces[1:]:
+        content.append({"type": "image"})
+        if piece:
+            content.append({"type": "text", "text": piece})
+    return tokenizer(_chat(tokenizer, content, thinking), add_special_tokens=False)["input_ids"]
 
 
 def _chat(tokenizer, content, thinking) -> str:
@@ -178,7 +195,9 @@ def pack(groups, *, image_token_id, merge, group_size=None, parts=None) -> Packe
     for place, group in enumerate(groups):
         prompt = group.prompt
         L = len(prompt.input_ids)
-        at = mrope_positions(prompt.input_ids, prompt.image_grid_thw, image_token_id, merge)
+        if prompt.positions is None:
+            prompt.positions = mrope_positions(prompt.input_ids, prompt.image_grid_thw, image_token_id, merge)
+        at = prompt.positions
         ids.append(prompt.input_ids)
         positions.append(at)
         first = int(at.max()) + 1
@@ -202,8 +221,8 @@ def pack(groups, *, image_token_id, merge, group_size=None, parts=None) -> Packe
     return Packed(
         input_ids=ids,
         position_ids=torch.cat(positions, 1),
-        pixel_values=torch.cat([g.prompt.pixel_values for g in groups]),
-        image_grid_thw=torch.cat([g.prompt.image_grid_thw for g in groups]),
+        prompts=[group.prompt for group in groups],
+        image_grid_thw=torch.cat([group.prompt.image_grid_thw for group in groups]),
         layout=ops.Layout(layout),
         image_rows=(ids == image_token_id).nonzero()[:, 0],
         predictors=torch.cat(predictors or none),

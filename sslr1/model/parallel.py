@@ -11,6 +11,7 @@ from torch.utils.checkpoint import checkpoint
 
 from sslr1.distributed import World
 from sslr1.errors import UserError
+from sslr1.ops import transfer
 
 
 def shard(policy, world: World, dtype: torch.dtype = torch.float32, replicate=1, recompute=0, compiled=False):
@@ -57,7 +58,7 @@ def materialize(policy, device) -> None:
     policy.to_empty(device=device)
     for name, buffer in buffers.items():
         owner, _, leaf = name.rpartition(".")
-        policy.get_submodule(owner)._buffers[leaf] = buffer.to(device)
+        policy.get_submodule(owner)._buffers[leaf] = transfer.upload(buffer, device, "weights")
 
 
 @torch.no_grad()
@@ -65,7 +66,7 @@ def fill(parameter, rows) -> None:
     """Copy this rank's rows of a whole tensor, which `rows[a:b]` reads, into a (possibly sharded) parameter."""
     target, start = local(parameter), first_row(parameter)
     if target.numel():
-        target.copy_(rows[start : start + len(target)])
+        transfer.fill(target, rows[start : start + len(target)], "weights")
 
 
 def first_row(parameter) -> int:

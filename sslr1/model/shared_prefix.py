@@ -4,6 +4,8 @@ Cost of a group in one decoder layer: P + sum C tokens through the matrices, whe
 G * (P + C); attention reads the prompt's keys and values once.
 """
 
+from itertools import accumulate
+
 import torch
 from torch import nn
 from transformers import AttentionInterface, AttentionMaskInterface, vision_utils
@@ -11,6 +13,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 from sslr1 import ops
+from sslr1.ops import transfer
 
 TEXT_ATTENTION = "sslr1_shared_prefix"
 VISION_ATTENTION = "sslr1_flash_varlen"  # transformers hands cumulative lengths only to names that contain "flash"
@@ -60,11 +63,9 @@ def run(model, packed, cache=None) -> torch.Tensor:
 
     Nothing in it waits for the device: what must be counted is counted in `pack` or from `image_grid_thw`, on the CPU.
     """
-    language, visual = model.model.language_model, model.model.visual
+    language = model.model.language_model
     embeds = language.embed_tokens(packed.input_ids)
-    pixels = packed.pixel_values.to(embeds.dtype)
-    seen = visual(pixels, grid_thw=packed.image_grid_thw, **vision_tables(visual, packed.image_grid_thw, pixels.device))
-    rows, images = packed.image_rows, seen.pooler_output
+    rows, (images, *earlier) = packed.image_rows, see(model.model.visual, packed.prompts, packed.image_grid_thw, embeds)
     if len(rows) != len(images):
         raise ValueError(f"{len(rows)} image placeholders for {len(images)} visual tokens")
     embeds = embeds.index_copy(0, rows, images.to(embeds.dtype))
@@ -75,8 +76,56 @@ def run(model, packed, cache=None) -> torch.Tensor:
         use_cache=False,
         layout=packed.layout,
         group_cache=cache,
-        **deepstack(seen, rows),
+        **deepstack(earlier, rows),
     ).last_hidden_state[0]
+
+
+def see(visual, prompts, grid_thw, like) -> tuple:
+    """(visual tokens [n, D], features of earlier blocks [n, D] …) of prompts' images, in order: what they have kept, or
+    what the vision tower makes of them. grid_thw: of them all, on the CPU; like: a tensor of its device and dtype."""
+    if all(prompt.seen is not None for prompt in prompts):
+        return tuple(torch.cat(parts) for parts in zip(*(prompt.seen for prompt in prompts)))
+    with torch.inference_mode(False):  # or what is kept from the rollout could not be trained on
+        for prompt in prompts:
+            prompt.pixel_values = transfer.upload(prompt.pixel_values, like.device, "patches")
+            prompt.tables = prompt.tables or vision_tables(visual, prompt.image_grid_thw, like.device)
+    pixels = torch.cat([prompt.pixel_values for prompt in prompts]).to(like.dtype)
+    seen = visual(pixels, grid_thw=grid_thw, **joined([prompt.tables for prompt in prompts]))
+    return seen.pooler_output, *(getattr(seen, "deepstack_features", None) or ())
+
+
+def keep_seen(model, prompts) -> None:
+    """Let prompts keep what a model's vision tower makes of their images, for one that is frozen: from then on none
+    looks at them again. Costs a visual token D numbers, and as many for each earlier block that it tells of."""
+    new = [prompt for prompt in prompts if prompt.seen is None]
+    if not new:
+        return
+    counts = [int(p.image_grid_thw.prod(1).sum()) // model.config.vision_config.spatial_merge_size**2 for p in new]
+    grid_thw = torch.cat([prompt.image_grid_thw for prompt in new])
+    with torch.inference_mode(False), torch.no_grad():
+        found = see(model.model.visual, new, grid_thw, model.lm_head.weight)
+    for prompt, *own in zip(new, *(x.split(counts) for x in found)):
+        prompt.seen = tuple(own)
+
+
+def joined(tables) -> dict:
+    """`vision_tables` of several prompts' images from those of each one's, where those lie."""
+    if len(tables) == 1:
+        return tables[0]
+    out = {}
+    for name, first in tables[0].items():
+        own = [table[name] for table in tables]
+        if name.startswith("max_"):
+            out[name] = max(own)
+        elif name.startswith("cu_"):
+            ends = accumulate(len(table["position_ids"]) for table in tables)  # patches
+            out[name] = torch.cat([first, *(x[1:] + end for x, end in zip(own[1:], ends))])
+        elif name == "window_index":
+            ends = accumulate(len(x) for x in own)
+            out[name] = torch.cat([first, *(x + end for x, end in zip(own[1:], ends))])
+        else:
+            out[name] = torch.cat(own)
+    return out
 
 
 def vision_tables(visual, grid_thw, device) -> dict:
@@ -99,17 +148,16 @@ def vision_tables(visual, grid_thw, device) -> dict:
             visual.interpolation_align_corners,
             merge,
         )
-    moved = {name: x.to(device, non_blocking=True) for name, x in tables.items()}
+    moved = dict(zip(tables, transfer.upload_together(tables.values(), device, "tables")))
     return moved | {name: int(x.diff().max()) for name, x in longest.items()}
 
 
-def deepstack(seen, rows) -> dict:
+def deepstack(features, rows) -> dict:
     """Arguments by which a language model adds what its vision tower says of earlier blocks (DeepStack, arXiv
     2406.04334) to image tokens after its first layers. None for a tower that gives its last block only.
 
-    seen: the tower's output; rows int64: the image tokens', which `_add_to_rows` takes in place of a mask.
+    features: the tower's of those; rows int64: the image tokens', which `_add_to_rows` takes in place of a mask.
     """
-    features = getattr(seen, "deepstack_features", None)
     return {"visual_pos_masks": rows, "deepstack_visual_embeds": features} if features else {}
 
 

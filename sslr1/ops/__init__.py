@@ -8,7 +8,7 @@ from sslr1.ops.chunks import float_logits
 from sslr1.ops.grpo_loss import GrpoLoss, advantages, grpo_loss, token_logprobs
 from sslr1.ops.keys import fold, fold_tensor, generator, uniform
 from sslr1.ops.patch_spec import PatchSpec
-from sslr1.ops.render import choose_backend, render, render_patches, unpatchify
+from sslr1.ops.render import choose_backend, patch_bytes, patches_of, render, render_patches, unpatchify
 from sslr1.ops.sampling import sample
 
 __getattr__, __all__ = at_first_use(
@@ -24,6 +24,8 @@ __all__ += [
     "fold_tensor",
     "generator",
     "grpo_loss",
+    "patch_bytes",
+    "patches_of",
     "render",
     "render_patches",
     "sample",

@@ -11,7 +11,7 @@ from itertools import groupby
 import torch
 import torch.nn.functional as F
 
-from sslr1.ops import backends, flash, packed_attention  # noqa: F401 (registers the operation)
+from sslr1.ops import backends, flash, packed_attention, transfer  # noqa: F401 (registers the operation)
 
 # What kernels/triton/decode.py is compiled and tested for; anything else takes the plain form.
 KERNEL_DTYPES = (torch.bfloat16, torch.float32)
@@ -23,11 +23,13 @@ def _repeat_heads(x, times):
     return x if times == 1 else x.repeat_interleave(times, 1)
 
 
-def group_mask(prompt_length: int, completion_lengths) -> torch.Tensor:
-    """Who sees whom in `[prompt | c1 | … | cG]`: bool [T, T], row = query. Causal; completions don't see each other."""
+def group_mask(prompt_length: int, completion_lengths, device="cpu") -> torch.Tensor:
+    """Who sees whom in `[prompt | c1 | … | cG]`: bool [T, T], row = query. Causal; completions don't see each other.
+    Made on the device."""
     owner = torch.arange(len(completion_lengths) + 1)
     owner = owner.repeat_interleave(torch.tensor([prompt_length, *completion_lengths]))
-    causal = torch.ones(len(owner), len(owner), dtype=torch.bool).tril()
+    owner = transfer.upload(owner, device, "tables")
+    causal = torch.ones(len(owner), len(owner), dtype=torch.bool, device=device).tril()
     return causal & ((owner[None, :] == 0) | (owner[None, :] == owner[:, None]))
 
 
@@ -70,16 +72,15 @@ class Layout:
         """`group_mask` of one group, made for the first layer that asks and kept for the others."""
         if group not in self._masks:
             prompt, completions = self.groups[group]
-            self._masks[group] = group_mask(prompt, completions).to(self.own.device, non_blocking=True)
+            self._masks[group] = group_mask(prompt, completions, self.own.device)
         return self._masks[group]
 
     def to(self, device):
         """The same with its tensors on `device`."""
         moved = copy(self)
         moved._masks = {}
-        for name, x in vars(self).items():
-            if isinstance(x, torch.Tensor):
-                setattr(moved, name, x.to(device, non_blocking=True))
+        tensors = {name: x for name, x in vars(self).items() if isinstance(x, torch.Tensor)}
+        vars(moved).update(zip(tensors, transfer.upload_together(tensors.values(), device, "tables")))
         return moved
 
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import torch
 
+from sslr1.ops import transfer
 from sslr1.ops.chunks import wide_dtype
 from sslr1.ops.loss_walk import STATS
 
@@ -139,7 +140,7 @@ def _flat(rewards):
 def _at_least_one(count, dtype, device):
     """A count as a 0-d tensor; a number is written there by the device, which would have to wait for a copy."""
     if isinstance(count, torch.Tensor):
-        return count.to(device, dtype).clamp(min=1)
+        return transfer.upload(count, device, "counts").to(dtype).clamp(min=1)
     return torch.full((), max(1, count), dtype=dtype, device=device)
 
 

@@ -58,7 +58,7 @@ def fold_tensor(key: int | torch.Tensor, *parts: torch.Tensor) -> torch.Tensor:
     """
     h = key
     if not isinstance(key, torch.Tensor):
-        h = torch.tensor(_signed(key), dtype=torch.int64, device=parts[0].device)
+        h = torch.full((), _signed(key), dtype=torch.int64, device=parts[0].device)  # which copies nothing
     golden = _signed(_GOLDEN)
     for part in parts:
         h = _mix_tensor((h + golden) ^ _mix_tensor(part.to(torch.int64) + golden))

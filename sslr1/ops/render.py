@@ -29,7 +29,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from sslr1.ops import backends
+from sslr1.ops import backends, transfer
 from sslr1.ops.atlas import atlas
 from sslr1.ops.memory import empty
 from sslr1.ops.patch_spec import PatchSpec
@@ -79,6 +79,29 @@ def unpatchify(pixel_values, image_grid_thw, spec):
         canvas = first.permute(0, 2, 5, 1, 3, 6, 4).reshape(high * p, wide * p, 3)
         out.append(((canvas * std + mean) * 255).round().clamp(0, 255).to(torch.uint8))
     return out
+
+
+def patch_bytes(pixel_values, spec):
+    """What of patches is not said twice: the byte of each of their values, uint8 [n, 3 * patch * patch] where they lie.
+    `patches_of` gives the same patches back, bit for bit. ValueError for values that no byte has under the spec."""
+    n, area = len(pixel_values), spec.patch**2
+    values = transfer.upload(spec.table().to(pixel_values.dtype), pixel_values.device, "plans").float()
+    shown = pixel_values.view(n, 3, spec.temporal, area).float()
+    out = torch.empty(n, 3, area, dtype=torch.uint8, device=pixel_values.device)
+    for channel in range(3):
+        found = torch.searchsorted(values[channel], shown[:, channel, 0].contiguous()).clamp_(max=255)
+        if not (values[channel][found][:, None] == shown[:, channel]).all():
+            raise ValueError("pixel values that are none of this PatchSpec's: was it made for another model's patches?")
+        out[:, channel] = found
+    return out.view(n, -1)
+
+
+def patches_of(bytes, spec, dtype):
+    """pixel_values [n, 3 * temporal * patch * patch] of what `patch_bytes` gave, where that lies."""
+    values = transfer.upload(spec.table().to(dtype), bytes.device, "plans")
+    index = bytes.view(len(bytes), 3, spec.patch**2).long()
+    out = torch.stack([values[channel][index[:, channel]] for channel in range(3)], 1)
+    return out[:, :, None].expand(-1, -1, spec.temporal, -1).reshape(len(bytes), -1)
 
 
 def _checked(images):
@@ -167,7 +190,7 @@ def _paint_all(images, tables, pixels, out, layout, backend):
     if backend == "triton":
         from sslr1.kernels import render as kernel
 
-        kernel.render(images, atlas(), gaussian, tables, out, layout, FILL)
+        kernel.render(images, _atlas(out.device), gaussian, tables, out, layout, FILL, transfer.upload_together)
     elif backend == "cpp":
         images = [image.contiguous() for image in images]
         backends._C.render(
@@ -190,8 +213,8 @@ def _reference(images, tables, out, layout):
     sources_int, sources_float, canvases, tiles_int, tiles_float = tables
     sources = []
     for (image, level), sigma in zip(sources_int.tolist(), sources_float.tolist()):
-        picture = atlas().to(out.device) if image == ATLAS else images[image]
-        sources.append(_blur(_mip(picture, level), sigma).contiguous())
+        picture = _atlas(out.device) if image == ATLAS else images[image]
+        sources.append(_blur(mip(picture, level), sigma).contiguous())
     sizes = canvases.tolist()
     flat = out if layout is None else torch.empty(sum(h * w for h, w in sizes), 3, dtype=torch.uint8, device=out.device)
     flat.fill_(FILL)
@@ -200,7 +223,8 @@ def _reference(images, tables, out, layout):
         place = painted[canvas][y : y + h, x : x + w]
         _paint(place, sources[source], numbers[:9], numbers[9:21], numbers[21], mode)
     if layout is not None:
-        torch.cat([_patchify(canvas, *layout) for canvas in painted], out=out)
+        values = transfer.upload(layout[0], out.device, "plans")
+        torch.cat([_patchify(canvas, values, *layout[1:]) for canvas in painted], out=out)
 
 
 def _fake_render(images, *rest):
@@ -229,12 +253,13 @@ def _patchify(canvas, values, patch, merge, temporal):
     p, m = patch, merge
     h, w = canvas.shape[0] // (p * m), canvas.shape[1] // (p * m)
     index = canvas.long() + torch.arange(0, 768, 256, device=canvas.device)
-    out = values.to(canvas.device).reshape(-1)[index].view(h, m, p, w, m, p, 3).permute(0, 3, 1, 4, 6, 2, 5)
+    out = values.reshape(-1)[index].view(h, m, p, w, m, p, 3).permute(0, 3, 1, 4, 6, 2, 5)
     out = out.reshape(h * w * m * m, 3, 1, p * p).expand(-1, -1, temporal, -1)
     return out.reshape(h * w * m * m, -1)
 
 
-def _mip(image, level):
+def mip(image, level):
+    """A mip level of uint8 [H, W, 3]: halved so often, by means of 2x2 pixels."""
     for _ in range(level):
         h, w = image.shape[0] // 2, image.shape[1] // 2
         box = image[: 2 * h, : 2 * w].view(h, 2, w, 2, 3).to(torch.int32).sum((1, 3))
@@ -245,12 +270,17 @@ def _mip(image, level):
 def _blur(image, sigma):
     if sigma == 0:
         return image
-    taps = _exact(gaussian(sigma).to(image.device))
+    taps = _exact(transfer.upload(gaussian(sigma), image.device, "plans"))
     radius = len(taps) // 2
     x = _exact(image.permute(2, 0, 1)[:, None].float())
     x = F.conv2d(F.pad(x, (radius, radius, 0, 0), "replicate"), taps.view(1, 1, 1, -1))
     x = F.conv2d(F.pad(x, (0, 0, radius, radius), "replicate"), taps.view(1, 1, -1, 1))
     return _to_bytes(x[:, 0].permute(1, 2, 0))
+
+
+@lru_cache
+def _atlas(device):
+    return transfer.upload(atlas(), device, "plans")
 
 
 @lru_cache
@@ -311,7 +341,7 @@ def _paint(place, source, matrix, colour, alpha, mode):
     else:
         value = torch.where(inside[..., None], value, float(FILL))
     if tuple(colour) != IDENTITY_COLOUR:
-        matrix34 = _exact(torch.tensor(colour, device=place.device)).view(3, 4)
+        matrix34 = _exact(transfer.upload(torch.tensor(colour), place.device, "plans")).view(3, 4)
         value = (_exact(value) @ matrix34[:, :3].T + matrix34[:, 3]).clamp(0, 255)
     if stencil or alpha != 1.0:
         value = alpha * value + (1 - alpha) * place.float()

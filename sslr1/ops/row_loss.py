@@ -103,7 +103,7 @@ def _statistics(logits, tokens, temperature):
     all_logprobs = (logits.double() / temperature).log_softmax(-1)
     entropy = -torch.where(all_logprobs > -torch.inf, all_logprobs.exp() * all_logprobs, 0.0).sum(-1)
     broken = all_logprobs.isnan().any(-1)
-    nan = all_logprobs.new_tensor(torch.nan)
+    nan = all_logprobs.new_full((), torch.nan)
     logprobs = all_logprobs.gather(-1, tokens[:, None])[:, 0]
     return torch.where(broken, nan, logprobs), torch.where(broken, nan, entropy), all_logprobs
 

@@ -17,7 +17,7 @@ in an order that the length fixes; torch's own sums and scans pick theirs by the
 import torch
 import torch.nn.functional as F
 
-from sslr1.ops import backends
+from sslr1.ops import backends, transfer
 from sslr1.ops.keys import uniform
 
 BLOCK = 1024  # tokens whose sum is one entry of the upper level
@@ -72,7 +72,7 @@ def _op_sample(logits, key, *, temperature, top_p, top_k, suppress, backend):
         top_k, top_p = 0, 1.0
     top_k = top_k if top_k < V else 0
     if suppress is not None:
-        suppress = suppress.to(logits.device)
+        suppress = transfer.upload(suppress, logits.device, "tables")
     restricted = top_k > 0 or top_p < 1
     u = uniform(key)
     height = max(1, (CUDA_CHUNK if logits.device.type == "cuda" else CHUNK) // V)

@@ -15,7 +15,7 @@ NAMES = (  # each is a file here
 __getattr__, __all__ = at_first_use(
     __name__,
     {
-        "batch": "RULES LEVELS START_LEVEL MIXTURE PAPER_LEVEL PAPER_MIXTURE describe make puzzle_at",
+        "batch": "RULES LEVELS START_LEVEL MIXTURE PAPER_LEVEL PAPER_MIXTURE describe make most_pixels puzzle_at",
         "picture": "Picture",
         "plan": "Plan PoolError",
         "puzzle": "Address Form Puzzle PuzzleBatch",

@@ -1,6 +1,7 @@
 """`make`: images in, a batch of puzzles out. To add a puzzle: one file beside this one, its name in NAMES
 (docs/adding-a-puzzle.md)."""
 
+import math
 from importlib import import_module
 
 import torch
@@ -9,6 +10,7 @@ from sslr1.ops import keys
 from sslr1.ops.render import PatchSpec
 from sslr1.puzzles import NAMES, prompts, sheet
 from sslr1.puzzles.picture import Picture, Pictures
+from sslr1.puzzles.plan import Extent, largest_canvas
 from sslr1.puzzles.puzzle import Address, Form, Puzzle, PuzzleBatch
 
 # The version of what an address gives. A run keeps to the one it was started under: count on where a change moves
@@ -131,6 +133,22 @@ def _built(module, rng, image, level, spec, pool, composed):
         except ValueError as error:
             problem = error  # a mark and a gap more than a small picture leaves room for: smaller ones
     raise problem
+
+
+def most_pixels(name, level, spec, side=None, composed=False, canvases=1) -> int:
+    """px of all canvases of a puzzle together at most, of images whose sides are `side` px at most (None: any). Of a
+    puzzle whose file has no `extents` the largest legal canvas, `canvases` times."""
+    side = side or 1 << 20
+    find = getattr(_PUZZLES[name], "extents", None)
+
+    def rows(spec):
+        whole = math.isqrt(largest_canvas(side * side, spec))
+        return find(level, spec, side) if find else [[Extent.square(whole)] * canvases]
+
+    alone = rows(spec)
+    if composed and sum(map(len, alone)) > 1:
+        return sheet.largest(rows(next(sheet.cells(spec))), spec)
+    return sum(extent.area for row in alone for extent in row)
 
 
 def describe(name, level) -> str:

@@ -8,7 +8,7 @@ import numpy as np
 from sslr1.ops.render import IDENTITY_COLOUR
 from sslr1.puzzles.colour import jitter
 from sslr1.puzzles.picture import corners
-from sslr1.puzzles.plan import Plan
+from sslr1.puzzles.plan import Extent, Plan
 from sslr1.puzzles.points import balanced, distinct
 from sslr1.puzzles.prompts import LETTERS
 from sslr1.puzzles.puzzle import Puzzle, lettered
@@ -90,6 +90,11 @@ def build(rng, image, level, spec, pool) -> Puzzle:
     _mark(rng, plan, 1, places, LETTERS, (255.0, 255.0, 255.0))
     drawn = {"plan": plan, "decidable": decidable, "points": [ref[None], places]}
     return lettered(count, truth, marks=["1", "2"], sheet=[[0, 1]], **drawn)
+
+
+def extents(level, spec, side) -> list:
+    """Rows of the Extents of its canvases, of images whose sides are `side` px at most."""
+    return [[Extent.square(spec.square(min(1.4 * VIEW[level] * side, LARGEST)))] * 2]
 
 
 def _second_view(rng, image, level):

@@ -6,8 +6,8 @@ from typing import NamedTuple
 import numpy as np
 
 from sslr1.puzzles.picture import SAME, difference, grain, halved, told_apart
-from sslr1.puzzles.plan import Plan, canvas_size
-from sslr1.puzzles.puzzle import Puzzle, lettered
+from sslr1.puzzles.plan import Extent, Plan, canvas_size, largest_canvas
+from sslr1.puzzles.puzzle import Puzzle, lettered, lettered_rows
 from sslr1.puzzles.similarity import negatives
 
 LEVELS = {
@@ -83,6 +83,13 @@ def build(rng, image, level, spec, pool) -> Puzzle:
         affine = (-a, 0.0, x + reach, 0.0, a, y - reach) if flip else (a, 0.0, x - reach, 0.0, a, y - reach)
         plan.view(plan.canvas(side, side), number, affine, level=mip)
     return lettered(count, order.index(0), plan=plan, decidable=decidable, others=images[1:])
+
+
+def extents(level, spec, side) -> list:
+    """Rows of the Extents of its canvases, of images whose sides are `side` px at most."""
+    whole = largest_canvas(side * side, spec)
+    patch = _sides(HOLE[level] * math.sqrt(whole), spec)[1]  # the hole's is a share of the shorter side
+    return lettered_rows(CANDIDATES[level], Extent(*[max(side, math.isqrt(whole))] * 2, whole), Extent.square(patch))
 
 
 def _sides(wanted, spec):

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from sslr1.ops import backends
+from sslr1.ops import backends, transfer
 
 LUMA = (0.299, 0.587, 0.114)
 
@@ -21,7 +21,7 @@ def sample(pixels: torch.Tensor, samples: int) -> np.ndarray:
     y, x = ((2 * np.arange(samples) + 1) * n // (2 * samples) for n in pixels.shape[:2])
     if pixels.device.type == "cpu":
         return pixels.numpy()[y].take(x, 1)
-    y, x = (torch.from_numpy(v).to(pixels.device) for v in (y, x))
+    y, x = (transfer.upload(torch.from_numpy(v), pixels.device, "plans") for v in (y, x))
     return pixels.index_select(0, y).index_select(1, x).cpu().numpy()
 
 

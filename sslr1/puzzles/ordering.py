@@ -7,7 +7,7 @@ import numpy as np
 from sslr1.ops.render import IDENTITY_COLOUR
 from sslr1.puzzles.colour import jitter
 from sslr1.puzzles.picture import grain, halved, told_apart
-from sslr1.puzzles.plan import Plan, canvas_size
+from sslr1.puzzles.plan import Extent, Plan, canvas_size, largest_canvas
 from sslr1.puzzles.puzzle import Puzzle
 from sslr1.puzzles.reward import Answer
 
@@ -76,6 +76,16 @@ def build(rng, image, level, spec, pool) -> Puzzle:
         marks=[str(tile + 1) for tile in range(K)],
         sheet=[list(range(row * columns, (row + 1) * columns)) for row in range(rows)],
     )
+
+
+def extents(level, spec, side) -> list:
+    """Rows of the Extents of its canvases, of images whose sides are `side` px at most, in the grid that has most."""
+    found = []
+    for rows, columns in GRIDS[level]:
+        tile = largest_canvas(side * side / (rows * columns), spec)
+        longest = max(side, math.isqrt(tile))
+        found.append([[Extent(-(-longest // rows), -(-longest // columns), tile)] * columns] * rows)
+    return max(found, key=lambda rows: len(rows) * len(rows[0]) * rows[0][0].area)
 
 
 def all_differ(cells, recoloured) -> bool:

@@ -2,12 +2,13 @@
 mean."""
 
 import math
+from typing import NamedTuple
 
 import numpy as np
 import torch
 
 from sslr1.ops.atlas import CELL, CELLS
-from sslr1.ops.render import ATLAS, BILINEAR, IDENTITY_COLOUR, NEAREST, STENCIL, render
+from sslr1.ops.render import ATLAS, BILINEAR, IDENTITY_COLOUR, NEAREST, STENCIL, mip, render
 
 _PLACE = {name: place for place, name in enumerate(CELLS)}
 SOFTEST = 2.0  # largest blur in px of its mip level; beyond it a coarser level does
@@ -91,21 +92,33 @@ class Plan:
         place = (canvas, top, left, bottom - top, right - left)
         self.tile(*place, self.source(ATLAS, level), matrix, bilinear=True, colour=colour, stencil=True)
 
-    def extend(self, other: "Plan", image_offset: int = 0) -> None:
-        """Append another plan whose images start at `image_offset` of this plan's list."""
+    def extend(self, other: "Plan", images: list | None = None) -> None:
+        """Append another plan. images: the number here of each of its images, by default the same one."""
         canvases = len(self.sizes)
         self.sizes += other.sizes
-        self.paint(other, [(canvases + i, 0, 0) for i in range(len(other.sizes))], image_offset)
+        self.paint(other, [(canvases + i, 0, 0) for i in range(len(other.sizes))], images)
 
-    def paint(self, other: "Plan", places: list, image_offset: int = 0) -> None:
+    def paint(self, other: "Plan", places: list, images: list | None = None) -> None:
         """Paint the tiles of another plan, each of its canvases at a place (canvas, top, left) of this one's."""
         numbers = [
-            self.source(image if image == ATLAS else image + image_offset, level, blur)
+            self.source(image if image == ATLAS or images is None else images[image], level, blur)
             for image, level, blur in other._sources
         ]
         for (canvas, top, left, height, width, source, mode), floats in other.tiles:
             onto, y, x = places[canvas]
             self.tiles.append(((onto, y + top, x + left, height, width, numbers[source], mode), floats))
+
+    def reduced(self, images: list) -> tuple[list, "Plan"]:
+        """(images, a plan that paints the same from them): of each only the mip level that all its sources are made
+        from. What no source is made of becomes one pixel."""
+        finest = {}
+        for image, level, _ in self._sources:
+            finest[image] = min(level, finest.get(image, level))
+        finest[ATLAS] = 0
+        plan = Plan()
+        plan.sizes, plan.tiles = self.sizes, self.tiles
+        plan._sources = {(image, level - finest[image], blur): n for (image, level, blur), n in self._sources.items()}
+        return [mip(x, finest[n]) if n in finest else x[:1, :1] for n, x in enumerate(images)], plan
 
     @property
     def sources_int(self):
@@ -163,6 +176,26 @@ def finest_step(matrix, height, width) -> float:
             u, v = (a * x + b * y + c) / z, (d * x + e * y + f) / z
             steps += [math.hypot(a - g * u, d - g * v) / z, math.hypot(b - h * u, e - h * v) / z]
     return min(steps)
+
+
+def largest_canvas(pixels, spec) -> int:
+    """px of what `canvas_size` gives at most for a cell of so many. Where that is too little for the spec, which wants
+    m square units, it gives the first enlargement that isn't. The one before had n x k < m units; sides grow by 1/32 of
+    an octave, 2.2 %, at a time, so this has less than 1.022^2 (n + 1)(k + 1), and (n + 1)(k + 1) <= 2m."""
+    unit = spec.unit**2
+    return int(min(spec.max_pixels // unit, max(pixels // unit, 2.1 * math.ceil(spec.min_pixels / unit)))) * unit
+
+
+class Extent(NamedTuple):
+    """What a canvas has at most: px of its sides, and of its area."""
+
+    height: int
+    width: int
+    area: int
+
+    @classmethod
+    def square(cls, side):
+        return cls(side, side, side * side)
 
 
 def canvas_size(pitch_y, pitch_x, spec, rim=0.0):

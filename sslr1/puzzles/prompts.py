@@ -25,6 +25,24 @@ SHEETS = (
 )
 
 
+def every(ask):
+    """What ask(choose) returns for each way in which it may choose, once."""
+    chosen = [0]
+    while chosen:
+        sizes = []
+
+        def choose(n):
+            sizes.append(n)
+            return chosen[len(sizes) - 1] if len(sizes) <= len(chosen) else 0
+
+        yield ask(choose)
+        chosen += [0] * (len(sizes) - len(chosen))
+        while chosen and chosen[-1] + 1 == sizes[len(chosen) - 1]:
+            chosen.pop()
+        if chosen:
+            chosen[-1] += 1
+
+
 def question(templates, readings, marks, choose, thinking, wordings=None, sheet=False):
     """The question of one puzzle and its answer.
 

@@ -3,6 +3,9 @@
 from dataclasses import astuple, dataclass, field
 from functools import cached_property
 
+import torch
+
+from sslr1.ops import transfer
 from sslr1.ops.render import PatchSpec, render, render_patches
 from sslr1.puzzles.plan import Plan
 from sslr1.puzzles.prompts import LETTERS
@@ -83,6 +86,12 @@ def lettered(count, truth, **drawn) -> Puzzle:
     return Puzzle(readings=[({"count": count}, Answer("choice", letters[truth], letters))], chance=1 / count, **drawn)
 
 
+def lettered_rows(count, reference, candidate) -> list:
+    """A reference and `count` candidates, laid out as `lettered` does."""
+    half = (count + 1) // 2
+    return [[reference], [candidate] * half, [candidate] * (count - half)]
+
+
 class PuzzleBatch:
     """B puzzles put in one form: a list of `Puzzle`s, and their fields as lists."""
 
@@ -107,15 +116,18 @@ class PuzzleBatch:
     chance = property(lambda self: [puzzle.chance for puzzle in self])
     decidable = property(lambda self: [puzzle.decidable for puzzle in self])
     canvas_counts = property(lambda self: [len(puzzle.plan.sizes) for puzzle in self])
-    images = property(lambda self: [image for puzzle in self for image in puzzle.images])
+
+    @cached_property
+    def images(self) -> list:
+        """What the plan's sources are, uint8 [H, W, 3], each once though several puzzles show it."""
+        return list({id(image): image for puzzle in self for image in puzzle.images}.values())
 
     @cached_property
     def plan(self) -> Plan:
-        """All canvases, of images that lie one after the other as in `images`."""
-        whole, images = Plan(), 0
+        """All canvases, of `images`."""
+        whole, numbers = Plan(), {id(image): number for number, image in enumerate(self.images)}
         for puzzle in self:
-            whole.extend(puzzle.plan, images)
-            images += 1 + len(puzzle.others)
+            whole.extend(puzzle.plan, [numbers[id(image)] for image in puzzle.images])
         return whole
 
     def render(self, backend="auto") -> list:
@@ -123,10 +135,19 @@ class PuzzleBatch:
         canvases = iter(render(self.images, self.plan, backend))
         return [[next(canvases) for _ in range(n)] for n in self.canvas_counts]
 
-    def render_patches(self, spec=None, backend="auto"):
-        """(pixel_values, image_grid_thw) of all canvases in order; ValueError for a spec of another patch*merge."""
+    def render_patches(self, spec=None, backend="auto", device=None):
+        """(pixel_values, image_grid_thw) of all canvases in order; ValueError for a spec of another patch*merge.
+
+        device: where they are rendered and stay, by default where the images are. On another one, each image goes there
+        once, by one copy of them all, as uint8, and no larger than anything shows it: the one road of pictures to a
+        GPU.
+        """
         spec = spec or self.spec
         if spec.unit != self.spec.unit:
             made = f"these puzzles were made for patch*merge = {self.spec.unit}"
             raise ValueError(f"{made}, the spec has {spec.unit}: pass it to make()")
-        return render_patches(self.images, self.plan, spec, backend)
+        images, plan = self.images, self.plan
+        if device is not None and images and images[0].device.type != torch.device(device).type:
+            images, plan = plan.reduced(images)
+            images = transfer.upload_together(images, device, "images")
+        return render_patches(images, plan, spec, backend)

@@ -6,7 +6,7 @@ from functools import lru_cache
 import numpy as np
 
 from sslr1.puzzles.picture import LEAST, grain
-from sslr1.puzzles.plan import Plan
+from sslr1.puzzles.plan import Extent, Plan
 from sslr1.puzzles.puzzle import Puzzle
 from sslr1.puzzles.reward import Answer
 
@@ -92,6 +92,12 @@ def build(rng, image, level, spec, pool) -> Puzzle:
         marks=marks,
         sheet=[list(range(len(marks)))],
     )
+
+
+def extents(level, spec, side) -> list:
+    """Rows of the Extents of its canvases, of images whose sides are `side` px at most."""
+    reach = side if STEP[level] == 90 else ROOM * side / math.sqrt(2) / COARSEST
+    return [[Extent.square(spec.square(reach))] * (2 if level == 1 else 1)]
 
 
 def turned(degrees, side, step, y, x):

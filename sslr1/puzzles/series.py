@@ -34,15 +34,17 @@ def kinds(puzzle=NAMES, level=None) -> list:
     return found
 
 
-def check(kinds, spec, composed=False) -> None:
-    """Raises UserError where a spec's bounds on area leave one of [(puzzle, level)] no canvas, or composed no sheet: 16
-    of each are made of noise, enough to meet every layout."""
+def check(kinds, spec, composed=False) -> dict:
+    """{(puzzle, level): PuzzleBatch}: 16 of each of [(puzzle, level)] made of noise, enough to meet every layout.
+    Raises UserError where a spec's bounds on area leave one of them no canvas, or composed no sheet."""
     noise = torch.randint(0, 256, (16, 256, 256, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    found = {}
     for name, level in kinds:
         try:
-            make(noise, name, level=level, spec=spec, composed=composed)
+            found[name, level] = make(noise, name, level=level, spec=spec, composed=composed)
         except ValueError as error:
             raise UserError(f"{name}, level {level}: {error}") from None
+    return found
 
 
 def decidable(get, addresses, form, pool):

@@ -3,7 +3,7 @@
 import math
 from dataclasses import replace
 
-from sslr1.puzzles.plan import Plan
+from sslr1.puzzles.plan import Plan, largest_canvas
 
 MOST = 9  # pictures a puzzle
 GAP, MARK = 8, 24  # px between pictures, and of a mark's height
@@ -39,6 +39,14 @@ def _size(heights, widths, counts, spec):
             f"max_pixels = {spec.max_pixels}: change them, or don't compose"
         )
     return tuple(n * unit for n in min(legal)[2:])
+
+
+def largest(rows, spec) -> int:
+    """px that a sheet of rows of `plan.Extent`s has at most: one unit more a side for rounding, or what
+    `largest_canvas` says where that is too little."""
+    height = sum(max(extent.height for extent in row) + MARK for row in rows) + GAP * (len(rows) + 1) + spec.unit
+    width = max(sum(extent.width for extent in row) + GAP * (len(row) + 1) for row in rows) + spec.unit
+    return largest_canvas(height * width, spec)
 
 
 def compose(pictures, marks, sheet, spec) -> Plan:

@@ -7,8 +7,8 @@ import numpy as np
 from sslr1.ops.render import IDENTITY_COLOUR
 from sslr1.puzzles.colour import LUMA, constant, equalise, greyed, jitter
 from sslr1.puzzles.picture import grain
-from sslr1.puzzles.plan import Plan, PoolError, peek
-from sslr1.puzzles.puzzle import Puzzle, lettered
+from sslr1.puzzles.plan import Extent, Plan, PoolError, peek
+from sslr1.puzzles.puzzle import Puzzle, lettered, lettered_rows
 
 LEVELS = {
     1: "4 candidates, mild crops",
@@ -72,6 +72,11 @@ def build(rng, image, level, spec, pool) -> Puzzle:
         for colour, alpha in colours:
             plan.view(canvas, number, affine, colour=colour, alpha=alpha, blur=blur)
     return lettered(count, truth, plan=plan, decidable=decidable, others=images[1:])
+
+
+def extents(level, spec, side) -> list:
+    """Rows of the Extents of its canvases, of images whose sides are `side` px at most."""
+    return lettered_rows(CANDIDATES[level], *[Extent.square(spec.square(side / 2))] * 2)
 
 
 def pair_of_views(rng, image, level, side, target):

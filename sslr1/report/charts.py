@@ -40,7 +40,7 @@ HARDWARE = (
     ("Processors kept busy by rank 0", {"processors": "perf/cpu_cores"}, {"zero": True}),
     ("Memory of rank 0, GiB", MEMORY, {"raw": True, "zero": True}),
     ("Of the GPU's peak operations", {"learner": "perf/mfu"}, {"percent": True, "zero": True}),
-    ("Pixel patches to the device of rank 0, MB a step", {"patches": "perf/patches_mb"}, {"zero": True}),
+    ("Copied to the GPU of rank 0, MB a step", {"copied": "perf/host_to_device_mb"}, {"zero": True}),
 )
 
 

@@ -11,7 +11,7 @@ import torch
 from sslr1 import ops
 from sslr1.errors import UserError
 from sslr1.model.packing import Group, Sample
-from sslr1.model.shared_prefix import plug_in
+from sslr1.model.shared_prefix import keep_seen, plug_in
 from sslr1.ops.attention import KERNEL_DTYPES, KERNEL_HEAD_SIZES
 from sslr1.rollout.cache import Shape, bytes_a_token, head_size, logit_bytes, places_for
 from sslr1.rollout.kept import Kept
@@ -35,6 +35,7 @@ class Engine:
     block of groups is done and weights are read once a block, and prompts that run one by one.
     look_every: decode steps between two looks at the device, 0 is 8 on a GPU and 1 elsewhere; cuda_graphs: replay
     captured steps on a GPU. Neither alters results.
+    keeps_seen: prompts keep what the vision tower makes of their images, for a learner that doesn't train it.
 
     Where steps are captured, buffers and captured steps stay from one call of `generate` to the next, whatever it is
     for, until `release`. They grow with what is asked for; how large they are decides how attention is cut up, so that
@@ -52,6 +53,7 @@ class Engine:
         batch_invariant=False,
         look_every=0,
         cuda_graphs=True,
+        keeps_seen=False,
     ):
         plug_in(model)
         self.model, self.tokenizer = model, tokenizer
@@ -60,7 +62,7 @@ class Engine:
         self.stop_ids = stop_ids(model, tokenizer)
         self.suppressed = suppressed_ids(model, tokenizer, self.stop_ids)
         self.untold = {*self.stop_ids, *self.suppressed, tokenizer.pad_token_id}
-        self.patch_bytes = 0  # of pixel patches that went to the model's device so far
+        self.keeps_seen = keeps_seen
         self.kept = Kept()
 
     def expect(self, prompts, group_size, longest=0) -> None:
@@ -133,7 +135,8 @@ class Engine:
             found = wave.collect(list(done)) if done else None
             for packed in scheduler.admit():
                 some = [prompts[n] for n in packed.values()]
-                self.patch_bytes += sum(prompt.pixel_values.nbytes for prompt in some)
+                if self.keeps_seen:
+                    keep_seen(self.model, some)
                 wave.prefill(some, list(packed))
             wave.arrange(scheduler.live)
             wave.decode(scheduler.advance(look_every))

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from sslr1 import ops
 from sslr1.model.packing import Group, pack
 from sslr1.model.shared_prefix import no_mask, run
+from sslr1.ops import transfer
 from sslr1.rollout.cache import GroupCache
 
 BLOCK = 64  # rows of every step's matrix products where results must not depend on the batch
@@ -50,8 +51,9 @@ class Wave:
         self.live = torch.zeros(samples, dtype=torch.bool, device=device)
         self.lengths = torch.ones(self.places, dtype=torch.int32, device=device)  # prompts, done ones too
         self.order = torch.arange(samples, device=device)
-        self.stop, self.suppressed = torch.tensor(stop, **int64), torch.tensor(suppressed, **int64)
-        self.most = torch.tensor(self.max_tokens, **int64)  # tokens of a completion in this call
+        ids = torch.tensor(stop), torch.tensor(suppressed, dtype=torch.int64)
+        self.stop, self.suppressed = transfer.upload_together(ids, device, "ids")
+        self.most = torch.full((), self.max_tokens, **int64)  # tokens of a completion in this call
 
     def begin(self, key, sampling, max_tokens):
         """A call begins, of which nothing is decoded yet: of earlier ones only keys and values stay, which no length
@@ -71,12 +73,11 @@ class Wave:
         packed = packed.to(device)
         self.cache.expect(places, lengths)
         hidden = run(model, packed, self.cache)
-        taken = torch.tensor(places, device=device)
-        lengths_there = torch.tensor(lengths, device=device)
+        numbers = [torch.tensor(x) for x in (places, lengths, [p.id for p in prompts])]
+        taken, lengths_there, ids = transfer.upload_together(numbers, device, "tables")
         logits = ops.float_logits(hidden[lengths_there.cumsum(0) - 1], model.lm_head.weight)
         sample = torch.arange(G, device=device)
         samples = (taken[:, None] * G + sample).view(-1)
-        ids = torch.tensor([p.id for p in prompts], device=device)
         next_position = torch.stack([p.max() for p in packed.position_ids.split(lengths, 1)]) + 1
         self.lengths[taken] = lengths_there.int()
         self.addresses[samples] = ops.fold_tensor(self.key, ids[:, None], sample).view(-1)
@@ -123,7 +124,7 @@ class Wave:
 
     def collect(self, places):
         """tokens and logprobs [p, G, max_tokens], counts [p, G] of these places, on the CPU."""
-        taken = torch.tensor(places, device=self.order.device)
+        taken = transfer.upload(torch.tensor(places), self.order.device, "ids")
         return [
             x.view(self.places, self.group_size, *x.shape[1:])[taken].cpu()
             for x in (self.tokens, self.logprobs, self.counts)

@@ -4,6 +4,7 @@ import torch
 from torch import nn
 
 from sslr1.model import parallel
+from sslr1.ops import transfer
 
 
 class SamplerWeights:
@@ -28,7 +29,7 @@ class SamplerWeights:
     def attach(self, policy, world):
         for name, buffer in self.model.named_buffers():
             owner, _, leaf = name.rpartition(".")
-            self.model.get_submodule(owner)._buffers[leaf] = buffer.to(world.device)
+            self.model.get_submodule(owner)._buffers[leaf] = transfer.upload(buffer, world.device, "weights")
         parameters = dict(policy.model.named_parameters())
         self.shared = world.size == 1 and all(p.dtype == self.dtype for p in parameters.values())
         for name, parameter in parameters.items():

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import torch
 
 from sslr1 import distributed, puzzles
+from sslr1.ops import transfer
 from sslr1.puzzles import curriculum
 from sslr1.sums import plain_sum
 
@@ -51,7 +52,8 @@ class StepTotals:
             found["gain"] += plain_sum(curriculum.gain(answer, s, chance) for s in group_scores)
             found["margin"] += plain_sum(curriculum.margin(answer, s, rule) for s in group_scores)
         parts = [overall, *(found for own in levels.values() for found in own.values())]
-        vector = torch.tensor([value for part in parts for value in part.values()], dtype=torch.float64, device=device)
+        vector = torch.tensor([value for part in parts for value in part.values()], dtype=torch.float64)
+        vector = transfer.upload(vector, device, "counts")
         values = iter(distributed.all_reduce(vector).tolist())
         for part in parts:
             part.update({key: next(values) for key in part})

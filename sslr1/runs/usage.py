@@ -1,24 +1,25 @@
-"""What a step takes of the machine, beside time: processors, memory, and the pixel patches that go to the device."""
+"""What a step takes of the machine, beside time: processors, memory, and what is copied from the host to the device."""
 
 import os
 import resource
 import time
 
+from sslr1.ops import transfer
+
 
 class Usage:
     """Of this rank's process. Used like a stopwatch: `begin` before a step, `metrics` after it."""
 
-    def begin(self, patch_bytes: int) -> None:
-        """patch_bytes: of pixel patches that rollout and learner have taken in so far."""
-        self._wall, self._cpu, self._patch_bytes = time.perf_counter(), time.process_time(), patch_bytes
+    def begin(self) -> None:
+        self._wall, self._cpu, self._sent = time.perf_counter(), time.process_time(), transfer.total()
 
-    def metrics(self, patch_bytes: int) -> dict:
+    def metrics(self) -> dict:
         """Since `begin`, by their names in metrics.jsonl."""
         return {
             "perf/cpu_cores": (time.process_time() - self._cpu) / (time.perf_counter() - self._wall),
             "perf/host_memory_gb": resident_bytes() / 2**30,
             "perf/max_host_memory_gb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,
-            "perf/patches_mb": (patch_bytes - self._patch_bytes) / 1e6,
+            "perf/host_to_device_mb": (transfer.total() - self._sent) / 1e6,
         }
 
 

@@ -11,13 +11,14 @@ from dataclasses import dataclass, replace
 import torch
 from transformers import AttentionInterface
 
-from sslr1 import model
+from sslr1 import model, ops, puzzles
 from sslr1.data.stream import CHUNK
 from sslr1.model import shared_prefix
 from sslr1.ops.chunks import default_height
 from sslr1.rollout.cache import bytes_a_token, logit_bytes, places_for
 from sslr1.rollout.engine import free_bytes
 from sslr1.rollout.kept import rounded
+from sslr1.setup import lengths
 from sslr1.sums import plain_sum
 
 MASTER = 4  # bytes of a parameter and a reduced gradient
@@ -41,7 +42,8 @@ class Line:
 class Shapes:
     """What the arithmetic takes of a model and of how it is spread: numbers of parameters (all, those that are trained,
     of the largest layer or block, and of what is in none of them), bytes of the compute dtype, ranks, and those that
-    share a copy, tokens of a prompt, and of each tower its layers, width and bytes kept for the backward pass."""
+    share a copy, tokens of a prompt of the mixture's, of which every picture is as large as it may be, and of its
+    longest, and of each tower its layers, width and bytes kept for the backward pass."""
 
     every: int
     trained: int
@@ -51,10 +53,13 @@ class Shapes:
     ranks: int
     shards: int
     prompt: int
+    longest: int
     text: object  # the text model's configuration
     layers: tuple  # (depth, width, bytes a token) of the decoder
     blocks: tuple  # (depth, width, bytes a patch) of the vision tower
     patches: int  # of a visual token
+    values: int  # of a patch
+    seen: int  # numbers that the vision tower gives a visual token
 
     @property
     def own(self) -> bool:
@@ -75,7 +80,8 @@ def plan(config, path, ranks: int, device="cuda") -> tuple[list, list]:
 
 def lines_of(config, shapes, device="cuda") -> tuple[list, list]:
     """The same of a model's Shapes."""
-    memory = _states(config, shapes) + _learner(config, shapes, device) + _rollout(config, shapes, device)
+    memory = _states(config, shapes) + _pictures(config, shapes)
+    memory += _learner(config, shapes, device) + _rollout(config, shapes, device)
     traffic = _traffic(config, shapes)
     for line in [*memory, *traffic]:
         line.gb /= 1e9
@@ -93,6 +99,8 @@ def shapes_of(config, network, ranks: int, device="cuda") -> Shapes:
     parts = [sum(p.numel() for p in part.parameters()) for tower in towers for part in tower]
     kept = activations(network, torch.bfloat16 if narrow else torch.float32)
     widths = network.config.text_config.hidden_size, vision.hidden_size
+    tokens_of, mixture = prompt_lengths(config, vision), config.puzzles.mixture
+    tokens = {name: tokens_of(name, config.puzzles.levels[name]) for name in mixture}
     return Shapes(
         every=every,
         trained=trained,
@@ -101,12 +109,25 @@ def shapes_of(config, network, ranks: int, device="cuda") -> Shapes:
         dtype=2 if narrow else 4,
         ranks=ranks,
         shards=ranks // config.train.replicate,
-        prompt=round((config.data.max_side or 1024) / (vision.patch_size * vision.spatial_merge_size)) ** 2 + TEXT,
+        prompt=round(plain_sum(share * tokens[name] for name, share in mixture.items()) / plain_sum(mixture.values())),
+        longest=max(tokens_of(name, level) for name, level in lengths.kinds(config)),
         text=network.config.text_config,
         layers=(len(towers[0]), widths[0], kept[0]),
         blocks=(len(towers[1]), widths[1], kept[1]),
         patches=vision.spatial_merge_size**2,
+        values=3 * vision.temporal_patch_size * vision.patch_size**2,
+        seen=widths[0] * (1 + len(getattr(vision, "deepstack_visual_indexes", None) or ())),
     )
+
+
+def prompt_lengths(config, vision):
+    """A function of a puzzle's name and level: tokens of a prompt with the largest pictures that images of
+    data.max_side (1024 px, where that is null) and the configuration's bounds make."""
+    c = config.puzzles
+    limits = {key: value for key in ("min_pixels", "max_pixels") if (value := getattr(c, key))}
+    spec = ops.PatchSpec(vision.patch_size, vision.spatial_merge_size, vision.temporal_patch_size, **limits)
+    side = config.data.max_side or 1024
+    return lambda name, level: puzzles.most_pixels(name, level, spec, side, c.composed) // spec.unit**2 + TEXT
 
 
 def _states(config, shapes) -> list:
@@ -123,6 +144,19 @@ def _states(config, shapes) -> list:
         line.gb /= s.shards
     how = "the learner's own" if s.own else f"whole, {s.dtype} bytes each"
     return [*lines, Line("sampler's weights", 0 if s.own else s.every * s.dtype, how)]
+
+
+def _pictures(config, shapes) -> list:
+    """A step's patches, which stay from the rollout to the last update, beside the next step's; and what a frozen
+    tower makes of them."""
+    s, prompts = shapes, config.rollout.prompts // shapes.ranks
+    visual = prompts * (s.prompt - TEXT)
+    seen = visual * s.seen * s.dtype if config.model.frozen == "vision" else 0
+    patches = visual * s.patches
+    return [
+        Line("pixel patches", 2 * patches * s.values * s.dtype, f"{patches:,} of a step, and the next one's"),
+        Line("visual tokens", seen, f"{visual:,} of a step, kept from the rollout"),
+    ]
 
 
 def _learner(config, shapes, device) -> list:
@@ -170,11 +204,11 @@ def _activations(config, shapes) -> Line:
 def _rollout(config, shapes, device) -> list:
     """The rollout's buffers: keys and values of the groups that are held at a time, and a step's logits. On a GPU they
     are an evaluation's too, whose calls have more prompts where ranks are many."""
-    r, prompt = config.rollout, shapes.prompt if device == "cpu" else rounded(shapes.prompt)
+    r, prompt = config.rollout, shapes.longest if device == "cpu" else rounded(shapes.longest)
     groups = places_for(r.prompts // shapes.ranks, r.group_size, r.wave_rows, r.wave_groups)
     rows, a_token = rows_of(config, shapes.ranks), bytes_a_token(shapes.text, shapes.dtype)
     kept = groups * (prompt + r.group_size * r.max_tokens) * a_token
-    how = f"{groups * r.group_size} samples x {r.max_tokens} tokens, {groups} prompts of about {prompt}"
+    how = f"{groups * r.group_size} samples x {r.max_tokens} tokens, {groups} prompts of up to {prompt}"
     asked = 0 if device == "cpu" else min(CHUNK, -(-config.eval.count // shapes.ranks))
     asked = places_for(asked, 1, r.wave_rows, r.wave_groups)
     more = max(0, asked - groups) * prompt, max(0, asked - groups * r.group_size) * r.max_tokens

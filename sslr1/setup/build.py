@@ -6,16 +6,16 @@ from pathlib import Path
 
 import torch
 
-from sslr1 import distributed, model, ops, puzzles
+from sslr1 import distributed, model, ops
 from sslr1.config import BUILTIN_IMAGES, BUILTIN_MODEL, Config
-from sslr1.data import Decoder, ImageFolder, ImageStore, Pool, bad
+from sslr1.data import Decoder, ImageFolder, ImageStore, bad
 from sslr1.data.images import ABOUT
 from sslr1.errors import UserError
 from sslr1.files import write_whole
 from sslr1.model import parallel
 from sslr1.puzzles import series
 from sslr1.rollout import Engine, SamplerWeights
-from sslr1.setup import processors
+from sslr1.setup import lengths, processors
 from sslr1.setup.session import Images, Session, form_of
 
 
@@ -44,11 +44,13 @@ def builtin(config: Config, data=True) -> tuple[Path, Path | None]:
     return Path(model_path), Path(data_path) if data else None
 
 
-def build(config: Config, world: distributed.World, folder: Path | None = None, data=True, forms=()) -> Session:
+def build(
+    config: Config, world: distributed.World, folder: Path | None = None, data=True, forms=(), learns=True
+) -> Session:
     """Build everything. Rank 0 makes what is missing on disk first. Errors that a user can mend are raised before the
     model is loaded wherever possible. With a run folder, its frozen list of images is used, or made. Without `data`
     there are no images, and the configuration's are not looked at. forms: those that are asked for by --form, "direct"
-    and "thinking", in place of the configuration's."""
+    and "thinking", in place of the configuration's. learns: whether a Learner will be given what is rolled out."""
     torch.set_num_threads(processors.threads(config.train.threads))
     if world.device.type == "cpu":
         torch.use_deterministic_algorithms(True)
@@ -62,10 +64,12 @@ def build(config: Config, world: distributed.World, folder: Path | None = None, 
     limits = {k: v for k in ("min_pixels", "max_pixels") if (v := getattr(config.puzzles, k))}
     spec = ops.PatchSpec.from_pretrained(model_path, dtype=dtype, **limits)
     if data:
-        series.check(_kinds(config), spec, config.puzzles.composed)
+        examples = series.check(lengths.kinds(config), spec, config.puzzles.composed)
     images, evaluation = _images(config, data_path, listing, world.device) if data else (None, None)
-    asked = folder and world.main
-    distributed.agree(_problem(check_token_budget, config, images, tokenizer, spec) if asked else None, world)
+    longest = None
+    if data and learns:
+        longest = lengths.bounds(examples, tokenizer, form_of(config.puzzles, spec), config.data.max_side)[0]
+        distributed.agree(_problem(lengths.check_token_budget, config, longest) if world.main else None, world)
 
     policy, weights = _networks(config, world, model_path, dtype)
     c = config.rollout
@@ -78,6 +82,7 @@ def build(config: Config, world: distributed.World, folder: Path | None = None, 
         batch_invariant=c.batch_invariant,
         look_every=c.look_every,
         cuda_graphs=c.cuda_graphs,
+        keeps_seen=config.model.frozen == "vision",
     )
     return Session(
         config=config,
@@ -91,6 +96,7 @@ def build(config: Config, world: distributed.World, folder: Path | None = None, 
         policy=policy,
         weights=weights,
         engine=engine,
+        longest=longest.tokens if longest else 0,
         opening=_openings(tokenizer, config, forms),
     )
 
@@ -155,39 +161,6 @@ def _openings(tokenizer, config, forms) -> str:
         asked = "the direct form is asked for (a benchmark's, unless --form is given)"
         opening = model.opening(tokenizer, form == "thinking", asked, "give --form thinking")
     return opening
-
-
-def check_token_budget(config, images, tokenizer, spec) -> None:
-    """Raises UserError where a micro-batch can't hold a prompt with the longest completion, as puzzles of the largest
-    files show, at each level that training may come to. What is longer still ends the run when it comes."""
-    store, c = images.store, config.puzzles
-    largest = sorted(images.train, key=lambda number: -store.folder.files[number][1])[:4]
-    found = {number: image for number, image in zip(largest, store.pictures(largest)) if image is not None}
-    form = form_of(c, spec)
-    for name, level in _kinds(config) if found else ():
-        pool = Pool(store, images.train)
-        try:
-            made = [
-                puzzles.puzzle_at(puzzles.Address(name, level, config.train.seed, 0, 0, number), image, form, pool)
-                for number, image in found.items()
-            ]
-        except puzzles.PoolError:  # images alike, which the stream passes over
-            continue
-        longest = max(len(prompt.input_ids) for prompt in model.prompts(puzzles.PuzzleBatch(made, form), tokenizer))
-        needed = longest + config.rollout.max_tokens
-        if needed > config.train.token_budget:
-            raise UserError(
-                f"train.token_budget is {config.train.token_budget}: a prompt of {longest} tokens ({name}, level "
-                f"{level}) and a completion of rollout.max_tokens={config.rollout.max_tokens} don't fit; set it to "
-                f"{needed} or more, or lower puzzles.max_pixels"
-            )
-
-
-def _kinds(config) -> list:
-    """[(puzzle, level)] that training may come to."""
-    c = config.puzzles
-    adaptive = c.curriculum == "adaptive"
-    return [(name, level) for name in c.mixture for level in (puzzles.LEVELS[name] if adaptive else [c.levels[name]])]
 
 
 def _images(config, data_path, listing, device) -> tuple[Images, Images]:

@@ -53,7 +53,7 @@ def fit(config, network, ranks, card) -> list:
         return [f"  fits: {own:.1f} GB; {said}; the rollout's buffers {then}"]
     lines, s, count = [f"  does not fit: {own:.1f} GB; {said}"], shapes(config.model.frozen), ranks
     while config.rollout.prompts % count == 0:
-        settings = mended(ladder(config, count, s.prompt), lambda tried: takes(tried, count) <= room)
+        settings = mended(ladder(config, count, s.longest), lambda tried: takes(tried, count) <= room)
         if settings is not None:
             words = [f"{count} GPUs"] if count > ranks else []
             words += [f"{key}={value}" for key, value in settings.items()]

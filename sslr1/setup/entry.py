@@ -29,13 +29,13 @@ def one_line(alike=True):
 
 
 @contextmanager
-def session(path, overrides, run=False, folder=None, data=True, forms=()):
+def session(path, overrides, run=False, folder=None, data=True, forms=(), learns=True):
     """A Session: everything that the configuration names, built; processes are joined before and left after.
 
     run: in the run's own folder, locked, and refused if it was started with other settings. folder: a run folder, whose
-    frozen list of images is used. data: images too. forms: as for `build.build`. A UserError, here or in the body, ends
-    the program with its line on stderr and exit code 2; a KeyboardInterrupt ends it as Ctrl-C does, without a word if
-    it has words of its own.
+    frozen list of images is used. data: images too. forms, learns: as for `build.build`. A UserError, here or in the
+    body, ends the program with its line on stderr and exit code 2; a KeyboardInterrupt ends it as Ctrl-C does, without
+    a word if it has words of its own.
     """
     with one_line():
         config = configuration.load(path, overrides, data)
@@ -63,7 +63,7 @@ def session(path, overrides, run=False, folder=None, data=True, forms=()):
     try:
         world = distributed.start(config.train.device)
         distributed.agree(problem, world)
-        built = build.build(config, world, folder, data, forms)
+        built = build.build(config, world, folder, data, forms, learns)
         for remark in model.remarks(built.model_path, built.policy.model) if world.main else ():
             print(f"warning: {remark}", file=sys.stderr, flush=True)
         processors.collect_as_usual()

@@ -1,7 +1,7 @@
 """What a configuration comes to."""
 
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 
 import torch
@@ -10,6 +10,7 @@ from sslr1 import distributed, model, ops, puzzles
 from sslr1.config import Config
 from sslr1.data import ImageStore, PuzzleStream
 from sslr1.errors import UserError
+from sslr1.model import shared_prefix
 from sslr1.puzzles.reward import Score
 from sslr1.rollout import Engine, SamplerWeights
 from sslr1.setup import budget
@@ -39,6 +40,7 @@ class Session:
     policy: object
     weights: SamplerWeights
     engine: Engine
+    longest: int = 0  # tokens of a prompt at most, where a Learner will be given what is rolled out
     opening: str = ""  # what the chat template has written of every completion
 
     def score(self, answer, text) -> Score:
@@ -47,12 +49,19 @@ class Session:
         c = self.config.puzzles
         return puzzles.score(answer, self.opening + text, c.rule, c.thinking)
 
+    @property
+    def keep_seen(self):
+        """For a `Learner`: by the sampler's model, which is whole on each rank."""
+        if self.config.model.frozen != "vision":
+            return None
+        return partial(shared_prefix.keep_seen, self.weights.model)
+
     def summary(self) -> str:
         """One line for the start of a run: what was found, and what was chosen where there was a choice."""
         images, world = self.images, self.world
         return (
             f"{len(images.train)} images to train on, {len(self.evaluation.held_out)} held out, decoded by "
-            f"{images.store.decoder.backend}, rendered by {ops.choose_backend('auto', torch.device('cpu'))}; "
+            f"{images.store.decoder.backend}, rendered by {ops.choose_backend('auto', world.device)}; "
             f"{world.size} {world.device.type} rank(s), {torch.get_num_threads()} thread(s) each, "
             f"{self.spec.dtype}".replace("torch.", "")
             + (f", attention by {ops.flash.library()}" if world.device.type == "cuda" else "")
@@ -101,6 +110,7 @@ class Session:
             batch=batch or c.rollout.prompts,
             seed=c.train.seed,
             form=self.form(),
+            device=self.world.device,
             rank=self.world.rank,
             world_size=self.world.size,
         )

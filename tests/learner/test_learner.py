@@ -3,14 +3,15 @@ several."""
 
 import math
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
 
 from sslr1 import config, model, ops
 from sslr1.learner import Learner
-from sslr1.model import parallel
-from sslr1.rollout import SamplerWeights
+from sslr1.model import parallel, shared_prefix
+from sslr1.rollout import Engine, SamplerWeights
 from sslr1.runs import checkpoint
 from tests.model.test_packing import some_prompts, spec_of, with_samples
 
@@ -38,7 +39,13 @@ def make_learner(
     model.load_weights(policy.model, tiny)
     weights.attach(policy, world)
     options = dict(
-        optim=OPTIONS.optim, loss=OPTIONS.loss, temperature=1.0, max_tokens=10, token_budget=token_budget, steps=10
+        optim=OPTIONS.optim,
+        loss=OPTIONS.loss,
+        temperature=1.0,
+        max_tokens=10,
+        token_budget=token_budget,
+        steps=10,
+        spec=spec_of(tiny),
     )
     return Learner(policy, world, **{**options, **changes}), weights
 
@@ -66,8 +73,6 @@ def test_micro_batches_change_nothing(tiny, photographs, seed, one_process, adva
         learner, _ = make_learner(tiny, one_process, budget, loss=loss)
         found = learner.step(groups, rewards)
         results.append((found, parameters(learner)))
-        once = sum(g.prompt.pixel_values.nbytes for g in groups)  # and again for each further part of a group
-        assert learner.patch_bytes == once if budget == 100_000 else learner.patch_bytes > once
     (a, pa), (b, pb) = results
     for key in ("loss", "grad_norm", "entropy", "ratio/mean"):
         assert abs(a.metrics[key] - b.metrics[key]) <= 1e-5 * max(1, abs(a.metrics[key])), key
@@ -78,6 +83,40 @@ def test_micro_batches_change_nothing(tiny, photographs, seed, one_process, adva
     assert a.unshared == b.unshared == 3 * prompts + 34
     for name in pa:
         assert (pa[name] - pb[name]).abs().max() < 2e-4  # Adam's first step is a sign: tiny gradients may differ in it
+
+
+def test_a_frozen_tower_looks_once(any_tiny, photographs, seed, one_process, exact_norms):
+    """What it saw in the rollout serves every micro-batch of both updates and the reference: loss and gradients are
+    those of a learner that looks itself."""
+    groups, rewards = make_groups(any_tiny, photographs, seed)
+    looks, found = [], []
+    loss = OPTIONS.loss.model_copy(update={"updates": 2, "kl_coef": 0.1})
+    for keeps in (True, False):
+        options = dict(frozen="vision", dtype=torch.float64, loss=loss)
+        learner, weights = make_learner(any_tiny, one_process, 100_000 if keeps else 250, **options)
+        for network in (learner.policy.model, weights.model):
+            network.model.visual.register_forward_hook(lambda *_: looks.append(keeps))
+        if keeps:
+            learner.keep_seen = partial(shared_prefix.keep_seen, weights.model)
+            prompts = [group.prompt for group in groups[:3]]  # the last one comes from elsewhere
+            engine = Engine(weights.model, model.load_tokenizer(any_tiny), keeps_seen=True)
+            engine.generate(prompts, group_size=1, max_tokens=1)
+            assert len(looks) == 1
+        learner.set_reference(learner.policy)
+        grads = {}
+        learner._update = lambda totals, grads=grads, learner=learner: (
+            grads.update((n, p.grad.full_tensor()) for n, p in learner.policy.named_parameters() if p.grad is not None)
+            or grads.update(loss=totals["loss"])
+            or {"grad_norm": 0.0}
+        )
+        learner.step([replace(group, prompt=replace(group.prompt)) for group in groups], rewards)
+        assert looks.count(True) == 2  # the engine for three, and for the last
+        found.append(grads)
+        for group in groups:
+            group.prompt.seen = None
+    assert looks.count(False) > 4 and set(found[0]) == set(found[1]) and len(found[0]) > 10
+    for name, expected in found[1].items():
+        assert (found[0][name] - expected).norm() <= 1e-12 * expected.norm().clamp(min=1e-3), name
 
 
 def test_no_micro_batch_leaves_whole_gradients(tiny, photographs, seed, one_process, monkeypatch):

@@ -68,7 +68,8 @@ def test_two_ranks_on_one_gpu(tmp_path, tiny, seed):
     import has started a thread."""
     pytest.importorskip("pydantic")
     cases = {"cpu": dict(size=1), "1": dict(size=1, device="cuda"), "2": dict(size=2, device="cuda")}
+    cases["groups move"] = dict(size=2, device="cuda", share="uneven", budget=230)
     found = steps(tmp_path, seed, [tiny], cases, launch_anew)
-    for name in ("1", "2"):
+    for name in ("1", "2", "groups move"):
         compare(found["cpu"], found[name], name, **ANOTHER_DEVICE)
     compare(found["1"], found["2"], "1 and 2", exact=1e-10, updated=1e-6, close=1e-4)

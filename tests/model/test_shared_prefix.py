@@ -8,7 +8,7 @@ import torch
 
 from sslr1 import model, ops
 from sslr1.model import parallel
-from sslr1.model.shared_prefix import run, vision_tables
+from sslr1.model.shared_prefix import joined, run, vision_tables
 from sslr1.model.tiny import FAMILIES, build_tiny
 from sslr1.ops import attention, flash
 from tests.model.test_packing import some_prompts, spec_of, with_samples
@@ -171,7 +171,8 @@ def test_the_vision_tower_is_told_what_it_would_find(windowed, photographs, seed
     network = model.load_model(windowed, torch.float64)
     groups, _ = make(windowed, photographs)
     packed = pack(groups, model.Policy(network))
-    pixels, grid, visual = packed.pixel_values.double(), packed.image_grid_thw, network.model.visual
+    pixels = torch.cat([group.prompt.pixel_values for group in groups]).double()
+    grid, visual = packed.image_grid_thw, network.model.visual
     told = []
 
     def varlen(q, k, v, boundaries, longest, scale):
@@ -181,6 +182,10 @@ def test_the_vision_tower_is_told_what_it_would_find(windowed, photographs, seed
     monkeypatch.setattr(ops, "varlen_attention", varlen)
     with torch.no_grad():
         tables = vision_tables(visual, grid, "cpu")
+        of_each = joined([vision_tables(visual, group.prompt.image_grid_thw, "cpu") for group in groups])
+        assert set(of_each) == set(tables)
+        for name, x in tables.items():
+            assert torch.equal(torch.as_tensor(of_each[name]), torch.as_tensor(x)), name
         got = visual(pixels, grid_thw=grid, **tables).pooler_output
         assert all(found == longest for found, longest in told) and len(told) == len(visual.blocks)
         assert len({longest for _, longest in told}) == sum(name.startswith("max_") for name in tables)

@@ -9,6 +9,7 @@ import torch
 from sslr1 import ops
 from sslr1.ops.atlas import CELL, CELLS, atlas
 from sslr1.ops.render import ATLAS, BILINEAR, FILL, IDENTITY_COLOUR, NEAREST, STENCIL, gaussian
+from sslr1.ops.transfer import upload_together
 from tests.interpreter import interpret
 
 POISON = 0xA5
@@ -101,7 +102,7 @@ def paint(images, plan, shape, dtype, layout=None):
     size = math.prod(shape) * dtype.itemsize
     memory = torch.full((size + 512,), POISON, dtype=torch.uint8, device=device)
     out = memory[256 : 256 + size].view(dtype).view(shape)
-    kernel.render(images, atlas(), gaussian, plan.tables, out, layout, FILL)
+    kernel.render(images, atlas().to(device), gaussian, plan.tables, out, layout, FILL, upload_together)
     assert (memory[:256] == POISON).all() and (memory[256 + size :] == POISON).all()
     return out
 

@@ -92,9 +92,7 @@ def many(engine, any_tiny, photographs, seed):
 def test_greedy_is_transformers_generate(any_tiny, engine, prompts, group_size, batch_invariant, monkeypatch):
     monkeypatch.setattr(engine, "batch_invariant", batch_invariant)
     plain = model.load_model(any_tiny)
-    before = engine.patch_bytes
     groups = engine.generate(prompts, group_size=group_size, temperature=0)
-    assert engine.patch_bytes - before == sum(prompt.pixel_values.nbytes for prompt in prompts)  # each once a group
     for prompt, group in zip(prompts, groups):
         out = plain.generate(
             input_ids=prompt.input_ids[None],
