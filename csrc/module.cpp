@@ -23,6 +23,7 @@ PYBIND11_MODULE(_C, m) {
   m.def("cell_means", &sslr1::cell_means);
   m.def("reduced_grey", &sslr1::reduced_grey, Released());
   m.def("corners", &sslr1::corners, Released());
+  m.def("surroundings", &sslr1::surroundings);
   m.def("distinct", &sslr1::distinct);
   m.def("balanced", &sslr1::balanced);
   m.def("row_loss", &sslr1::row_loss, Released());

@@ -1,4 +1,6 @@
-// Cost: distinct reads the surroundings of the points it comes to, balanced takes count^2 * n distances; both stay in L1.
+// Cost: surroundings reads 64 px a point; distinct compares each point it comes to with those chosen, in every turn, 32 numbers each; balanced takes count^2 * n distances; both stay in L1.
+#include "vectorised.h"
+
 #include "points.h"
 
 #include <algorithm>
@@ -6,45 +8,128 @@
 
 namespace sslr1 {
 
-std::vector<std::int64_t> distinct(std::uintptr_t grey, std::int64_t height, std::int64_t width, std::uintptr_t spots,
-                                   std::uintptr_t places, std::uintptr_t order, std::int64_t n, std::int64_t count,
-                                   std::int64_t radius, double apart, double alike) {
+namespace {
+
+struct Point {
+  double y, x;
+};
+
+constexpr std::int64_t kSectors = 16, kRings = 2;  // of means; of samples there are twice as many rings
+
+VECTORISED float difference(const float* one, const float* other) {
+  float sum = 0;
+  for (std::int64_t i = 0; i < kSectors; ++i) sum += std::abs(one[i] - other[i]);
+  return sum;
+}
+
+// Whether the middle of a label, half of whose sides are `tall` and `wide`, lies nearer than that and `room` to a ring's.
+bool covers(Point label, Point ring, double tall, double wide, double room) {
+  const double dy = std::max(std::abs(label.y - ring.y) - tall, 0.0), dx = std::max(std::abs(label.x - ring.x) - wide, 0.0);
+  return std::sqrt(dy * dy + dx * dx) < room;
+}
+
+}  // namespace
+
+void surroundings(std::uintptr_t grey, std::int64_t height, std::int64_t width, std::uintptr_t spots, std::int64_t n,
+                  std::uintptr_t offsets, std::array<double, 3> tones, std::uintptr_t looks, std::uintptr_t grains) {
   const auto* picture = reinterpret_cast<const float*>(grey);
-  const auto *spot = reinterpret_cast<const double*>(spots), *place = reinterpret_cast<const double*>(places);
-  const auto* turn = reinterpret_cast<const std::int64_t*>(order);
-  const std::int64_t side = 2 * radius + 1, pixels = side * side;
-  std::vector<float> patches(static_cast<std::size_t>(count * pixels));  // of zero mean and unit norm, of those chosen
-  std::vector<std::int64_t> chosen;
-  for (std::int64_t k = 0; k < n && static_cast<std::int64_t>(chosen.size()) < count; ++k) {
-    const std::int64_t i = turn[k], top = static_cast<std::int64_t>(std::floor(spot[2 * i])) - radius;
-    const std::int64_t left = static_cast<std::int64_t>(std::floor(spot[2 * i + 1])) - radius;
-    const bool near = std::any_of(chosen.begin(), chosen.end(), [&](std::int64_t j) {
-      const double dy = place[2 * i] - place[2 * j], dx = place[2 * i + 1] - place[2 * j + 1];
-      return std::sqrt(dy * dy + dx * dx) < apart;
-    });
-    if (near) continue;
-    float* patch = patches.data() + static_cast<std::int64_t>(chosen.size()) * pixels;
-    float sum = 0, squares = 0;
-    for (std::int64_t y = 0; y < side; ++y) {
-      const float* row = picture + std::clamp<std::int64_t>(top + y, 0, height - 1) * width;
-      for (std::int64_t x = 0; x < side; ++x) {
-        sum += patch[y * side + x] = row[std::clamp<std::int64_t>(left + x, 0, width - 1)];
+  const auto *spot = reinterpret_cast<const Point*>(spots), *offset = reinterpret_cast<const Point*>(offsets);
+  auto *look = reinterpret_cast<float*>(looks), *grain = reinterpret_cast<float*>(grains);
+  const auto darkest = static_cast<float>(tones[0]), lightest = static_cast<float>(tones[1]), gain = static_cast<float>(tones[2]);
+  constexpr std::int64_t kSamples = 2 * kRings * kSectors, kMeans = kRings * kSectors;
+  for (std::int64_t i = 0; i < n; ++i, look += kMeans) {
+    float sample[2 * kRings][kSectors];
+    for (std::int64_t k = 0; k < kSamples; ++k) {
+      const auto y = std::clamp<std::int64_t>(static_cast<std::int64_t>(std::floor(spot[i].y + offset[k].y)), 0, height - 1);
+      const auto x = std::clamp<std::int64_t>(static_cast<std::int64_t>(std::floor(spot[i].x + offset[k].x)), 0, width - 1);
+      sample[k / kSectors][k % kSectors] = std::clamp(picture[y * width + x], darkest, lightest) * gain;
+    }
+    double total = 0, outwards = 0, around = 0;
+    for (std::int64_t ring = 0; ring < 2 * kRings; ++ring) {
+      for (std::int64_t k = 0; k < kSectors; ++k) {
+        const float next = sample[ring][(k + 1) % kSectors], pair = sample[ring][k] + next;
+        float& mean = look[ring / 2 * kSectors + k];
+        mean = ring % 2 ? (mean + pair) / 4 : pair;
+        if (ring % 2) total += mean;
+        around += std::abs(sample[ring][k] - next);
+        if (ring) outwards += std::abs(sample[ring][k] - sample[ring - 1][k]);
       }
     }
-    const float mean = sum / static_cast<float>(pixels);
-    for (std::int64_t p = 0; p < pixels; ++p) {
-      patch[p] -= mean;
-      squares += patch[p] * patch[p];
+    const auto mean = static_cast<float>(total / kMeans);
+    for (std::int64_t k = 0; k < kMeans; ++k) look[k] -= mean;
+    grain[i] = static_cast<float>((outwards / (kSamples - kSectors) + around / kSamples) / 2);
+  }
+}
+
+std::vector<std::pair<std::int64_t, std::int64_t>> distinct(std::uintptr_t looks, std::uintptr_t grains,
+                                                            std::uintptr_t places, std::uintptr_t order,
+                                                            std::uintptr_t starts, std::int64_t n, std::int64_t count,
+                                                            std::int64_t turns, double apart, std::array<double, 3> marks,
+                                                            std::array<double, 16> sides, double least, double grain, double unlike) {
+  const auto *look = reinterpret_cast<const float*>(looks), *own = reinterpret_cast<const float*>(grains);
+  const auto *place = reinterpret_cast<const Point*>(places), *side = reinterpret_cast<const Point*>(sides.data());
+  const auto *turn = reinterpret_cast<const std::int64_t*>(order), *start = reinterpret_cast<const std::int64_t*>(starts);
+  const auto [tall, wide, room] = marks;
+  constexpr std::int64_t kMeans = kRings * kSectors;
+  std::vector<float> twice;  // what surrounds those chosen, its sectors twice over, so that turns are shifts
+  std::vector<Point> labels;
+  std::vector<std::pair<std::int64_t, std::int64_t>> chosen;
+  const auto label_at = [&](Point at, std::int64_t k) { return Point{at.y + side[k].y, at.x + side[k].x}; };
+  const auto free_side = [&](std::int64_t i) -> std::int64_t {
+    const Point at = place[i];
+    for (const auto& [j, _] : chosen) {
+      const double dy = at.y - place[j].y, dx = at.x - place[j].x;
+      if (std::sqrt(dy * dy + dx * dx) < apart) return -1;
     }
-    const float norm = std::max(std::sqrt(squares), 1e-6f);
-    for (std::int64_t p = 0; p < pixels; ++p) patch[p] /= norm;
-    bool same = false;
-    for (const float* seen = patches.data(); !same && seen < patch; seen += pixels) {
-      float correlation = 0;
-      for (std::int64_t p = 0; p < pixels; ++p) correlation += seen[p] * patch[p];
-      same = correlation > static_cast<float>(alike);
+    for (const Point label : labels) {
+      if (covers(label, at, tall, wide, room)) return -1;
     }
-    if (!same) chosen.push_back(i);
+    for (std::int64_t step = 0; step < 8; ++step) {
+      const std::int64_t k = (start[i] + 3 * step) % 8;
+      const Point label = label_at(at, k);
+      bool free = label.y > tall && label.x > wide && label.y < 1 - tall && label.x < 1 - wide;
+      for (const auto& [j, _] : chosen) free &= !covers(label, place[j], tall, wide, room);
+      for (const Point other : labels) {
+        free &= std::abs(other.y - label.y) >= 2 * tall || std::abs(other.x - label.x) >= 2 * wide;
+      }
+      if (free) return k;
+    }
+    return -1;
+  };
+  std::vector<float> structure(static_cast<std::size_t>(n));
+  const std::vector<float> even(2 * kMeans);
+  const auto told = [&](std::int64_t i, const float* seen, float mean_grain, float mean_structure) {
+    const float bound = std::max(static_cast<float>(least) + static_cast<float>(grain) * mean_grain,
+                                 static_cast<float>(unlike) * mean_structure);
+    for (std::int64_t t = -turns; t <= turns; ++t) {
+      float apart_by = 0;
+      for (std::int64_t ring = 0; ring < kRings; ++ring) {
+        const float* from = seen + 2 * kSectors * ring + (t + kSectors) % kSectors;
+        apart_by += difference(look + i * kMeans + ring * kSectors, from);
+      }
+      if (apart_by <= bound * static_cast<float>(kMeans)) return false;
+    }
+    return true;
+  };
+  for (std::int64_t at = 0; at < n && static_cast<std::int64_t>(chosen.size()) < count; ++at) {
+    const std::int64_t i = turn[at], k = free_side(i);
+    if (k < 0) continue;
+    structure[i] = (difference(look + i * kMeans, even.data()) + difference(look + i * kMeans + kSectors, even.data())) / kMeans;
+    bool fits = told(i, even.data(), own[i], 0);
+    for (std::size_t seen = 0; fits && seen < chosen.size(); ++seen) {
+      const std::int64_t j = chosen[seen].first;
+      const float* from = twice.data() + 2 * kMeans * static_cast<std::int64_t>(seen);
+      fits = told(i, from, (own[i] + own[j]) / 2, (structure[i] + structure[j]) / 2);
+    }
+    if (!fits) continue;
+    chosen.emplace_back(i, k);
+    labels.push_back(label_at(place[i], k));
+    for (std::int64_t ring = 0; ring < kRings; ++ring) {
+      for (int again = 0; again < 2; ++again) {
+        const float* from = look + i * kMeans + ring * kSectors;
+        twice.insert(twice.end(), from, from + kSectors);
+      }
+    }
   }
   return chosen;
 }

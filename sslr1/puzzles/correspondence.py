@@ -5,13 +5,16 @@ import math
 
 import numpy as np
 
+from sslr1.ops.atlas import CELL
 from sslr1.ops.render import IDENTITY_COLOUR
 from sslr1.puzzles.colour import jitter
+from sslr1.puzzles.look import LUMA
 from sslr1.puzzles.picture import corners
 from sslr1.puzzles.plan import Extent, Plan
-from sslr1.puzzles.points import balanced, distinct
+from sslr1.puzzles.points import SECTORS, Marks, balanced, distinct, label_places, surroundings
 from sslr1.puzzles.prompts import LETTERS
 from sslr1.puzzles.puzzle import Puzzle, lettered
+from sslr1.sums import plain_sum
 
 LEVELS = {
     1: "scale 0.8 to 1.25, 4 points far apart",
@@ -39,18 +42,19 @@ SCALE = {1: (0.8, 1.25), 2: (0.6, 1.6), 3: (0.6, 1.6), 4: (0.6, 1.6)}
 TURN = {1: 0, 2: 30, 3: 90, 4: 180}  # degrees, either way
 SHIFT = {1: 0.0, 2: 0.04, 3: 0.08, 4: 0.15}  # of a corner along each axis, share of the view's side
 POINTS = {1: 4, 2: 4, 3: 6, 4: 8}
-VIEW = {1: 0.72, 2: 0.55, 3: 0.5, 4: 0.5}  # geometric mean of the views' sides, share of the image's short side
+VIEW = {1: 0.62, 2: 0.55, 3: 0.5, 4: 0.5}  # geometric mean of the views' sides, share of the image's short side
 APART = {1: 0.22, 2: 0.18, 3: 0.15, 4: 0.12}  # least distance of two points, share of the canvas
 START_LEVEL = 2
 POOLED = ()  # levels that show other images too
 SHARE = 0.20
 LARGEST = 448  # px a side of a canvas
-RING, LABEL = 0.075, 0.085  # sizes of marks, shares of the canvas; a mark has 12 px at least
+RING, LABEL, REF = 0.12, 0.14, 0.21  # sizes of marks' cells, shares of the canvas; one has 12 px at least
+ROOM = 1.5  # times a ring's radius: how far others' labels stay from its middle
 MARGIN = 0.09  # of points from a canvas's edge, share of the canvas
-ALIKE = 0.9  # correlation of two points' surroundings from which they can't be told apart …
-SURROUNDINGS = 5  # … which reach so far around them, px of the reduced image
+SURROUNDINGS = 0.18  # how far around two points they are told apart, share of the views' mean side
 PLACES = 192  # where in view 1 the point could stand: samples a point
-TRIES = 20
+LATTICE = 0.08  # between points beside the corners, share of the views' mean side
+TRIES = 40
 
 
 def build(rng, image, level, spec, pool) -> Puzzle:
@@ -59,19 +63,27 @@ def build(rng, image, level, spec, pool) -> Puzzle:
     it so. Nothing about where points lie tells the answer."""
     short, count = min(image.height, image.width), POINTS[level]
     side = spec.square(min(1.4 * VIEW[level] * short, LARGEST))
-    ground = image.grey()
-    textured = corners(*ground)
-    decidable, chosen = False, None
+    grey, step = image.grey()
+    points, strong = _points(rng, image, grey, step, VIEW[level] * short)
+    marks, decidable, chosen = _marks(side), False, None
     for _ in range(TRIES):
         extents, to_image = _second_view(rng, image, level)
-        points = _visible(textured, to_image, image, extents[0])
-        picked = _pick(rng, points, ground, level, count)
-        if picked is not None and (chosen := _assign(rng, *picked, image, extents[0])) is not None:
+        colour = jitter(rng, image.mean, 0.4, 0.4, 0.4, 0.1) if level > 1 else IDENTITY_COLOUR
+        shown, places = _visible(points, to_image, image, extents[0], marks)
+        if len(shown) < count:
+            continue
+        looks = surroundings(grey, points[shown] / step, SURROUNDINGS * VIEW[level] * short / step, _tones(colour))
+        picked = _pick(rng, looks, places, shown < strong, level, count, marks)
+        if picked is None:
+            continue
+        numbers, sides = picked
+        chosen = _assign(rng, points[shown][numbers], places[numbers], image, extents[0])
+        if chosen is not None:
             decidable = True
             break
     if chosen is None:  # no picture to tell points by: any will do
         grid = np.stack(np.meshgrid((0.2, 0.5, 0.8), (0.2, 0.5, 0.8), indexing="ij"), -1).reshape(-1, 2)[:count]
-        spots = np.array([_apply(to_image, *yx) for yx in grid])
+        spots, sides = np.array([_apply(to_image, *yx) for yx in grid]), [0] * count
         chosen = int(rng.integers(0, count)), np.array((0.5, 0.5)), spots, grid
     truth, ref, spots, places = chosen
     first = extents[0]
@@ -83,11 +95,10 @@ def build(rng, image, level, spec, pool) -> Puzzle:
     plan = Plan()
     step = first / side
     plan.view(plan.canvas(side, side), 0, (step, 0.0, left, 0.0, step, top))
-    colour = jitter(rng, image.mean, 0.4, 0.4, 0.4, 0.1) if level > 1 else IDENTITY_COLOUR
     matrix = to_image * (1 / side, 1 / side, 1.0)
     plan.view(plan.canvas(side, side), 0, tuple((matrix / matrix[2, 2]).ravel().tolist()), colour=colour)
-    _mark(rng, plan, 0, ref[None], ["REF"], (255.0, 224.0, 64.0))
-    _mark(rng, plan, 1, places, LETTERS, (255.0, 255.0, 255.0))
+    _mark(plan, 0, ref[None], ["REF"], [_free_side(rng, ref, _marks(side, "REF"))], (255.0, 224.0, 64.0))
+    _mark(plan, 1, places, LETTERS, sides, (255.0, 255.0, 255.0))
     drawn = {"plan": plan, "decidable": decidable, "points": [ref[None], places]}
     return lettered(count, truth, marks=["1", "2"], sheet=[[0, 1]], **drawn)
 
@@ -140,31 +151,49 @@ def _inverse(matrix):
     return np.array((*rows, (d * h - e * g, b * g - a * h, a * e - b * d)))
 
 
-def _visible(textured, to_image, image, first):
-    """(image points, their places in view 2) of the corners that view 2 shows and view 1 could: both [n, 2] of (y, x),
-    places as shares of the canvas."""
-    places = np.stack(_apply(_inverse(to_image), *textured.T), 1)
-    room = MARGIN * first
-    inside = ((places > MARGIN) & (places < 1 - MARGIN)).all(1)
-    inside &= ((textured > room) & (textured < np.array((image.height, image.width)) - room)).all(1)
-    return textured[inside], places[inside]
+def _points(rng, image, grey, step, view):
+    """(points, how many of them are corners): the image's textured corners, and after them a lattice's, float64 [n, 2]
+    of (y, x) in its px. What is out of focus has no corners, but places that can be told."""
+    pitch = LATTICE * view
+    axes = [np.arange(rng.uniform(0, pitch), n, pitch) for n in (image.height, image.width)]
+    textured = corners(grey, step)
+    return np.concatenate([textured, np.stack(np.meshgrid(*axes, indexing="ij"), -1).reshape(-1, 2)]), len(textured)
 
 
-def _pick(rng, points, ground, level, count):
-    """`count` of the points that lie apart and look different, in random order; None if there are too few."""
-    spots, places = points
-    if len(spots) < count:
-        return None
-    order = rng.permutation(len(spots))
+def _tones(colour):
+    """(darkest, lightest, gain): the greys from which on a colour map shows black and white, and how much of the greys'
+    differences is seen both in view 1, before it, and in view 2, after it."""
+    gain = plain_sum(LUMA[i // 4] * v for i, v in enumerate(colour) if i % 4 < 3)
+    rest = plain_sum(weight * v for weight, v in zip(LUMA, colour[3::4]))
+    return -rest / gain, (255.0 - rest) / gain, min(gain, 1.0)
+
+
+def _visible(points, to_image, image, first, marks):
+    """(numbers of the points that view 2 shows and view 1 could, their places in view 2 as shares of its canvas,
+    float64 [n, 2])."""
+    places = np.stack(_apply(_inverse(to_image), *points.T), 1)
+    margin = max(MARGIN, marks.ring)
+    room = margin * first
+    inside = ((places > margin) & (places < 1 - margin)).all(1)
+    inside &= ((points > room) & (points < np.array((image.height, image.width)) - room)).all(1)
+    return np.flatnonzero(inside), places[inside]
+
+
+def _pick(rng, looks, places, strong, level, count, marks):
+    """Numbers of `count` points that lie apart and look different, in random order, and the sides of their labels; None
+    if there are too few. `strong` ones first."""
+    n = len(places)
+    order = rng.permutation(n)
     if level == 4:  # close together: around the first, nearest first
-        order = order[np.argsort(np.linalg.norm(places[order] - places[order[0]], axis=1), kind="stable")]
-    grey, step = ground
-    limits = {"radius": SURROUNDINGS, "apart": APART[level], "alike": ALIKE}
-    chosen = distinct(grey, spots / step, places, order, count, **limits)
+        first = places[order[strong[order].argmax()]]
+        order = order[np.argsort(np.linalg.norm(places[order] - first, axis=1), kind="stable")]
+    order = order[np.argsort(~strong[order], kind="stable")]
+    limits = {"turns": TURN[level] * SECTORS // 360, "apart": max(APART[level], 2 * marks.ring), "marks": marks}
+    chosen, sides = distinct(*looks, places, order, rng.integers(0, 8, n), count, **limits)
     if len(chosen) < count:
         return None
-    chosen = np.array(chosen)[rng.permutation(count)]
-    return spots[chosen], places[chosen]
+    shuffled = rng.permutation(count)
+    return np.array(chosen)[shuffled], np.array(sides)[shuffled].tolist()
 
 
 def _assign(rng, spots, places, image, first):
@@ -185,25 +214,33 @@ def _assign(rng, spots, places, image, first):
     return truth, refs[truth, at[int(rng.integers(0, len(at)))]], spots, places
 
 
-def _mark(rng, plan, canvas, places, names, rgb):
-    """A ring around every place (share of the canvas) and its name beside it, upright, on the side that is freest."""
+def _sizes(side):
+    """Sides in px of the cells of a ring, a letter and REF on a canvas of `side` px."""
+    return [max(12.0, share * side) for share in (RING, LABEL, REF)]
+
+
+def _marks(side, label="A"):
+    """How much of a canvas of `side` px its marks cover, outlines included, and a gap around a ring."""
+    ring, letter, ref = (size / side / CELL for size in _sizes(side))
+    tall, wide = (15.6 * ref, 30.6 * ref) if label == "REF" else (25.8 * letter, 18.8 * letter)
+    return Marks(33.2 * ring, tall, wide, ROOM * 33.2 * ring)
+
+
+def _free_side(rng, place, marks):
+    """A side of a lone point where its label is inside the canvas as far as can be."""
+    half = np.array((marks.tall, marks.wide))
+    labels = place + label_places(marks)
+    outside = np.maximum(abs(labels - 0.5) - (0.5 - half), 0).max(1)
+    sides = rng.permutation(8)
+    return int(sides[outside[sides].argmin()])
+
+
+def _mark(plan, canvas, places, names, sides, rgb):
+    """A ring around every place (share of the canvas) and its name beside it, upright."""
     side = plan.sizes[canvas][0]
-    ring, label = max(12.0, RING * side), max(12.0, LABEL * side)
-    points = (places * side).tolist()
-    far = 0.38 * ring + 0.5 * label
-    sides = [(far * math.sin(i * math.pi / 4), far * math.cos(i * math.pi / 4)) for i in range(8)]
-    taken = [tuple(point) for point in points]
-    for (y, x), name in zip(points, names):
+    ring, letter, ref = _sizes(side)
+    for place, name, number in zip(places, names, sides):
+        y, x = (place * side).tolist()
         plan.stamp(canvas, "ring", y, x, ring, rgb)
-        others = [place for place in taken if place != (y, x)]
-        best, room = None, -math.inf
-        for eighth in rng.permutation(8).tolist():
-            ly, lx = y + sides[eighth][0], x + sides[eighth][1]
-            nearest = min([math.hypot(ly - ty, lx - tx) for ty, tx in others], default=math.inf)
-            free = min(min(ly, side - ly, lx, side - lx) - label / 2, nearest - label)
-            if free > room:
-                best, room = (ly, lx), free
-            if room >= 0.0:
-                break
-        plan.stamp(canvas, name, *best, label * (1.2 if name == "REF" else 1.0), rgb)
-        taken.append(best)
+        y, x = ((place + label_places(_marks(side, name))[number]) * side).tolist()
+        plan.stamp(canvas, name, y, x, ref if name == "REF" else letter, rgb)

@@ -11,12 +11,12 @@ from functools import lru_cache
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageDraw
 from skimage import data
 
 from sslr1 import puzzles
 from sslr1.ops import PatchSpec, keys
-from sslr1.puzzles import ordering
+from sslr1.puzzles import correspondence, ordering
 
 PHOTOGRAPHS = (("astronaut", "stereo_motorcycle"), ("coffee", "chelsea"))
 TEXTURES = (("grass", "brick"), ("gravel",))
@@ -303,9 +303,90 @@ def rotation_case(rng, half, level, turn, is_clear):
     return Case(kind, "rotation", level, [grain(rng, image, sigma)])
 
 
+def pattern(rng, height, width, kinds, pitch):
+    """`kinds` small things on an even ground, each the same in every turn, again and again in the same order: what
+    surrounds one surrounds every other of its kind."""
+    ground, shades = rng.uniform(40, 215, 3), rng.uniform(-1, 1, (kinds, 3))
+    y, x = np.mgrid[0:height, 0:width] + rng.uniform(0, pitch, 2)[:, None, None]
+    number = ((x // pitch).astype(int) + int(rng.integers(1, 4)) * (y // pitch).astype(int)) % kinds
+    far = np.hypot(y % pitch - pitch / 2, x % pitch - pitch / 2)
+    outer = rng.uniform(0.15, 0.3, kinds) * pitch
+    inner = outer * rng.choice((0.0, 0.5), kinds)
+    shades *= rng.uniform(40, 90, (kinds, 1)) / abs(shades).mean(1, keepdims=True)
+    return ground + ((far < outer[number]) & (far >= inner[number]))[..., None] * shades[number]
+
+
+def repeated(rng, half, height, width, pitch):
+    """A small piece of a photograph again and again, each time a little brighter or darker."""
+    side = round(pitch)
+    piece = cut(rng, shipped(PHOTOGRAPHS[half][int(rng.integers(0, 2))]), side, side, 0.1)
+    rows, columns = height // side + 1, width // side + 1
+    light = rng.uniform(0.96, 1.04, (rows, columns)).repeat(side, 0).repeat(side, 1)[:height, :width]
+    return np.tile(piece, (rows, columns, 1))[:height, :width] * light[..., None]
+
+
+def water(rng, height, width):
+    """Ripples, longer than high, lighter towards one end."""
+    fall, long = rng.uniform(0, 0.7), int(rng.integers(2, 5))
+    ripples = spectrum(rng, height, width // long + 2, fall, 0.1, colour=0.1)
+    ripples = np.asarray(Image.fromarray(((ripples * 32) + 128).clip(0, 255).astype(np.uint8)).resize((width, height)))
+    return sky(rng, height, width, 0, 30) + rng.uniform(5, 30) * (ripples.astype(np.float32) - 128) / 32
+
+
+def kites(rng, height, width):
+    """A sky with things in it: many-cornered, each of a shape and colours of its own."""
+    image = sky(rng, height, width, 20, 80)
+    pitch = 0.15 * min(height, width)
+    shape = (round(height), round(width))
+    for y in np.arange(pitch / 2, height, pitch):
+        for x in np.arange(pitch / 2, width, pitch):
+            corners = int(rng.integers(3, 6))
+            angles = np.sort(rng.uniform(0, 2 * np.pi, corners))
+            at = np.array((x, y)) + rng.uniform(-0.15, 0.15, 2) * pitch
+            reach = rng.uniform(0.25, 0.55, corners) * pitch
+            drawn = Image.new("L", shape[::-1])
+            points = at + reach[:, None] * np.stack([np.cos(angles), np.sin(angles)], 1)
+            ImageDraw.Draw(drawn).polygon([tuple(point) for point in points.tolist()], 255)
+            image[np.asarray(drawn) > 0] += rng.choice((-1, 1)) * rng.uniform(30, 90, 3)
+    return image
+
+
+def correspondence_case(rng, half, level, turn, is_clear):
+    height, width = int(rng.integers(252, 420)), int(rng.integers(252, 420))
+    if is_clear:
+        kinds = ["photograph", "shallow focus", "low light", "sky with kites", "clouds"]
+        kind = kinds[turn % (4 if level == 4 else 5)]  # a cloud, turned at will, is like another
+        if kind == "sky with kites":
+            image = grain(rng, kites(rng, height, width), rng.uniform(0.5, 2))
+        else:
+            image = clear(rng, half, height, width, kind)
+        return Case(kind, "correspondence", level, [image])
+    kind = ("noise or texture", "even", "soft", "sky", "water", "pattern", "repeated", "natural")[turn % 8]
+    if kind == "noise or texture":
+        image, sigma = mosaic(rng, texture(rng, half), height, width, 12), 0
+    elif kind == "natural":
+        image, sigma = texture(rng, half)(height, width), 0
+    elif kind == "even":
+        image, sigma = even(rng, height, width), rng.uniform(0, 12)
+    elif kind == "soft":  # out of focus, and hardly a difference in it
+        image = even(rng, height, width) * 0.8 + 20
+        image, sigma = image + 1.5 * spectrum(rng, height, width, 2, highest=0.03), rng.uniform(0, 3)
+    elif kind == "sky":
+        image, sigma = sky(rng, height, width, 0, 60), rng.uniform(0, 8)
+    elif kind == "water":
+        image, sigma = water(rng, height, width), rng.uniform(0, 4)
+    else:  # several in a mark's ring
+        pitch = rng.uniform(0.05, 0.09) * correspondence.VIEW[level] * min(height, width)
+        kinds, sigma = int(rng.integers(1, correspondence.POINTS[level] - 1)), rng.uniform(0.5, 4)
+        drawn = kind == "pattern"
+        image = pattern(rng, height, width, kinds, pitch) if drawn else repeated(rng, half, height, width, pitch)
+    return Case(kind, "correspondence", level, [grain(rng, image, sigma)])
+
+
 BUILDERS = {
     "rotation": rotation_case,
     "ordering": ordering_case,
     "inpainting": inpainting_case,
     "similarity": similarity_case,
+    "correspondence": correspondence_case,
 }

@@ -155,8 +155,11 @@ def test_decidable_refuses_what_can_not_be_told():
     for name, level in EVERY:  # what is asked for is built all the same
         made = puzzles.make([flat], name, level=level, spec=SPEC, pool=pool)
         assert made.decidable == [False] and len(made.render()[0]) == made.canvas_counts[0]
-    tiled = torch.from_numpy(np.tile(cell[:20, :20], (7, 7, 1))[:128, :128])  # every corner looks like others
-    assert not any(puzzles.make([tiled], "correspondence", level=4, spec=SPEC, seed=s).decidable[0] for s in range(4))
+    for side, levels in ((9, (1, 2, 3, 4)), (15, (4,))):  # in larger tiles, places of one can be told from each other
+        tiled = torch.from_numpy(np.tile(cell[:side, :side], (15, 15, 1))[:128, :128].copy())
+        for level in levels:
+            made = [puzzles.make([tiled], "correspondence", level=level, spec=SPEC, seed=s) for s in range(4)]
+            assert not any(batch.decidable[0] for batch in made)
 
 
 def test_angles_that_would_have_to_be_enlarged_are_not_decidable(images):

@@ -269,7 +269,7 @@ def surroundings_alike(first, ref, second, other, thetas, n=41, reach=0.2):
     side = first.shape[2]
     span = torch.linspace(-1, 1, n)
     radius = (span[:, None] ** 2 + span**2).sqrt().reshape(-1)
-    ring = 24 / 64 * max(12, 0.075 * side) / (reach * side)
+    ring = 24 / 64 * max(12, 0.12 * side) / (reach * side)
     base = torch.stack(torch.meshgrid(span, span, indexing="ij")[::-1], -1).reshape(-1, 2)
     views = []
     for picture, (y, x), theta in ((first, ref, torch.eye(2)[None]), (second, other, thetas)):
