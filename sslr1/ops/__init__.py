@@ -12,7 +12,13 @@ from sslr1.ops.render import choose_backend, patch_bytes, patches_of, render, re
 from sslr1.ops.sampling import sample
 
 __getattr__, __all__ = at_first_use(
-    __name__, {"attention": "Layout decode_attention shared_prefix_attention varlen_attention"}
+    __name__,
+    {
+        "attention": "Layout decode_attention shared_prefix_attention varlen_attention",
+        "causal_conv": "causal_conv causal_conv_step prompt_tails",
+        "delta_rule": "gated_delta_rule gated_delta_step",
+        "state_layout": "StateLayout",
+    },
 )
 __all__ += [
     "GrpoLoss",

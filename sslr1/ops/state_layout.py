@@ -1,0 +1,112 @@
+"""Where recurrent layers find their way in a packed row of groups: which row comes before which, and which state a
+sequence starts from."""
+
+from copy import copy
+from typing import NamedTuple
+
+import torch
+
+CHUNK = 64  # tokens whose products the chunked delta rule takes together
+CONTEXT = 3  # rows before its own that a convolution of width 4 sees
+
+
+class Chunks(NamedTuple):
+    """Sequences cut into chunks of one width C, the last of each filled up: chunk 0 of every sequence, then chunk 1 of
+    those that have one, and so on. The longest sequences come first, so that each step is the first few of the one
+    before.
+
+    rows int64 [n, C]: the packed row of each slot, 0 where there is none; inside bool [n, C]: whether there is one;
+    slots int64 [tokens]: the slot of each of the sequences' tokens, in packed order; steps int64 [most chunks], always
+    on the CPU: sequences that have a chunk of that number; lasts int64 [sequences]: the last chunk of each, in packed
+    order; order int64 [sequences]: their numbers in packed order, the longest first.
+    """
+
+    rows: torch.Tensor
+    inside: torch.Tensor
+    slots: torch.Tensor
+    steps: torch.Tensor
+    lasts: torch.Tensor
+    order: torch.Tensor
+
+
+class StateLayout:
+    """For recurrent layers what `Layout` is for attention: made once a micro-batch, handed to every layer as it is.
+
+    groups: list of (prompt length, completion lengths) of a packed row, each `[prompt | c1 … cG]`. A prompt starts from
+    nothing, a completion from where its prompt ends; completions may be empty. Raises ValueError for a group without a
+    prompt.
+
+    tokens: T. prompts, completions: `Chunks`; completions without tokens are in none. prompt_rows, completion_rows
+    int64: their packed rows; prompt_bounds, completion_bounds int64 [n + 1]: where each starts among those, and the
+    end; owners int64 [completions]: the group of each completion that has tokens. context int64 [3, T]: the rows one,
+    two and three before each, -1 where there is none. prompt_ends int64 [groups, 3]: each prompt's last rows, in
+    order, -1 where it is shorter.
+    """
+
+    def __init__(self, groups):
+        self.groups = [(int(prompt), tuple(int(c) for c in completions)) for prompt, completions in groups]
+        prompts, completions, owners, before, row = [], [], [], [], 0
+        for number, (prompt, lengths) in enumerate(self.groups):
+            if prompt < 1:
+                raise ValueError(f"a group's prompt has {prompt} tokens; it needs one at least")
+            prompts.append((row, prompt))
+            before += [-1, *range(row, row + prompt - 1)]
+            row += prompt
+            end = row - 1
+            for length in filter(None, lengths):
+                completions.append((row, length))
+                owners.append(number)
+                before += [end, *range(row, row + length - 1)]
+                row += length
+        self.tokens = row
+        self.prompts, self.completions = _chunks(prompts), _chunks(completions)
+        self.prompt_rows, self.prompt_bounds = _rows_and_bounds(prompts)
+        self.completion_rows, self.completion_bounds = _rows_and_bounds(completions)
+        self.owners = torch.tensor(owners, dtype=torch.int64)
+        self.start_chunks = self.prompts.lasts[self.owners][self.completions.order]  # in the chunks' order
+        one = torch.tensor([*before, -1])  # so that before "none" comes none
+        context = [one]
+        for _ in range(CONTEXT - 1):
+            context.append(one[context[-1]])
+        self.context = torch.stack(context)[:, :-1].contiguous()
+        last = torch.tensor([start + length - 1 for start, length in prompts], dtype=torch.int64)
+        ends = [last[:, None], *(context[i][last][:, None] for i in range(CONTEXT - 1))]
+        self.prompt_ends = torch.cat(ends[::-1], 1)
+
+    def to(self, device):
+        """The same with its tensors on `device`, but for the chunks' steps."""
+        moved = copy(self)
+        for name, x in vars(self).items():
+            if isinstance(x, torch.Tensor):
+                setattr(moved, name, x.to(device, non_blocking=True))
+            elif isinstance(x, Chunks):
+                there = {field: y.to(device, non_blocking=True) for field, y in x._asdict().items()}
+                setattr(moved, name, Chunks(**there | {"steps": x.steps}))
+        return moved
+
+
+def _rows_and_bounds(spans):
+    rows = [torch.arange(start, start + length) for start, length in spans]
+    bounds = torch.tensor([0, *(length for _, length in spans)]).cumsum(0)
+    return torch.cat([torch.zeros(0, dtype=torch.int64), *rows]), bounds
+
+
+def _chunks(spans):
+    """spans: (first row, length) of each sequence, in packed order."""
+    # Short sequences of one chunk take a narrower one: products within a chunk cost its square.
+    width = min(CHUNK, -(-max((length for _, length in spans), default=1) // 16) * 16)
+    counts = torch.tensor([-(-length // width) for _, length in spans], dtype=torch.int64)
+    order = counts.argsort(descending=True, stable=True)
+    place = order.argsort()  # of each sequence among the longest first
+    most = int(counts.max()) if spans else 0
+    steps = (counts[None] > torch.arange(most)[:, None]).sum(1)
+    firsts = torch.cat([steps.new_zeros(1), steps.cumsum(0)])  # chunks before each step's
+    starts, lengths = torch.tensor(spans, dtype=torch.int64).reshape(-1, 2).unbind(1)
+    sequence = torch.arange(len(spans)).repeat_interleave(lengths)  # of each token
+    position = torch.arange(len(sequence)) - (lengths.cumsum(0) - lengths)[sequence]
+    slots = (firsts[position // width] + place[sequence]) * width + position % width
+    rows = torch.zeros(int(firsts[-1]) * width, dtype=torch.int64)
+    inside = torch.zeros_like(rows, dtype=torch.bool)
+    rows[slots], inside[slots] = starts[sequence] + position, True
+    lasts = firsts[counts - 1] + place
+    return Chunks(rows.view(-1, width), inside.view(-1, width), slots, steps, lasts, order)
