@@ -45,7 +45,7 @@ def _reference(x, weight, context):
 def prompt_tails(x, layout):
     """The last three rows of every prompt, [groups, channels, 3], the last row last, zeros before a shorter one: what
     `causal_conv_step` goes on from."""
-    rows = layout.prompt_ends
+    rows = layout.tails
     tails = x.detach().index_select(0, rows.clamp(min=0).view(-1)).view(*rows.shape, -1)
     return tails.masked_fill((rows < 0)[..., None], 0.0).transpose(1, 2).contiguous()
 

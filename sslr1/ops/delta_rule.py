@@ -11,9 +11,9 @@ the sum of theirs.
 
 import torch
 
+from sslr1.ops import delta_chunks
+from sslr1.ops.delta_chunks import EPSILON
 from sslr1.ops.state_layout import StateLayout
-
-EPSILON = 1e-6  # under the root of the norm of q and k, as in transformers and fla
 
 
 def gated_delta_rule(q, k, v, g, beta, layout, *, scale=None, l2norm=True, return_states=False, backend="auto"):
@@ -35,7 +35,11 @@ def gated_delta_rule(q, k, v, g, beta, layout, *, scale=None, l2norm=True, retur
     if layout.tokens != len(q):
         raise ValueError(f"groups cover {layout.tokens} tokens, q has {len(q)}")
     scale = q.shape[-1] ** -0.5 if scale is None else scale
-    out, states = _reference(q, k, v, g, beta, layout, scale, l2norm)
+    if backend == "reference":
+        out, states = _reference(q, k, v, g, beta, layout, scale, l2norm)
+    else:
+        out, states = torch.ops.sslr1.gated_delta_rule(q, k, v, g, beta, *delta_chunks.tables(layout), scale, l2norm)
+        states = states.index_select(0, layout.ends) if return_states else states
     return (out, states.detach()) if return_states else out
 
 

@@ -15,18 +15,12 @@ class Chunks(NamedTuple):
     those that have one, and so on. The longest sequences come first, so that each step is the first few of the one
     before.
 
-    rows int64 [n, C]: the packed row of each slot, 0 where there is none; inside bool [n, C]: whether there is one;
-    slots int64 [tokens]: the slot of each of the sequences' tokens, in packed order; steps int64 [most chunks], always
-    on the CPU: sequences that have a chunk of that number; lasts int64 [sequences]: the last chunk of each, in packed
-    order; order int64 [sequences]: their numbers in packed order, the longest first.
+    rows int64 [n, C]: the packed row of each slot, T where there is none; steps int64 [most chunks], always on the CPU:
+    sequences that have a chunk of that number.
     """
 
     rows: torch.Tensor
-    inside: torch.Tensor
-    slots: torch.Tensor
     steps: torch.Tensor
-    lasts: torch.Tensor
-    order: torch.Tensor
 
 
 class StateLayout:
@@ -36,11 +30,16 @@ class StateLayout:
     nothing, a completion from where its prompt ends; completions may be empty. Raises ValueError for a group without a
     prompt.
 
-    tokens: T. prompts, completions: `Chunks`; completions without tokens are in none. prompt_rows, completion_rows
-    int64: their packed rows; prompt_bounds, completion_bounds int64 [n + 1]: where each starts among those, and the
-    end; owners int64 [completions]: the group of each completion that has tokens. context int64 [3, T]: the rows one,
-    two and three before each, -1 where there is none. prompt_ends int64 [groups, 3]: each prompt's last rows, in
-    order, -1 where it is shorter.
+    tokens: T. prompts, completions: `Chunks`; completions without tokens are in none. starts int64 [completions]: the
+    chunk of the prompts that each of their completions, in the chunks' order, starts behind; ends int64 [groups]: the
+    last chunk of each prompt. spots int64 [3, T]: where each token lies among the slots of both, prompts' first: its
+    chunk's first slot, its place in the chunk, the chunk's width.
+
+    prompt_rows, completion_rows int64: the packed rows of either; prompt_bounds, completion_bounds int64 [n + 1]: where
+    each sequence starts among those, and the end; owners int64 [completions]: the group of each, in packed order.
+
+    context int64 [3, T]: the rows one, two and three before each, -1 where there is none; tails int64 [groups, 3]: each
+    prompt's last rows, in order, -1 where it is shorter.
     """
 
     def __init__(self, groups):
@@ -59,11 +58,15 @@ class StateLayout:
                 before += [end, *range(row, row + length - 1)]
                 row += length
         self.tokens = row
-        self.prompts, self.completions = _chunks(prompts), _chunks(completions)
         self.prompt_rows, self.prompt_bounds = _rows_and_bounds(prompts)
         self.completion_rows, self.completion_bounds = _rows_and_bounds(completions)
         self.owners = torch.tensor(owners, dtype=torch.int64)
-        self.start_chunks = self.prompts.lasts[self.owners][self.completions.order]  # in the chunks' order
+        self.prompts, prompt_spots, self.ends, _ = _chunks(prompts, row)
+        self.completions, spots, _, order = _chunks(completions, row)
+        self.starts = self.ends[self.owners[order]]
+        spots[0] += self.prompts.rows.numel()
+        self.spots = torch.empty(3, row, dtype=torch.int64)
+        self.spots[:, self.prompt_rows], self.spots[:, self.completion_rows] = prompt_spots, spots
         one = torch.tensor([*before, -1])  # so that before "none" comes none
         context = [one]
         for _ in range(CONTEXT - 1):
@@ -71,7 +74,7 @@ class StateLayout:
         self.context = torch.stack(context)[:, :-1].contiguous()
         last = torch.tensor([start + length - 1 for start, length in prompts], dtype=torch.int64)
         ends = [last[:, None], *(context[i][last][:, None] for i in range(CONTEXT - 1))]
-        self.prompt_ends = torch.cat(ends[::-1], 1)
+        self.tails = torch.cat(ends[::-1], 1)
 
     def to(self, device):
         """The same with its tensors on `device`, but for the chunks' steps."""
@@ -80,8 +83,7 @@ class StateLayout:
             if isinstance(x, torch.Tensor):
                 setattr(moved, name, x.to(device, non_blocking=True))
             elif isinstance(x, Chunks):
-                there = {field: y.to(device, non_blocking=True) for field, y in x._asdict().items()}
-                setattr(moved, name, Chunks(**there | {"steps": x.steps}))
+                setattr(moved, name, Chunks(x.rows.to(device, non_blocking=True), x.steps))
         return moved
 
 
@@ -91,22 +93,21 @@ def _rows_and_bounds(spans):
     return torch.cat([torch.zeros(0, dtype=torch.int64), *rows]), bounds
 
 
-def _chunks(spans):
-    """spans: (first row, length) of each sequence, in packed order."""
-    # Short sequences of one chunk take a narrower one: products within a chunk cost its square.
+def _chunks(spans, none):
+    """spans: (first row, length) of each sequence, in packed order; none: the row of slots without one. Returns
+    `Chunks`, its tokens' spots [3, tokens], each sequence's last chunk, and the sequences' order."""
+    # Where all are short, a narrower chunk: products within one cost its width's square.
     width = min(CHUNK, -(-max((length for _, length in spans), default=1) // 16) * 16)
-    counts = torch.tensor([-(-length // width) for _, length in spans], dtype=torch.int64)
+    starts, lengths = torch.tensor(spans, dtype=torch.int64).reshape(-1, 2).unbind(1)
+    counts = -(-lengths // width)
     order = counts.argsort(descending=True, stable=True)
     place = order.argsort()  # of each sequence among the longest first
-    most = int(counts.max()) if spans else 0
-    steps = (counts[None] > torch.arange(most)[:, None]).sum(1)
+    steps = (counts > torch.arange(int(counts.max()) if spans else 0)[:, None]).sum(1)
     firsts = torch.cat([steps.new_zeros(1), steps.cumsum(0)])  # chunks before each step's
-    starts, lengths = torch.tensor(spans, dtype=torch.int64).reshape(-1, 2).unbind(1)
     sequence = torch.arange(len(spans)).repeat_interleave(lengths)  # of each token
     position = torch.arange(len(sequence)) - (lengths.cumsum(0) - lengths)[sequence]
-    slots = (firsts[position // width] + place[sequence]) * width + position % width
-    rows = torch.zeros(int(firsts[-1]) * width, dtype=torch.int64)
-    inside = torch.zeros_like(rows, dtype=torch.bool)
-    rows[slots], inside[slots] = starts[sequence] + position, True
-    lasts = firsts[counts - 1] + place
-    return Chunks(rows.view(-1, width), inside.view(-1, width), slots, steps, lasts, order)
+    first, within = (firsts[position // width] + place[sequence]) * width, position % width
+    rows = torch.full((int(firsts[-1]) * width,), none)
+    rows[first + within] = starts[sequence] + position
+    spots = torch.stack([first, within, torch.full_like(first, width)])
+    return Chunks(rows.view(-1, width), steps), spots, firsts[counts - 1] + place, order
