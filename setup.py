@@ -48,10 +48,11 @@ def cuda_library_folder():
     )
 
 
+SOURCES = ("causal_conv", "delta_rule", "look", "memory", "points", "render", "row_loss")
 CUDA = cuda_library_folder() if NVCC else None
 extension = Pybind11Extension(
     "sslr1._C",
-    ["csrc/module.cpp", *(f"csrc/{name}.cpp" for name in ("look", "memory", "points", "render", "row_loss"))],
+    ["csrc/module.cpp", *(f"csrc/{name}.cpp" for name in SOURCES)],
     include_dirs=["csrc"],
     cxx_std=17,
     extra_compile_args=[

@@ -3,6 +3,10 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <array>
+
+#include "causal_conv.h"
+#include "delta_rule.h"
 #include "look.h"
 #include "memory.h"
 #include "points.h"
@@ -27,6 +31,22 @@ PYBIND11_MODULE(_C, m) {
   m.def("distinct", &sslr1::distinct);
   m.def("balanced", &sslr1::balanced);
   m.def("row_loss", &sslr1::row_loss, Released());
+  using sslr1::DeltaRule;
+  py::class_<DeltaRule>(m, "DeltaRule").def(py::init([](std::array<std::uintptr_t, 5> inputs, std::array<std::int64_t, 3> strides,
+                                                        std::array<std::uintptr_t, 3> tables, std::array<std::int64_t, 5> sizes,
+                                                        double scale, bool l2norm) {
+    const auto [q, k, v, g, beta] = inputs;
+    const auto [spans, firsts, states] = tables;
+    const auto [sequences, key_heads, heads, d_k, d_v] = sizes;
+    return DeltaRule{q, k, v, g, beta, strides[0], strides[1], strides[2], spans, firsts, states, sequences, key_heads, heads,
+                     d_k, d_v, scale, l2norm};
+  }));
+  m.def("delta_rule", &sslr1::delta_rule, Released());
+  m.def("delta_rule_backward", &sslr1::delta_rule_backward, Released());
+  m.def("delta_step", &sslr1::delta_step, Released());
+  m.def("causal_conv", &sslr1::causal_conv, Released());
+  m.def("causal_conv_step", &sslr1::causal_conv_step, Released());
+  m.def("causal_conv_backward", &sslr1::causal_conv_backward, Released());
 #ifdef SSLR1_CUDA
   m.attr("has_cuda") = true;
   m.def("row_loss_cuda", &sslr1::row_loss_cuda, Released());

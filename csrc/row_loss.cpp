@@ -3,15 +3,14 @@
 // row's result is the same on every machine with the same exponential, whatever the other rows hold.
 #include "vectorised.h"
 
+#include "exponential.h"
 #include "row_loss.h"
+#include "share.h"
 
 #include <algorithm>
-#include <atomic>
 #include <cmath>
 #include <cstring>
-#include <future>
 #include <limits>
-#include <vector>
 
 namespace sslr1 {
 namespace {
@@ -19,7 +18,6 @@ namespace {
 using Index = std::int64_t;
 constexpr int kLanes = 16;
 constexpr Index kBlock = 4096;  // elements whose sums stay in float
-constexpr float kLowest = -87.0f;  // below it e^x counts as 0
 
 // Vectors of the language's own (GCC, Clang), so that the sums' order is the same whatever registers there are.
 using Floats = float __attribute__((vector_size(4 * kLanes)));
@@ -29,28 +27,6 @@ IN_EACH_CLONE Floats load(const float* x, Index n) {  // -inf after the n-th
   Floats v = Floats{} - std::numeric_limits<float>::infinity();
   std::memcpy(&v, x, 4 * std::min<Index>(n, kLanes));
   return v;
-}
-
-// e^x for x in kLowest..0, a number or a vector: Cephes' polynomial on [-ln 2 / 2, ln 2 / 2], error under 2 units in the last place. Of
-// NaN it makes anything.
-template <class F, class B>
-IN_EACH_CLONE F exponential(F x) {
-  const F shifted = x * 1.44269504088896341f + 12582912.0f;  // which rounds to a whole number, in the low bits
-  const F whole = shifted - 12582912.0f;
-  F r = x - whole * 0.693359375f;
-  r = r - whole * -2.12194440e-4f;
-  F y = r * 1.9875691500e-4f + 1.3981999507e-3f;
-  y = y * r + 8.3334519073e-3f;
-  y = y * r + 4.1665795894e-2f;
-  y = y * r + 1.6666665459e-1f;
-  y = y * r + 5.0000001201e-1f;
-  y = y * (r * r) + r + 1.0f;
-  B exponent, bits;  // unsigned: they wrap
-  std::memcpy(&exponent, &shifted, sizeof shifted);
-  std::memcpy(&bits, &y, sizeof y);
-  bits += exponent << 23;  // the low bits of 12582912 itself are 0
-  std::memcpy(&y, &bits, sizeof y);
-  return y;
 }
 
 VECTORISED float maximum(const float* x, Index n) {
@@ -186,17 +162,8 @@ void row_loss(int mode, std::uintptr_t logits, std::uintptr_t tokens, std::uintp
   const Arguments a{mode,    out(logits), reinterpret_cast<const Index*>(tokens), out(logprobs), out(entropy), in(advantage),
                     in(policy), in(kl),   in(bonus), in(old), in(ref), in(g), vocabulary, stride, inverse_temperature,
                     clip_low, clip_high, cispo};
-  std::atomic<Index> next{0};
-  const auto work = [&] {
-    for (Index row; (row = next++) < rows;) one_row(a, row);
-  };
   const Index worth = rows * vocabulary / 400000;  // elements that outweigh the start of a thread
-  std::vector<std::future<void>> helpers;
-  for (Index i = 1; i < std::min<Index>({threads, rows, worth + 1}); ++i) {
-    helpers.push_back(std::async(std::launch::async, work));
-  }
-  work();
-  for (auto& helper : helpers) helper.get();
+  share(rows, std::min<Index>(threads, worth + 1), [&](Index row) { one_row(a, row); });
 }
 
 }  // namespace sslr1

@@ -20,13 +20,11 @@ from typing import NamedTuple
 
 import torch
 
-from sslr1.ops import backends
-
 EPSILON = 1e-6  # under the root of the norm of q and k, as in transformers and fla
 
 
 class Tables(NamedTuple):
-    """What the products need of a `StateLayout`."""
+    """What faster forms need of a `StateLayout`."""
 
     prompt_rows: torch.Tensor
     prompt_steps: torch.Tensor
@@ -34,15 +32,16 @@ class Tables(NamedTuple):
     steps: torch.Tensor
     starts: torch.Tensor
     spots: torch.Tensor
+    spans: torch.Tensor
 
 
 def tables(layout) -> Tables:
-    return Tables(*layout.prompts, *layout.completions, layout.starts, layout.spots)
+    return Tables(*layout.prompts, *layout.completions, layout.starts, layout.spots, layout.spans)
 
 
 def forward(q, k, v, g, beta, *rest):
-    """q, k, v, g, beta as `gated_delta_rule` has them, `Tables`, scale, l2norm -> out [T, H_v, d_v] of v's dtype and the
-    states behind the prompts' chunks [n, H_v, d_k, d_v]."""
+    """q, k, v, g, beta as `gated_delta_rule` has them, `Tables`, scale, l2norm -> out [T, H_v, d_v] of v's dtype, and
+    the states behind the prompts' chunks [n, H_v, d_k, d_v]."""
     *tensors, scale, l2norm = rest
     t = Tables(*tensors)
     x = _Inputs(q, k, v, g, beta, scale, l2norm)
@@ -275,42 +274,3 @@ class _Chunks:
             dtotal[..., -1] += moved.sum(-1) + self.whole[..., 0, 0] * (before * later).sum((-1, -2))
         dg.copy_(dtotal.flip(-1).cumsum(-1).flip(-1)[..., None])
         return previous
-
-
-def _fake_forward(q, k, v, g, beta, prompt_rows, *rest):
-    wide = torch.promote_types(v.dtype, torch.float32)
-    return v.new_empty(v.shape), v.new_empty((prompt_rows.shape[0], v.shape[1], q.shape[2], v.shape[2]), dtype=wide)
-
-
-def _fake_backward(grad, states, *inputs):
-    return tuple(x.new_empty(x.shape) for x in inputs[:5])
-
-
-def _setup(ctx, inputs, output):
-    ctx.mark_non_differentiable(output[1])
-    ctx.set_materialize_grads(False)
-    ctx.save_for_backward(output[1], *inputs[:11])
-    ctx.rest = inputs[11:]
-
-
-def _backward(ctx, grad, _):
-    nothing = [None] * 8
-    if grad is None:
-        return *[None] * 5, *nothing
-    return *torch.ops.sslr1.gated_delta_rule_backward(grad, *ctx.saved_tensors, *ctx.rest), *nothing
-
-
-_REST = "".join(f", Tensor {name}" for name in Tables._fields) + ", float scale, bool l2norm"
-_FIVE = "Tensor q, Tensor k, Tensor v, Tensor g, Tensor beta"
-backends.register(
-    f"gated_delta_rule({_FIVE}{_REST}) -> (Tensor, Tensor)",
-    torch.no_grad()(forward),
-    _fake_forward,
-    _backward,
-    _setup,
-)
-backends.register(
-    f"gated_delta_rule_backward(Tensor grad, Tensor states, {_FIVE}{_REST}) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
-    torch.no_grad()(backward),
-    _fake_backward,
-)

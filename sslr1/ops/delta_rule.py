@@ -9,11 +9,17 @@ eq. 10). A completion starts from its prompt's final state, the same tensor for 
 the sum of theirs.
 """
 
+import inspect
+import logging
+from functools import cache
+
 import torch
 
-from sslr1.ops import delta_chunks
-from sslr1.ops.delta_chunks import EPSILON
+from sslr1.ops import backends, delta_chunks
+from sslr1.ops.delta_chunks import EPSILON, Tables
 from sslr1.ops.state_layout import StateLayout
+
+log = logging.getLogger(__name__)
 
 
 def gated_delta_rule(q, k, v, g, beta, layout, *, scale=None, l2norm=True, return_states=False, backend="auto"):
@@ -28,17 +34,26 @@ def gated_delta_rule(q, k, v, g, beta, layout, *, scale=None, l2norm=True, retur
     prompts end, for decoding; float32 and without gradient. Everything is computed in float32 whatever comes in, and
     for float64 in float64 (states too). Gradients have their inputs' dtypes.
 
-    backend: "reference", token by token. Raises ValueError for shapes that don't fit and for a layout of another T.
+    backend: "reference" (token by token), "products" (batched matrix products, any device and dtype: `delta_chunks`),
+    "cpp" (the same in the CPU's caches, float32), "fla" (flash-linear-attention's kernels on CUDA, whose products are
+    those of bfloat16 or float16 inputs), or "auto": "cpp" on a CPU, "fla" for half precision on a GPU where it is
+    installed, "products" for everything else. Cost: as `delta_chunks` says; "fla" keeps 128 bytes a token and head for
+    its backward besides, and a state for each completion. Raises ValueError for shapes that don't fit, for a layout of
+    another T and for a backend that can't run.
     """
     layout = layout if isinstance(layout, StateLayout) else StateLayout(layout).to(q.device)
     _check(q, k, v, g, beta)
     if layout.tokens != len(q):
         raise ValueError(f"groups cover {layout.tokens} tokens, q has {len(q)}")
     scale = q.shape[-1] ** -0.5 if scale is None else scale
+    backend = _choose(backend, v)
     if backend == "reference":
         out, states = _reference(q, k, v, g, beta, layout, scale, l2norm)
+    elif backend == "fla":
+        out, states = _through_fla(q, k, v, g, beta, layout, scale, l2norm)
     else:
-        out, states = torch.ops.sslr1.gated_delta_rule(q, k, v, g, beta, *delta_chunks.tables(layout), scale, l2norm)
+        rest = *delta_chunks.tables(layout), scale, l2norm, backend
+        out, states = torch.ops.sslr1.gated_delta_rule(q, k, v, g, beta, *rest)
         states = states.index_select(0, layout.ends) if return_states else states
     return (out, states.detach()) if return_states else out
 
@@ -107,6 +122,153 @@ def _reference(q, k, v, g, beta, layout, scale, l2norm):
     return torch.stack(out).to(dtype), torch.stack(ends)
 
 
+HALF = torch.bfloat16, torch.float16
+
+
+def _choose(backend, v) -> str:
+    if backend in ("auto", "fla") and v.is_cuda and v.dtype in HALF:
+        chunk_rule, why = _fla()
+        if chunk_rule:
+            return "fla"
+    else:
+        why = "takes bfloat16 and float16 on CUDA"
+    if backend == "fla":
+        raise ValueError(f"gated_delta_rule: backend 'fla' {why}")
+    unfit = "computes in float32: use backend 'products'" if v.dtype == torch.float64 else None
+    if backend != "products":
+        chosen = backends.choose("gated_delta_rule", backend, v.device, ("cpp",), unfit)
+        if (backend, chosen) != ("auto", "reference"):
+            return chosen
+    return "products"
+
+
+@torch.compiler.assume_constant_result
+def _fla():
+    """(fla's function or None, why). Looked for at the first call on a GPU, and logged."""
+    return _find_fla()
+
+
+@cache
+def _find_fla():
+    names = (
+        "q k v g beta scale initial_state output_final_state use_qk_l2norm_in_kernel cu_seqlens cu_seqlens_cpu".split()
+    )
+    try:
+        from fla.ops.gated_delta_rule import chunk_gated_delta_rule as found
+    except Exception as error:  # not installed, or for another Triton
+        found, why = None, f"needs flash-linear-attention 0.6: {error}"
+    else:
+        why = "flash-linear-attention"
+        missing = [name for name in names if name not in inspect.signature(found).parameters]
+        if missing:
+            found, why = None, f"needs flash-linear-attention 0.6; this one takes no {', '.join(missing)}"
+    log.info("the delta rule on the GPU: %s", why if found else f"batched products (fla {why})")
+    return found, why
+
+
+def _through_fla(q, k, v, g, beta, layout, scale, l2norm):
+    """Two calls: prompts, and completions from their prompts' states, whose gradients autograd adds up."""
+    chunk_rule, _ = _fla()
+
+    def run(rows, bounds, host_bounds, initial):
+        parts = [x.index_select(0, rows)[None] for x in (q, k, v, g, beta)]
+        bounds = dict(cu_seqlens=bounds, cu_seqlens_cpu=host_bounds)
+        states = dict(initial_state=initial, output_final_state=True)
+        out, states = chunk_rule(*parts, scale=scale, use_qk_l2norm_in_kernel=l2norm, **states, **bounds)
+        return out[0], states
+
+    of_prompts, of_completions = layout.host_bounds
+    out, states = run(layout.prompt_rows, layout.prompt_bounds, of_prompts, None)
+    if not len(layout.completion_rows):
+        return out, states
+    start = states.index_select(0, layout.owners)
+    more, _ = run(layout.completion_rows, layout.completion_bounds, of_completions, start)
+    whole = out.new_empty(len(q), *out.shape[1:])
+    return whole.index_copy(0, layout.prompt_rows, out).index_copy(0, layout.completion_rows, more), states
+
+
+def _op_forward(q, k, v, g, beta, *rest):
+    *rest, backend = rest
+    if backend == "products":
+        return delta_chunks.forward(q, k, v, g, beta, *rest)
+    out, states = torch.empty(v.shape), torch.empty(len(rest[0]), v.shape[1], q.shape[2], v.shape[2])
+    inputs, arguments = _cpp_arguments(q, k, v, g, beta, states, *rest)
+    backends._C.delta_rule(arguments, out.data_ptr(), torch.get_num_threads())
+    return out.to(v.dtype), states
+
+
+def _op_backward(grad, states, q, k, v, g, beta, *rest):
+    *rest, backend = rest
+    if backend == "products":
+        return delta_chunks.backward(grad, states, q, k, v, g, beta, *rest)
+    inputs, arguments = _cpp_arguments(q, k, v, g, beta, states, *rest)
+    grad = grad.float().contiguous()
+    found = [torch.empty(x.shape) for x in (q, k, v, g, beta)]
+    addresses = [x.data_ptr() for x in (grad, *found)]
+    backends._C.delta_rule_backward(arguments, *addresses, torch.get_num_threads())
+    return tuple(x.to(y.dtype) for x, y in zip(found, (q, k, v, g, beta)))
+
+
+def _cpp_arguments(q, k, v, g, beta, states, *rest):
+    """(tensors that must outlive the call, its arguments)"""
+    *tables, scale, l2norm = rest
+    tables = Tables(*tables)
+    rows = [x.float() for x in (q, k, v)]
+    rows = [x if x.stride()[1:] == (x.shape[2], 1) else x.contiguous() for x in rows]
+    gates = [x.float().contiguous() for x in (g, beta)]
+    firsts = tables.prompt_steps.cumsum(0) - tables.prompt_steps
+    kept = *rows, *gates, tables.spans, firsts, states
+    addresses = [x.data_ptr() for x in kept]
+    sizes = len(tables.spans), q.shape[1], v.shape[1], q.shape[2], v.shape[2]
+    strides = [x.stride(0) for x in rows]
+    return kept, backends._C.DeltaRule(addresses[:5], strides, addresses[5:], sizes, scale, l2norm)
+
+
+def _fake_forward(q, k, v, g, beta, prompt_rows, *rest):
+    wide = torch.promote_types(v.dtype, torch.float32)
+    return v.new_empty(v.shape), v.new_empty((prompt_rows.shape[0], v.shape[1], q.shape[2], v.shape[2]), dtype=wide)
+
+
+def _fake_backward(grad, states, *inputs):
+    return tuple(x.new_empty(x.shape) for x in inputs[:5])
+
+
+_KEPT = 5 + len(Tables._fields)  # tensors among what comes in
+
+
+def _setup(ctx, inputs, output):
+    ctx.mark_non_differentiable(output[1])
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(output[1], *inputs[:_KEPT])
+    ctx.rest = inputs[_KEPT:]
+
+
+def _backward(ctx, grad, _):
+    nothing = [None] * (len(Tables._fields) + len(ctx.rest))
+    if grad is None:
+        return *[None] * 5, *nothing
+    return *torch.ops.sslr1.gated_delta_rule_backward(grad, *ctx.saved_tensors, *ctx.rest), *nothing
+
+
+_ARGUMENTS = (
+    "Tensor q, Tensor k, Tensor v, Tensor g, Tensor beta, "
+    + "".join(f"Tensor {name}, " for name in Tables._fields)
+    + "float scale, bool l2norm, str backend"
+)
+backends.register(
+    f"gated_delta_rule({_ARGUMENTS}) -> (Tensor, Tensor)",
+    torch.no_grad()(_op_forward),
+    _fake_forward,
+    _backward,
+    _setup,
+)
+backends.register(
+    f"gated_delta_rule_backward(Tensor grad, Tensor states, {_ARGUMENTS}) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
+    torch.no_grad()(_op_backward),
+    _fake_backward,
+)
+
+
 def gated_delta_step(states, q, k, v, g, beta, samples, *, scale=None, l2norm=True, backend="auto"):
     """One token for each of R samples, whose states it moves on in place.
 
@@ -117,15 +279,44 @@ def gated_delta_step(states, q, k, v, g, beta, samples, *, scale=None, l2norm=Tr
     tokens it takes (with l2norm and 0 <= beta <= 1), so that samples which are done may go on.
 
     Cost: R H_v d_k d_v 8 bytes, each state read and written once, and 8 operations for each of its numbers.
+
+    backend: "reference", "cpp" (float32 states on the CPU), "triton" (float32 states on CUDA; one launch), or "auto".
     """
     _check(q, k, v, g, beta)
+    R, heads, d_v = v.shape
+    if states.shape[1:] != (heads, q.shape[2], d_v) or not states.is_contiguous():
+        raise ValueError(
+            f"states must be [samples, {heads}, {q.shape[2]}, {d_v}], contiguous, got {list(states.shape)}"
+        )
+    if samples.shape != (R,) or samples.dtype != torch.int64:
+        raise ValueError(f"samples must be int64 [{R}], got {samples.dtype} {list(samples.shape)}")
     scale = q.shape[-1] ** -0.5 if scale is None else scale
-    with torch.no_grad():
-        return _reference_step(states, q, k, v, g, beta, samples, scale, l2norm)
+    return torch.ops.sslr1.gated_delta_step(states, q, k, v, g, beta, samples, scale, l2norm, backend)
 
 
-def _reference_step(states, q, k, v, g, beta, samples, scale, l2norm):
-    dtype = v.dtype
-    state, out = _take(states.index_select(0, samples), *_prepare(q, k, v, g, beta, scale, l2norm))
-    states.index_copy_(0, samples, state.to(states.dtype))
-    return out.to(dtype)
+@torch.no_grad()
+def _op_step(states, q, k, v, g, beta, samples, scale, l2norm, backend):
+    unfit = None if states.dtype == torch.float32 else f"takes float32 states, got {states.dtype}"
+    backend = backends.choose("gated_delta_step", backend, states.device, ("triton", "cpp"), unfit)
+    if backend == "reference":
+        prepared = _prepare(q, k, v, g, beta, scale, l2norm)
+        state, out = _take(states.index_select(0, samples), *(x.to(states.dtype) for x in prepared))
+        states.index_copy_(0, samples, state)
+        return out.to(v.dtype)
+    if backend == "triton":
+        from sslr1.kernels import recurrent as kernel
+
+        return kernel.delta_step(states, q, k, v, g, beta, samples, scale, l2norm)
+    out = torch.empty(v.shape)
+    inputs = [states, *(x.float().contiguous() for x in (q, k, v, g, beta)), samples.contiguous(), out]
+    sizes = len(v), q.shape[1], *states.shape[1:]
+    backends._C.delta_step(*(x.data_ptr() for x in inputs), *sizes, scale, l2norm, torch.get_num_threads())
+    return out.to(v.dtype)
+
+
+backends.register(
+    "gated_delta_step(Tensor(a!) states, Tensor q, Tensor k, Tensor v, Tensor g, Tensor beta, Tensor samples, "
+    "float scale, bool l2norm, str backend) -> Tensor",
+    _op_step,
+    lambda states, q, k, v, *rest: v.new_empty(v.shape),
+)

@@ -36,10 +36,15 @@ class StateLayout:
     chunk's first slot, its place in the chunk, the chunk's width.
 
     prompt_rows, completion_rows int64: the packed rows of either; prompt_bounds, completion_bounds int64 [n + 1]: where
-    each sequence starts among those, and the end; owners int64 [completions]: the group of each, in packed order.
+    each sequence starts among those, and the end, and both as host_bounds on the CPU; owners int64 [completions]: the group of each, in packed order.
 
-    context int64 [3, T]: the rows one, two and three before each, -1 where there is none; tails int64 [groups, 3]: each
-    prompt's last rows, in order, -1 where it is shorter.
+    spans int64 [sequences, 4], always on the CPU: first row, tokens, whether it is a prompt, and which of the prompts
+    it is in the order of their chunks; in packed order.
+
+    context int64 [3, T]: the rows one, two and three before each, -1 where there is none. The same the other way round:
+    row t is one of the three before rows followers[0, a:b], and followers[1, a:b] before each, where a and b are
+    follower_bounds[t : t + 2]; int64. tails int64 [groups, 3]: each prompt's last rows, in order, -1 where it is
+    shorter.
     """
 
     def __init__(self, groups):
@@ -60,10 +65,13 @@ class StateLayout:
         self.tokens = row
         self.prompt_rows, self.prompt_bounds = _rows_and_bounds(prompts)
         self.completion_rows, self.completion_bounds = _rows_and_bounds(completions)
+        self.host_bounds = self.prompt_bounds, self.completion_bounds  # a tuple, which stays on the CPU
         self.owners = torch.tensor(owners, dtype=torch.int64)
-        self.prompts, prompt_spots, self.ends, _ = _chunks(prompts, row)
-        self.completions, spots, _, order = _chunks(completions, row)
-        self.starts = self.ends[self.owners[order]]
+        self.prompts, prompt_spots, self.ends, place = _chunks(prompts, row)
+        self.completions, spots, _, completion_place = _chunks(completions, row)
+        self.starts = self.ends[self.owners[completion_place.argsort()]]
+        spans = [(*span, 1, at) for span, at in zip(prompts, place.tolist())] + [(*span, 0, 0) for span in completions]
+        self.spans = torch.tensor(sorted(spans), dtype=torch.int64)
         spots[0] += self.prompts.rows.numel()
         self.spots = torch.empty(3, row, dtype=torch.int64)
         self.spots[:, self.prompt_rows], self.spots[:, self.completion_rows] = prompt_spots, spots
@@ -72,15 +80,20 @@ class StateLayout:
         for _ in range(CONTEXT - 1):
             context.append(one[context[-1]])
         self.context = torch.stack(context)[:, :-1].contiguous()
+        far, followers = (self.context >= 0).nonzero().unbind(1)
+        before = self.context[far, followers]
+        order = before.argsort(stable=True)
+        self.followers = torch.stack([followers, far + 1])[:, order]
+        self.follower_bounds = torch.searchsorted(before[order], torch.arange(row + 1))
         last = torch.tensor([start + length - 1 for start, length in prompts], dtype=torch.int64)
         ends = [last[:, None], *(context[i][last][:, None] for i in range(CONTEXT - 1))]
         self.tails = torch.cat(ends[::-1], 1)
 
     def to(self, device):
-        """The same with its tensors on `device`, but for the chunks' steps."""
+        """The same with its tensors on `device`, but for those that are always on the CPU."""
         moved = copy(self)
         for name, x in vars(self).items():
-            if isinstance(x, torch.Tensor):
+            if isinstance(x, torch.Tensor) and name != "spans":
                 setattr(moved, name, x.to(device, non_blocking=True))
             elif isinstance(x, Chunks):
                 setattr(moved, name, Chunks(x.rows.to(device, non_blocking=True), x.steps))
@@ -95,13 +108,13 @@ def _rows_and_bounds(spans):
 
 def _chunks(spans, none):
     """spans: (first row, length) of each sequence, in packed order; none: the row of slots without one. Returns
-    `Chunks`, its tokens' spots [3, tokens], each sequence's last chunk, and the sequences' order."""
+    `Chunks`, its tokens' spots [3, tokens], each sequence's last chunk, and its place among the longest
+    first."""
     # Where all are short, a narrower chunk: products within one cost its width's square.
     width = min(CHUNK, -(-max((length for _, length in spans), default=1) // 16) * 16)
     starts, lengths = torch.tensor(spans, dtype=torch.int64).reshape(-1, 2).unbind(1)
     counts = -(-lengths // width)
-    order = counts.argsort(descending=True, stable=True)
-    place = order.argsort()  # of each sequence among the longest first
+    place = counts.argsort(descending=True, stable=True).argsort()
     steps = (counts > torch.arange(int(counts.max()) if spans else 0)[:, None]).sum(1)
     firsts = torch.cat([steps.new_zeros(1), steps.cumsum(0)])  # chunks before each step's
     sequence = torch.arange(len(spans)).repeat_interleave(lengths)  # of each token
@@ -110,4 +123,4 @@ def _chunks(spans, none):
     rows = torch.full((int(firsts[-1]) * width,), none)
     rows[first + within] = starts[sequence] + position
     spots = torch.stack([first, within, torch.full_like(first, width)])
-    return Chunks(rows.view(-1, width), steps), spots, firsts[counts - 1] + place, order
+    return Chunks(rows.view(-1, width), steps), spots, firsts[counts - 1] + place, place
