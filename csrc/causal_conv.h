@@ -1,4 +1,4 @@
-// The causal convolution of width 4 with SiLU behind it. sslr1/ops/causal_conv.py says what it computes.
+// The causal convolution of width 4 with SiLU behind it. sslr1/ops/short_conv.py says what it computes.
 #pragma once
 #include <cstdint>
 

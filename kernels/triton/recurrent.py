@@ -1,5 +1,5 @@
 """What a recurrent layer needs around its chunks: one step of the gated delta rule over states in place, and the causal
-convolution with SiLU, over packed groups and one row at a time. `sslr1.ops.delta_rule` and `sslr1.ops.causal_conv` say
+convolution with SiLU, over packed groups and one row at a time. `sslr1.ops.delta_rule` and `sslr1.ops.short_conv` say
 what they are.
 
 Cost in bytes, with B an element: `step` 8 d_k d_v for each row and value head, every state read and written once, q and
@@ -13,7 +13,7 @@ import torch
 import triton
 import triton.language as tl
 
-EPSILON: tl.constexpr = 1e-6  # under the root of the norm of q and k
+EPSILON = tl.constexpr(1e-6)  # under the root of the norm of q and k
 
 
 @triton.jit

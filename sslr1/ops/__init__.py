@@ -15,7 +15,7 @@ __getattr__, __all__ = at_first_use(
     __name__,
     {
         "attention": "Layout decode_attention shared_prefix_attention varlen_attention",
-        "causal_conv": "causal_conv causal_conv_step prompt_tails",
+        "short_conv": "causal_conv causal_conv_step prompt_tails",
         "delta_rule": "gated_delta_rule gated_delta_step",
         "state_layout": "StateLayout",
     },

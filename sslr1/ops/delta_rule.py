@@ -155,7 +155,7 @@ def _find_fla():
     )
     try:
         from fla.ops.gated_delta_rule import chunk_gated_delta_rule as found
-    except Exception as error:  # not installed, or for another Triton
+    except (ImportError, OSError, AttributeError) as error:  # not installed, or for another Triton
         found, why = None, f"needs flash-linear-attention 0.6: {error}"
     else:
         why = "flash-linear-attention"
@@ -183,8 +183,7 @@ def _through_fla(q, k, v, g, beta, layout, scale, l2norm):
         return out, states
     start = states.index_select(0, layout.owners)
     more, _ = run(layout.completion_rows, layout.completion_bounds, of_completions, start)
-    whole = out.new_empty(len(q), *out.shape[1:])
-    return whole.index_copy(0, layout.prompt_rows, out).index_copy(0, layout.completion_rows, more), states
+    return torch.cat([out, more]).index_select(0, layout.places), states
 
 
 def _op_forward(q, k, v, g, beta, *rest):

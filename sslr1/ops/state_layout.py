@@ -35,8 +35,9 @@ class StateLayout:
     last chunk of each prompt. spots int64 [3, T]: where each token lies among the slots of both, prompts' first: its
     chunk's first slot, its place in the chunk, the chunk's width.
 
-    prompt_rows, completion_rows int64: the packed rows of either; prompt_bounds, completion_bounds int64 [n + 1]: where
-    each sequence starts among those, and the end, and both as host_bounds on the CPU; owners int64 [completions]: the group of each, in packed order.
+    prompt_rows, completion_rows int64: the packed rows of either; places int64 [T]: where each row lies among both,
+    prompts' first; prompt_bounds, completion_bounds int64 [n + 1]: where each sequence starts among its kind, and the
+    end; host_bounds: both, always on the CPU; owners int64 [completions]: the group of each, in packed order.
 
     spans int64 [sequences, 4], always on the CPU: first row, tokens, whether it is a prompt, and which of the prompts
     it is in the order of their chunks; in packed order.
@@ -66,6 +67,7 @@ class StateLayout:
         self.prompt_rows, self.prompt_bounds = _rows_and_bounds(prompts)
         self.completion_rows, self.completion_bounds = _rows_and_bounds(completions)
         self.host_bounds = self.prompt_bounds, self.completion_bounds  # a tuple, which stays on the CPU
+        self.places = torch.cat([self.prompt_rows, self.completion_rows]).argsort()
         self.owners = torch.tensor(owners, dtype=torch.int64)
         self.prompts, prompt_spots, self.ends, place = _chunks(prompts, row)
         self.completions, spots, _, completion_place = _chunks(completions, row)
