@@ -2,6 +2,7 @@
 
 import captures
 import decode
+import delta
 import learner
 import loss
 import render
@@ -15,6 +16,7 @@ BENCHES = {
     "step": step.rows,
     "sampling": sampling.rows,
     "decode": decode.rows,
+    "delta": delta.rows,
     "render": render.rows,
     "stream": stream.rows,
     "transfers": transfers.rows,

@@ -63,7 +63,7 @@ def parts(run, python, rows, dry, tests) -> list:
             built,
             tested(170, marked()),
             bench("step", 150, "step", *ONCE),
-            bench("kernels", 130, "sampling", "decode", "render", "loss", *FAST),
+            bench("kernels", 130, "sampling", "decode", "delta", "render", "loss", *FAST),
         ]
     return [
         *([] if kit.is_built() else [built]),

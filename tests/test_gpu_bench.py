@@ -104,7 +104,7 @@ def test_the_parts(gpu, tmp_path):
     gpu.kit.WORK.mkdir()
     gpu.kit.note_build()
     assert [part.name for part in gpu.parts("run2", "python", "rows", False, [])] == ["models", "counters"]
-    asked = {name for part in made for name in part.command} | {"step", "sampling", "decode", "render", "loss"}
+    asked = {name for part in made for name in part.command} | {"step", "sampling", "decode", "delta", "render", "loss"}
     listed = {bench for bench, _ in importlib.import_module("benches").rows_of("cuda")}
     assert listed <= asked
 
