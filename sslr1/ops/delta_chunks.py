@@ -24,12 +24,18 @@ EPSILON = 1e-6  # under the root of the norm of q and k, as in transformers and 
 
 
 class Tables(NamedTuple):
-    """What faster forms need of a `StateLayout`."""
+    """What faster forms need of a `StateLayout`: both kinds of `Chunks`, and more."""
 
     prompt_rows: torch.Tensor
     prompt_steps: torch.Tensor
+    prompt_following: torch.Tensor
+    prompt_preceding: torch.Tensor
+    prompt_lasts: torch.Tensor
     rows: torch.Tensor
     steps: torch.Tensor
+    following: torch.Tensor
+    preceding: torch.Tensor
+    lasts: torch.Tensor
     starts: torch.Tensor
     spots: torch.Tensor
     spans: torch.Tensor
@@ -74,7 +80,8 @@ def backward(grad, states, q, k, v, g, beta, *rest):
     chunks = _Chunks(x, t.prompt_rows)
     chunks.changes_from(before)
     chunks.backward(t.prompt_steps, before, later, [f.parts[0] for f in found])
-    dq, dk = x.gradients(*dqk.tokens(), q.shape[1])
+    dq, dk = dqk.tokens()
+    dq, dk = through_norm(dq, q, scale, l2norm), through_norm(dk, k, 1.0, l2norm)
     found = dq, dk, dv.tokens(), dg.tokens()[..., 0], dbeta.tokens()[..., 0]
     return tuple(d.to(y.dtype) for d, y in zip(found, (q, k, v, g, beta)))
 
@@ -85,15 +92,12 @@ class _Inputs:
 
     def __init__(self, q, k, v, g, beta, scale, l2norm, grad=None):
         T, self.heads, d_v = v.shape
-        self.scale, self.l2norm = scale, l2norm
         wide = torch.promote_types(v.dtype, torch.float32)
         self.qk = v.new_empty(2, T + 1, *q.shape[1:], dtype=wide)
         self.qk[:, T] = 0
         self.qk[0, :T], self.qk[1, :T] = q, k
-        self.lengths = None  # 1 / the length of each, where they are normed
         if l2norm:
-            self.lengths = self.qk.square().sum(-1, keepdim=True).add_(EPSILON).rsqrt_()
-            self.qk *= self.lengths
+            self.qk *= self.qk.square().sum(-1, keepdim=True).add_(EPSILON).rsqrt_()
         self.qk[0] *= scale
         self.v, self.g, self.beta, self.grad = (
             None if y is None else torch.nn.functional.pad(y.to(wide), (0, 0) * (y.ndim - 1) + (0, 1))
@@ -118,20 +122,18 @@ class _Inputs:
         at = (rows[:, None] * heads + head[:, None])[:, :, None] + both[:, None]
         return self.qk.view(-1, d).index_select(0, at.view(-1)).view(*at.shape[:2], -1, d)
 
-    def gradients(self, dq, dk, heads):
-        """Those of q and k, from those of what the products took, for each value head [T, H, d_k]."""
-        dq, dk = (d.unflatten(1, (heads, -1)).sum(2) if self.heads != heads else d for d in (dq, dk))
-        dq = dq * self.scale
-        if self.l2norm:
-            T = len(dq)
-            dq, dk = (
-                (d - y * (d * y).sum(-1, keepdim=True)) * length
-                for d, y, length in (
-                    (dq, self.qk[0, :T] / self.scale, self.lengths[0, :T]),
-                    (dk, self.qk[1, :T], self.lengths[1, :T]),
-                )
-            )
-        return dq, dk
+
+def through_norm(d, x, scale, l2norm):
+    """The gradient of x [T, H_k, d_k] from that of what the products took of it, for each value head [T, H_v, d_k]."""
+    d = d * scale
+    if d.shape[1] != x.shape[1]:
+        d = d.unflatten(1, (x.shape[1], -1)).sum(2)
+    if not l2norm:
+        return d
+    x = x.to(d.dtype)
+    inverse = (x * x).sum(-1, keepdim=True).add_(EPSILON).rsqrt_()
+    x = x * inverse
+    return (d - x * (d * x).sum(-1, keepdim=True)) * inverse
 
 
 class _Found:

@@ -17,7 +17,7 @@ import torch
 
 from sslr1.ops import backends, delta_chunks
 from sslr1.ops.delta_chunks import EPSILON, Tables
-from sslr1.ops.state_layout import StateLayout
+from sslr1.ops.state_layout import Chunks, StateLayout
 
 log = logging.getLogger(__name__)
 
@@ -35,18 +35,18 @@ def gated_delta_rule(q, k, v, g, beta, layout, *, scale=None, l2norm=True, retur
     for float64 in float64 (states too). Gradients have their inputs' dtypes.
 
     backend: "reference" (token by token), "products" (batched matrix products, any device and dtype: `delta_chunks`),
-    "cpp" (the same in the CPU's caches, float32), "fla" (flash-linear-attention's kernels on CUDA, whose products are
-    those of bfloat16 or float16 inputs), or "auto": "cpp" on a CPU, "fla" for half precision on a GPU where it is
-    installed, "products" for everything else. Cost: as `delta_chunks` says; "fla" keeps 128 bytes a token and head for
-    its backward besides, and a state for each completion. Raises ValueError for shapes that don't fit, for a layout of
-    another T and for a backend that can't run.
+    "cpp" (the same in the CPU's caches, float32), "fla" (flash-linear-attention's kernels on CUDA, bfloat16 or float16,
+    which their products round their factors to), "triton" (ours, likewise, d_k to 128), or "auto": "cpp" on a CPU; on a
+    GPU for half precision "fla" where it is installed, else "triton"; "products" for everything else. Cost: as
+    `delta_chunks` says; "fla" keeps 128 bytes a token and head for its backward besides, and a state for each
+    completion. Raises ValueError for shapes that don't fit, for a layout of another T and for a backend that can't run.
     """
     layout = layout if isinstance(layout, StateLayout) else StateLayout(layout).to(q.device)
     _check(q, k, v, g, beta)
     if layout.tokens != len(q):
         raise ValueError(f"groups cover {layout.tokens} tokens, q has {len(q)}")
     scale = q.shape[-1] ** -0.5 if scale is None else scale
-    backend = _choose(backend, v)
+    backend = _choose(backend, q, v)
     if backend == "reference":
         out, states = _reference(q, k, v, g, beta, layout, scale, l2norm)
     elif backend == "fla":
@@ -123,23 +123,28 @@ def _reference(q, k, v, g, beta, layout, scale, l2norm):
 
 
 HALF = torch.bfloat16, torch.float16
+WIDEST = 128  # d_k that the Triton kernels are compiled and tested for
 
 
-def _choose(backend, v) -> str:
-    if backend in ("auto", "fla") and v.is_cuda and v.dtype in HALF:
-        chunk_rule, why = _fla()
+def _choose(backend, q, v) -> str:
+    half = v.device.type == "cuda" and v.dtype in HALF
+    if backend in ("auto", "fla"):
+        chunk_rule, why = _fla() if half else (None, "takes bfloat16 and float16 on CUDA")
         if chunk_rule:
             return "fla"
-    else:
-        why = "takes bfloat16 and float16 on CUDA"
-    if backend == "fla":
-        raise ValueError(f"gated_delta_rule: backend 'fla' {why}")
-    unfit = "computes in float32: use backend 'products'" if v.dtype == torch.float64 else None
-    if backend != "products":
-        chosen = backends.choose("gated_delta_rule", backend, v.device, ("cpp",), unfit)
-        if (backend, chosen) != ("auto", "reference"):
-            return chosen
-    return "products"
+        if backend == "fla":
+            raise ValueError(f"gated_delta_rule: backend 'fla' {why}")
+    if backend == "products":
+        return backend
+    unfit = None
+    if v.dtype == torch.float64:
+        unfit = "computes in float32: use backend 'products'"
+    elif v.device.type == "cuda" and not half:
+        unfit = f"takes bfloat16 and float16, got {v.dtype}: use backend 'products'"
+    elif (backend == "triton" or half) and q.shape[-1] > WIDEST:
+        unfit = f"takes d_k to {WIDEST}, got {q.shape[-1]}: use backend 'products'"
+    chosen = backends.choose("gated_delta_rule", backend, v.device, ("triton", "cpp"), unfit)
+    return "products" if (backend, chosen) == ("auto", "reference") else chosen
 
 
 @torch.compiler.assume_constant_result
@@ -190,8 +195,12 @@ def _op_forward(q, k, v, g, beta, *rest):
     *rest, backend = rest
     if backend == "products":
         return delta_chunks.forward(q, k, v, g, beta, *rest)
+    if backend == "triton":
+        from sslr1.kernels import delta_chunks as kernel
+
+        return kernel.forward(q, k, v, g, beta, *_chunks(*rest))
     out, states = torch.empty(v.shape), torch.empty(len(rest[0]), v.shape[1], q.shape[2], v.shape[2])
-    inputs, arguments = _cpp_arguments(q, k, v, g, beta, states, *rest)
+    kept, arguments = _cpp_arguments(q, k, v, g, beta, states, *rest)
     backends._C.delta_rule(arguments, out.data_ptr(), torch.get_num_threads())
     return out.to(v.dtype), states
 
@@ -200,12 +209,25 @@ def _op_backward(grad, states, q, k, v, g, beta, *rest):
     *rest, backend = rest
     if backend == "products":
         return delta_chunks.backward(grad, states, q, k, v, g, beta, *rest)
-    inputs, arguments = _cpp_arguments(q, k, v, g, beta, states, *rest)
+    if backend == "triton":
+        from sslr1.kernels import delta_chunks as kernel
+
+        dq, dk, *found = kernel.backward(grad, states, q, k, v, g, beta, *_chunks(*rest))
+        *_, scale, l2norm = rest
+        dq, dk = delta_chunks.through_norm(dq, q, scale, l2norm), delta_chunks.through_norm(dk, k, 1.0, l2norm)
+        return tuple(x.to(y.dtype) for x, y in zip((dq, dk, *found), (q, k, v, g, beta)))
+    kept, arguments = _cpp_arguments(q, k, v, g, beta, states, *rest)
     grad = grad.float().contiguous()
     found = [torch.empty(x.shape) for x in (q, k, v, g, beta)]
     addresses = [x.data_ptr() for x in (grad, *found)]
     backends._C.delta_rule_backward(arguments, *addresses, torch.get_num_threads())
     return tuple(x.to(y.dtype) for x, y in zip(found, (q, k, v, g, beta)))
+
+
+def _chunks(*rest):
+    *tables, scale, l2norm = rest
+    n = len(Chunks._fields)
+    return Chunks(*tables[:n]), Chunks(*tables[n : 2 * n]), Tables(*tables).starts, scale, l2norm
 
 
 def _cpp_arguments(q, k, v, g, beta, states, *rest):

@@ -16,11 +16,15 @@ class Chunks(NamedTuple):
     before.
 
     rows int64 [n, C]: the packed row of each slot, T where there is none; steps int64 [most chunks], always on the CPU:
-    sequences that have a chunk of that number.
+    sequences that have a chunk of that number; following, preceding int64 [n]: the sequence's next chunk and the one
+    before, -1 where there is none; lasts int64 [sequences]: the last chunk of each that chunk 0, 1, … begins.
     """
 
     rows: torch.Tensor
     steps: torch.Tensor
+    following: torch.Tensor
+    preceding: torch.Tensor
+    lasts: torch.Tensor
 
 
 class StateLayout:
@@ -98,7 +102,8 @@ class StateLayout:
             if isinstance(x, torch.Tensor) and name != "spans":
                 setattr(moved, name, x.to(device, non_blocking=True))
             elif isinstance(x, Chunks):
-                setattr(moved, name, Chunks(x.rows.to(device, non_blocking=True), x.steps))
+                there = (y.to(device, non_blocking=True) for y in x)
+                setattr(moved, name, Chunks(*there)._replace(steps=x.steps))
         return moved
 
 
@@ -125,4 +130,12 @@ def _chunks(spans, none):
     rows = torch.full((int(firsts[-1]) * width,), none)
     rows[first + within] = starts[sequence] + position
     spots = torch.stack([first, within, torch.full_like(first, width)])
-    return Chunks(rows.view(-1, width), steps), spots, firsts[counts - 1] + place, place
+    chunk = torch.arange(int(firsts[-1]))
+    step = torch.arange(len(steps)).repeat_interleave(steps)
+    preceding = torch.where(step > 0, chunk - steps[step - 1], -1)
+    following = torch.full_like(chunk, -1)
+    following[preceding[step > 0]] = chunk[step > 0]
+    ends = firsts[counts - 1] + place
+    lasts = torch.empty_like(ends)
+    lasts[place] = ends
+    return Chunks(rows.view(-1, width), steps, following, preceding, lasts), spots, ends, place

@@ -3,7 +3,7 @@ in float64; and one step of either."""
 
 import itertools
 import sys
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
 import pytest
 import torch
@@ -320,7 +320,7 @@ def no_memory_of_fla():
 
 def test_what_fla_is_handed(seed, monkeypatch, no_memory_of_fla):
     calls = stand_in_for_fla(monkeypatch)
-    monkeypatch.setattr(delta_rule, "_choose", lambda backend, v: "fla")
+    monkeypatch.setattr(delta_rule, "_choose", lambda backend, q, v: "fla")
     for groups in (LAYOUTS[2], [(5, ()), (3, ())]):
         layout = ops.StateLayout(groups)
         inputs, grad = draw_inputs(layout.tokens)
@@ -331,22 +331,25 @@ def test_what_fla_is_handed(seed, monkeypatch, no_memory_of_fla):
     assert calls == [4, 3, 2]
 
 
-class Kind:
-    """What the chooser looks at."""
-
-    def __init__(self, device, dtype):
-        self.device, self.dtype, self.is_cuda = torch.device(device), dtype, device == "cuda"
-
-
 def test_one_place_decides(monkeypatch, no_memory_of_fla):
-    def chosen(backend, device, dtype):
-        return delta_rule._choose(backend, Kind(device, dtype))
+    def chosen(backend, device, dtype, d_k=128):
+        like = SimpleNamespace(device=torch.device(device), dtype=dtype, shape=(9, 2, d_k))
+        return delta_rule._choose(backend, like, like)
+
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
 
     delta_rule._find_fla.cache_clear()
     monkeypatch.setitem(sys.modules, "fla", None)
     assert chosen("auto", "cpu", torch.float32) == chosen("auto", "cpu", torch.bfloat16) == "cpp"
     assert chosen("auto", "cpu", torch.float64) == "products" == chosen("auto", "cuda", torch.float32)
-    assert chosen("auto", "cuda", torch.bfloat16) == "products"
+    assert chosen("auto", "cuda", torch.bfloat16) == chosen("triton", "cuda", torch.float16) == "triton"
+    assert chosen("auto", "cuda", torch.bfloat16, 256) == "products"
+    with pytest.raises(ValueError, match="'triton' takes d_k to 128, got 256"):
+        chosen("triton", "cuda", torch.bfloat16, 256)
+    with pytest.raises(ValueError, match=r"'triton' takes bfloat16 and float16, got torch\.float32"):
+        chosen("triton", "cuda", torch.float32)
+    with pytest.raises(ValueError, match="'triton' takes CUDA tensors"):
+        chosen("triton", "cpu", torch.bfloat16)
     with pytest.raises(ValueError, match=r"'fla' needs flash-linear-attention 0\.6"):
         chosen("fla", "cuda", torch.bfloat16)
     with pytest.raises(ValueError, match="'fla' takes bfloat16 and float16 on CUDA"):
@@ -354,7 +357,7 @@ def test_one_place_decides(monkeypatch, no_memory_of_fla):
     with pytest.raises(ValueError, match="'cpp' computes in float32"):
         chosen("cpp", "cpu", torch.float64)
     with pytest.raises(ValueError, match="'cpp' takes CPU tensors"):
-        chosen("cpp", "cuda", torch.float32)
+        chosen("cpp", "cuda", torch.bfloat16)
     with pytest.raises(ValueError, match="no backend 'fast'"):
         chosen("fast", "cpu", torch.float32)
     stand_in_for_fla(monkeypatch)
@@ -507,12 +510,39 @@ def test_a_state_stays_finite(seed):
     assert states.abs().max() < 50
 
 
+def check_rule(backend, dtype, bound, layouts, device="cpu", d_k=8, d_v=40):
+    for groups in layouts:
+        layout = ops.StateLayout(groups).to(device)
+        inputs, grad = draw_inputs(layout.tokens, 1, 2, d_k, d_v, dtype, device)
+        wide = widened(inputs)
+        exact, ends = ops.gated_delta_rule(*wide, layout, return_states=True, backend="products")
+        got, states = ops.gated_delta_rule(*inputs, layout, return_states=True, backend=backend)
+        found = distances(
+            [*with_gradients(got, inputs, grad), states], [*with_gradients(exact, wide, grad.double()), ends]
+        )
+        assert states.dtype == torch.float32 and got.dtype == dtype and max(found) <= bound, (backend, groups, found)
+
+
+def check_other_groups(backend, dtype=torch.float32, device="cpu"):
+    """NaN in another group and in another completion is nothing to one."""
+    layout = ops.StateLayout([(3, (2,)), (20, (17, 3))]).to(device)
+    inputs, grad = draw_inputs(layout.tokens, 1, 1, 8, 40, dtype, device)
+    mine = [*range(5, 25), *range(42, 45)]
+    first = ops.gated_delta_rule(*inputs, layout, backend=backend)[mine]
+    for x in inputs:
+        x.data[:5] = x.data[25:42] = torch.nan
+    assert torch.equal(ops.gated_delta_rule(*inputs, layout, backend=backend)[mine], first)
+
+
 INTERPRETED = """
 from tests.ops import test_delta_rule as test
 torch.set_num_threads(1)
 torch.use_deterministic_algorithms(True)  # torch.empty gives NaN
 for dtype, bound in ((torch.float32, 1e-6), (torch.bfloat16, 1e-2)):
     test.check_conv("triton", dtype, bound, layouts=[test.SHORT])
+test.check_rule("triton", torch.float32, 5e-6, [[(5, (2, 0, 4)), (65, (70, 1))], [(20, ()), (3, ())]])
+test.check_rule("triton", torch.bfloat16, 1e-2, [[(5, (9,))]])
+test.check_other_groups("triton")
 test.check_steps("triton", torch.float32, 5e-6)
 test.check_steps("triton", torch.bfloat16, 1e-2)
 test.check_rows_alone("triton")
@@ -524,34 +554,44 @@ def test_triton_in_the_interpreter(seed):
     interpret(INTERPRETED, seed)
 
 
-def kernels():
-    """Each kernel as it is launched: name, constants, options."""
+def recurrent_kernels():
+    """Each kernel as it is launched: name, constants, options, types of its own."""
     from sslr1.kernels import recurrent as module
 
     for d_k, d_v in ((128, 128), (64, 64), (32, 16)):
         for norm in (True, False):
-            yield "step", dict(NORM=norm, KEYS=d_k, VALUES=module.step_block(d_v)), {"num_warps": 4}
-    yield "conv", dict(ROWS=module.ROWS, BLOCK=module.BLOCK), {}
-    yield "conv_dy", dict(ROWS=module.ROWS, BLOCK=module.BLOCK), {}
-    yield "conv_dx", dict(BLOCK=module.BLOCK), {}
-    yield "conv_step", dict(BLOCK=module.BLOCK), {}
+            yield "step", dict(NORM=norm, KEYS=d_k, VALUES=module.step_block(d_v)), {"num_warps": 4}, {}
+    yield "conv", dict(ROWS=module.ROWS, BLOCK=module.BLOCK), {}, {}
+    yield "conv_dy", dict(ROWS=module.ROWS, BLOCK=module.BLOCK), {}, {}
+    yield "conv_dx", dict(BLOCK=module.BLOCK), {}, {}
+    yield "conv_step", dict(BLOCK=module.BLOCK), {}, {}
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
-def test_triton_compiles_for_hopper_without_spills(tmp_path, dtype):
+def chunk_kernels(half, d, C):
+    from sslr1.kernels import delta_chunks as module
+
+    sizes = dict(C=C, KEYS=d, VALUES=module.COLUMNS, PART=min(module.PART, d), DOT=half)
+    sizes |= dict(HEADS=32, KEY_HEADS=16, D_K=d, D_V=d, V_STRIDE=64 * d)
+    yield "invert", sizes, module.INVERT, {}
+    for start, before, keep in ((False, False, True), (True, False, False), (False, True, False), (True, True, False)):
+        flags = dict(START=start, BEFORE=before, KEEP=keep)
+        yield "scan", sizes | flags, module.SCAN, {} if before else {"states": "*fp32"}
+    for end in (True, False):
+        yield "scan_back", sizes | dict(END=end, FIRST=not end), module.SCAN_BACK, {}
+    yield "gather_gates", sizes, module.GATHER_GATES, {}
+    yield "gather_qk", sizes, module.GATHER_QK, {}
+
+
+def assert_compiles(module, kernels, types, folder):
     import triton
-    from sslr1.kernels import recurrent as module
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
-    pointer = {torch.bfloat16: "*bf16", torch.float32: "*fp32"}[dtype]
-    types = dict.fromkeys("q k v g beta x weight tails grad dx out".split(), pointer)
-    types |= dict.fromkeys("states dy parts".split(), "*fp32") | {"scale": "fp32"}
-    types |= dict.fromkeys("samples context followers bounds".split(), "*i64")
-    for name, constants, options in kernels():
+    for name, constants, options, own in kernels:
         kernel = getattr(module, name)
         names = kernel.arg_names
-        signature = {n: "constexpr" if n in constants else types.get(n, "i32") for n in names}
+        constants = {n: value for n, value in constants.items() if n in names}
+        signature = {n: "constexpr" if n in constants else {**types, **own}.get(n, "i32") for n in names}
         aligned = [i for i, n in enumerate(names) if signature[n][0] == "*"]
         source = ASTSource(
             kernel,
@@ -560,9 +600,35 @@ def test_triton_compiles_for_hopper_without_spills(tmp_path, dtype):
             {(i,): [["tt.divisibility", 16]] for i in aligned},
         )
         compiled = triton.compile(source, target=GPUTarget("cuda", 90, 32), options=options)
-        cubin = tmp_path / "kernel.cubin"
+        assert compiled.metadata.shared <= 227 * 1024, (name, constants)
+        cubin = folder / "kernel.cubin"
         cubin.write_bytes(compiled.asm["cubin"])
         assert_no_spills(cubin)
+        yield name, compiled.asm["ptx"]
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
+def test_triton_compiles_for_hopper_without_spills(tmp_path, dtype):
+    from sslr1.kernels import recurrent as module
+
+    pointer = {torch.bfloat16: "*bf16", torch.float32: "*fp32"}[dtype]
+    types = dict.fromkeys("q k v g beta x weight tails grad dx out".split(), pointer)
+    types |= dict.fromkeys("states dy parts".split(), "*fp32") | {"scale": "fp32"}
+    types |= dict.fromkeys("samples context followers bounds".split(), "*i64")
+    assert len(list(assert_compiles(module, recurrent_kernels(), types, tmp_path))) == 10
+
+
+@pytest.mark.parametrize("dtype, d, C", [("bf16", 128, 64), ("fp16", 128, 32), ("bf16", 64, 64), ("bf16", 32, 16)])
+def test_chunks_compile_for_hopper_without_spills(tmp_path, dtype, d, C):
+    import triton.language as tl
+    from sslr1.kernels import delta_chunks as module
+
+    types = dict.fromkeys("q k v beta grad products inverse states later dr dv u out".split(), f"*{dtype}")
+    types |= dict.fromkeys("g start end first dq dk dg dbeta".split(), "*fp32")
+    types |= dict.fromkeys("rows following starts lasts preceding".split(), "*i64")
+    half = {"bf16": tl.bfloat16, "fp16": tl.float16}[dtype]
+    for name, ptx in assert_compiles(module, chunk_kernels(half, d, C), types, tmp_path):
+        assert "wgmma.mma_async" in ptx or C < 64, name
 
 
 # On a GPU
@@ -581,19 +647,16 @@ def test_the_products_on_the_gpu(seed):
 
 
 @pytest.mark.gpu
-def test_fla_equals_the_reference(seed):
-    """In bfloat16, by at most 2 % of each result's norm: its products take rounded factors."""
-    pytest.importorskip("fla")
-    for groups in (BORDERS, [(400, (32,) * 16)]):
-        layout = ops.StateLayout(groups).to("cuda")
-        inputs, grad = draw_inputs(layout.tokens, 2, 2, 128, 128, torch.bfloat16, "cuda")
-        wide = widened(inputs)
-        exact, ends = ops.gated_delta_rule(*wide, layout, return_states=True, backend="products")
-        got, states = ops.gated_delta_rule(*inputs, layout, return_states=True, backend="fla")
-        found = distances(
-            [*with_gradients(got, inputs, grad), states], [*with_gradients(exact, wide, grad.double()), ends]
-        )
-        assert states.dtype == torch.float32 and max(found) <= 2e-2, found
+@pytest.mark.parametrize("backend", ["fla", "triton"])
+def test_kernels_equal_the_products(seed, backend):
+    """In bfloat16, by at most 2 % of each result's norm: their products take rounded factors."""
+    if backend == "fla":
+        pytest.importorskip("fla")
+    layouts = [BORDERS, [(400, (32,) * 16)], [(20, ()), (3, ())]]
+    check_rule(backend, torch.bfloat16, 2e-2, layouts, "cuda", 128, 128)
+    check_rule(backend, torch.bfloat16, 2e-2, layouts[:1], "cuda", 64, 64)
+    if backend == "triton":
+        check_other_groups(backend, torch.bfloat16, "cuda")
 
 
 @pytest.mark.gpu
