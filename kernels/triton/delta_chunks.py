@@ -401,6 +401,11 @@ def gather_qk(
     store_rows(dk + to, real, HEADS * D_K, i, D_K, of_k)
 
 
+def height(rows):
+    """Rows of the chunks' tiles: of 32 they would leave the tensor cores' fast path, and registers would spill."""
+    return 16 if rows.shape[1] <= 16 else 64
+
+
 class _Row:
     """A packed row's tensors as products take them, q and k normed, and what every launch takes of them."""
 
@@ -428,7 +433,7 @@ class _Row:
         kernel[grid](*tensors, self.tokens, rows.shape[1], **constants, **options)
 
     def invert(self, rows):
-        C = max(16, triton.next_power_of_2(rows.shape[1]))
+        C = height(rows)
         inverse = self.empty(len(rows), self.heads, C, C, dtype=self.dot)
         tensors = self.k, self.g, self.beta, rows, inverse
         self.launch(invert, (len(rows), self.heads), tensors, rows, INVERT)
