@@ -10,10 +10,10 @@ of "Gated Delta Networks"). What needs no state is computed for all chunks at on
 sequences at once: for the prompts, then for the completions, from their prompts' last states. Q lies above K in one
 tensor, so that their products with a third are one.
 
-Cost, of a head's chunk: 2 C (3 d_k d_v + 2 C d_k + 2 C d_v + C^2 / 3) operations forward; backward that again but for C
-(d_k d_v + C d_v), and 2 C (6 d_k d_v + 4 C d_k + 4 C d_v) more. Between them nothing is kept beyond the inputs but the
-states behind the prompts' chunks, 4 d_k d_v bytes a head: one for each 64 tokens, none for completions. The backward
-holds two states for every chunk while it runs.
+Cost, of a head's chunk: 2 C (3 d_k d_v + 2 C d_k + 2 C d_v + C^2 / 3) operations forward; backward that again, and
+about 2 C (6 d_k d_v + 4 C d_k + 4 C d_v) more. Between them nothing is kept beyond the inputs but the states behind the
+prompts' chunks, 4 d_k d_v bytes a head: one for each 64 tokens, none for completions. The backward holds two states for
+every chunk while it runs.
 """
 
 from typing import NamedTuple
@@ -73,10 +73,8 @@ def backward(grad, states, q, k, v, g, beta, *rest):
         before = chunks.scan(t.steps, states.index_select(0, t.starts))
         first = chunks.backward(t.steps, before, None, [f.parts[1] for f in found])
         later.index_add_(0, t.starts, first)
-    before, begin, at = torch.zeros_like(states), 0, int(t.prompt_steps[0])
-    for many, m in zip(t.prompt_steps.tolist(), t.prompt_steps[1:].tolist()):
-        before[at : at + m] = states[begin : begin + m]
-        begin, at = begin + many, at + m
+    before = states.index_select(0, t.prompt_preceding.clamp(min=0))
+    before.masked_fill_((t.prompt_preceding < 0)[:, None, None, None], 0.0)
     chunks = _Chunks(x, t.prompt_rows)
     chunks.changes_from(before)
     chunks.backward(t.prompt_steps, before, later, [f.parts[0] for f in found])

@@ -246,6 +246,23 @@ def test_one_graph_serves_every_layout(seed):
     assert counter.frame_count == 2
 
 
+def test_a_compiled_step_moves_states_in_place(seed):
+    (q, k, v, g, beta), _ = draw_inputs(3, dtype=torch.float32)
+    inputs, samples = [x.detach() for x in (q, k, v, g, beta)], torch.tensor([4, 0, 2])
+    x, weight = torch.randn(3, 9), torch.randn(9, 4)
+
+    def step(states, tails):
+        mixed = ops.causal_conv_step(tails, x, weight, samples)
+        return ops.gated_delta_step(states, *inputs, samples) + mixed.sum()
+
+    first = torch.randn(5, 4, 8, 6), torch.randn(5, 9, 3)
+    second = [y.clone() for y in first]
+    compiled = torch.compile(step, backend="aot_eager", fullgraph=True)
+    for _ in range(2):
+        assert torch.equal(compiled(*first), step(*second))
+    assert all(torch.equal(a, b) for a, b in zip(first, second))
+
+
 def test_a_layout_of_what_there_is():
     layout = ops.StateLayout([(3, (2, 0, 70)), (65, ()), (1, (0,)), (5, (1,))])
     assert layout.tokens == 147 and layout.prompts.steps.tolist() == [4, 1]
