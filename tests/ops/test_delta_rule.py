@@ -117,7 +117,8 @@ def test_packed_equals_separate_sequences(seed, theirs, groups):
             out, states = ops.gated_delta_rule(*mine, layout, return_states=True, backend=backend)
             assert out.dtype == states.dtype == dtype and not states.requires_grad
             found = distances([*with_gradients(out, mine, grad.to(dtype)), states], expected)
-            # where e^-200 meets 1, float32 loses the gradients of g and beta: they are differences of large numbers
+            # Decays of e^-200 sum up to thousands in a chunk, and float32 rounds their differences: so does
+            # transformers' own form in float32, by as much (1e-5 to 4e-5)
             bound = BOUNDS[dtype] * (20 if strong and dtype == torch.float32 else 1)
             assert max(found) <= bound, (backend, strong, found)
 
