@@ -6,6 +6,8 @@ from typing import NamedTuple
 
 import torch
 
+from sslr1.ops import transfer
+
 CHUNK = 64  # tokens whose products the chunked delta rule takes together
 CONTEXT = 3  # rows before its own that a convolution of width 4 sees
 
@@ -98,12 +100,13 @@ class StateLayout:
     def to(self, device):
         """The same with its tensors on `device`, but for those that are always on the CPU."""
         moved = copy(self)
-        for name, x in vars(self).items():
-            if isinstance(x, torch.Tensor) and name != "spans":
-                setattr(moved, name, x.to(device, non_blocking=True))
-            elif isinstance(x, Chunks):
-                there = (y.to(device, non_blocking=True) for y in x)
-                setattr(moved, name, Chunks(*there)._replace(steps=x.steps))
+        tensors = {(name,): x for name, x in vars(self).items() if isinstance(x, torch.Tensor) and name != "spans"}
+        for kind in ("prompts", "completions"):
+            chunks = getattr(self, kind)
+            tensors |= {(kind, field): x for field, x in chunks._asdict().items() if field != "steps"}
+        there = dict(zip(tensors, transfer.upload_together(tensors.values(), device, "tables")))
+        for (name, *field), x in there.items():
+            setattr(moved, name, getattr(moved, name)._replace(**{field[0]: x}) if field else x)
         return moved
 
 
