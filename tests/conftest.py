@@ -134,7 +134,7 @@ def warm(once, tiny, scenes):
     return once("warm", lambda folder: launch("sslr1.warmup", "configs/tiny.yaml", folder, *options))
 
 
-@pytest.fixture(scope="session", params=["qwen2_5_vl", "qwen3_vl"])
+@pytest.fixture(scope="session", params=["qwen2_5_vl", "qwen3_vl", "qwen3_5"])
 def any_tiny(request, tiny, once):
     """Folder of the tiny model of each family."""
     from sslr1.model.tiny import build_tiny

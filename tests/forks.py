@@ -31,6 +31,7 @@ TAKEN_ALONG = (
     "transformers.models.auto.modeling_auto",
     "transformers.models.qwen2_5_vl.modeling_qwen2_5_vl",
     "transformers.models.qwen3_vl.modeling_qwen3_vl",
+    "transformers.models.qwen3_5.modeling_qwen3_5",
     "torch.utils.tensorboard",
     "nvidia.dali",
 )

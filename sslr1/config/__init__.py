@@ -1,11 +1,11 @@
 """Configuration: its keys, and the files and overrides that set them."""
 
 from sslr1.config.file import IMMATERIAL, check, check_unchanged, dump, load, of_run
-from sslr1.config.settings import BUILTIN_IMAGES, BUILTIN_MODEL, Config, ConfigError, nearest
+from sslr1.config.settings import BUILTIN_IMAGES, BUILTIN_MODELS, Config, ConfigError, nearest
 
 __all__ = [
     "BUILTIN_IMAGES",
-    "BUILTIN_MODEL",
+    "BUILTIN_MODELS",
     "IMMATERIAL",
     "Config",
     "ConfigError",

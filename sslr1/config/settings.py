@@ -11,7 +11,9 @@ from pydantic_core import PydanticCustomError
 
 from sslr1.errors import UserError
 
-BUILTIN_MODEL, BUILTIN_IMAGES = "builtin:tiny", "builtin:scenes"
+BUILTIN_IMAGES = "builtin:scenes"
+# What is built in, and of which family
+BUILTIN_MODELS = {"builtin:tiny": "qwen2_5_vl", "builtin:tiny-qwen3-vl": "qwen3_vl", "builtin:tiny-qwen3.5": "qwen3_5"}
 
 
 class ConfigError(UserError):
@@ -36,6 +38,10 @@ def _tidy(path):
     """One spelling of a path: "~" is the home folder, no slash at its end, none doubled, no "." between two; what is
     built in as it is."""
     if path.startswith("builtin:"):
+        if path not in (known := [*BUILTIN_MODELS, BUILTIN_IMAGES]):
+            raise PydanticCustomError(
+                "builtin", "nothing of that name is built in; {near}", {"near": nearest(path, known)}
+            )
         return path
     path = str(PurePath(os.path.expanduser(path)))
     return f"./{path}" if path.startswith("~") else path  # a folder of that name, the next time too
@@ -46,7 +52,8 @@ Place = Annotated[str, Field(min_length=1), AfterValidator(_tidy)]
 
 class Model(Section):
     path: Place = Field(
-        description="a Hugging Face folder, or builtin:tiny, a tiny Qwen2.5-VL built on first use below log.dir"
+        description="a Hugging Face folder, or builtin:tiny (Qwen2.5-VL), builtin:tiny-qwen3-vl or "
+        "builtin:tiny-qwen3.5, a tiny model built on first use below log.dir"
     )
     dtype: Literal["auto", "float32", "bfloat16"] = Field(
         "auto", description="compute dtype; auto is bfloat16 on a GPU, float32 on a CPU"

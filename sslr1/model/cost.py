@@ -2,13 +2,15 @@
 measured.
 
 Counted are the matrix products of forward and backward pass, 2 a weight and token forward and twice that backward (what
-is frozen: forward only), and attention's, 4 * heads * head size a query and key that meet. Work done again (recomputed
-blocks) is not.
+is frozen: forward only), attention's, 4 * heads * head size a query and key that meet, and of a linear layer 6 * a
+state's numbers a token (read, corrected, read again). Work done again (recomputed blocks) is not.
 """
 
 from dataclasses import dataclass
 
 from torch import nn
+
+from sslr1.model.gated_delta_net import linear_layers, state_size
 
 
 @dataclass(frozen=True)
@@ -49,9 +51,11 @@ def cost_of(model) -> Cost:
     head_size = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
     window = getattr(vision, "window_size", None)
     whole = len(vision.fullatt_block_indexes) if window else len(blocks)
+    linear = linear_layers(text)
+    state = len(linear) and 6.0 * len(linear) * state_size(text)
     return Cost(
-        token=2.0 * passes * sum(m.weight.numel() for m in layers.modules() if isinstance(m, nn.Linear)),
-        pair=4.0 * passes * len(layers) * text.num_attention_heads * head_size,
+        token=passes * (2.0 * sum(m.weight.numel() for m in layers.modules() if isinstance(m, nn.Linear)) + state),
+        pair=4.0 * passes * (len(layers) - len(linear)) * text.num_attention_heads * head_size,
         row=2.0 * passes * text.hidden_size * text.vocab_size,
         patch=2.0 * seeing * patch,
         patch_pair=4.0 * seeing * len(blocks) * vision.hidden_size,

@@ -9,7 +9,7 @@ from pathlib import Path, PurePosixPath
 from sslr1.errors import UserError
 from sslr1.files import LFS, NOT_FETCHED, no_folder
 
-MODEL_TYPES = ("qwen2_5_vl", "qwen3_vl")
+MODEL_TYPES = ("qwen2_5_vl", "qwen3_vl", "qwen3_5")
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".h5", ".msgpack", ".gguf")
 ADAPTER = ("adapter_config.json", "adapter_model.safetensors", "adapter_model.bin")

@@ -8,21 +8,23 @@ from pathlib import Path
 from sslr1.errors import UserError
 from sslr1.model import parallel
 from sslr1.model.folder import ADAPTER, chat_template, check_config, check_folder, check_whole, opened, weight_files
+from sslr1.model.gated_delta_net import cast
 from sslr1.model.packing import IMAGE_PAD
 from sslr1.model.sizes import SIZES
 
-# Tables that old checkpoints hold for each layer and models compute, which transformers passes over too
-COMPUTED = re.compile(r"rotary_emb\.inv_freq$")
+# What checkpoints hold and the models have no place for, which transformers passes over too: tables of old ones that
+# are computed now, and the layer that guesses tokens ahead (Qwen3.5's mtp), which nothing here runs
+PASSED_OVER = re.compile(r"rotary_emb\.inv_freq$|^mtp\.")
 ROWS = 4096  # of a matrix that are compared at once
 
 
 def load_model(path, dtype=None):
-    """The folder's model, whole on the CPU in eval mode, in `dtype` (default float32). Errors: `load_weights`'."""
+    """The folder's model, whole on the CPU in eval mode, in `dtype` (default float32) but for what stays in float32
+    (`gated_delta_net.KEPT`). Errors: `load_weights`'."""
     import torch
 
     network = skeleton(path)
-    for parameter in network.parameters():  # and not the rotary tables, which stay float32
-        parameter.data = parameter.data.to(dtype or torch.float32)
+    cast(network, dtype or torch.float32)
     parallel.materialize(network, "cpu")
     network.tie_weights()
     load_weights(network, path)
@@ -179,7 +181,7 @@ def _stored(model, folder):
         with opened(file) as tensors:
             for key in tensors.keys():
                 name, converted = rename_source_key(key, renames, converters, model.base_model_prefix, shapes)
-                if not COMPUTED.search(key):
+                if not PASSED_OVER.search(key):
                     known = name if converted is None and name in shapes else None
                     yield known, key, tensors.get_slice(key).get_shape(), file
 

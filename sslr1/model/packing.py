@@ -7,6 +7,7 @@ import torch
 
 from sslr1 import ops
 from sslr1.errors import UserError
+from sslr1.model.gated_delta_net import linear_layers
 from sslr1.ops import transfer
 
 IMAGE_PAD = "<|image_pad|>"
@@ -57,7 +58,8 @@ class Packed:
 
     input_ids int64 [T]; position_ids int64 [3, T]; prompts: the Prompts in order, which hold the pictures;
     image_grid_thw: theirs, which stays on the CPU, where its numbers can be read at no wait; layout: an
-    `ops.Layout`, whose `groups` are (prompt length, completion lengths); image_rows int64: the rows that hold visual
+    `ops.Layout`, whose `groups` are (prompt length, completion lengths); state_layout: the same for recurrent layers,
+    None where the model has none; image_rows int64: the rows that hold visual
     tokens; predictors int64 [N]: the row whose state predicts each completion token (for a completion's first token its
     prompt's last row); tokens int64 [N]; sequence int64 [N]: number of the completion, group * G + sample.
     """
@@ -71,12 +73,14 @@ class Packed:
     predictors: torch.Tensor
     tokens: torch.Tensor
     sequence: torch.Tensor
+    state_layout: ops.StateLayout | None = None
 
     def to(self, device):
         """The same on `device`; its prompts' pictures go there when they are first looked at."""
         own = {k: x for k, x in vars(self).items() if isinstance(x, torch.Tensor) and k != "image_grid_thw"}
         own.update(zip(own, transfer.upload_together(own.values(), device, "ids")))
-        return Packed(**{**vars(self), **own, "layout": self.layout.to(device)})
+        layouts = {"layout": self.layout.to(device), "state_layout": self.state_layout and self.state_layout.to(device)}
+        return Packed(**{**vars(self), **own, **layouts})
 
 
 def prompts(batch, tokenizer, first_id=0, device=None) -> list:
@@ -184,10 +188,17 @@ def mrope_positions(input_ids, image_grid_thw, image_token_id, merge) -> torch.T
     return torch.from_numpy(out)
 
 
-def pack(groups, *, image_token_id, merge, group_size=None, parts=None) -> Packed:
+def pack_options(config) -> dict:
+    """What `pack` takes of a model's configuration."""
+    merge, recurrent = config.vision_config.spatial_merge_size, bool(linear_layers(config.text_config))
+    return {"image_token_id": config.image_token_id, "merge": merge, "recurrent": recurrent}
+
+
+def pack(groups, *, image_token_id, merge, recurrent=False, group_size=None, parts=None) -> Packed:
     """Pack whole groups, or of each only the samples in `parts` (a range a group), into one row.
 
-    group_size: G of the whole step, which fixes completion numbers (default: the first group's).
+    recurrent: whether the model has recurrent layers, which take a layout of their own; group_size: G of the whole
+    step, which fixes completion numbers (default: the first group's).
     """
     group_size = group_size if group_size is not None else max(1, len(groups[0].samples))
     ids, positions, layout, predictors, tokens, sequence = [], [], [], [], [], []
@@ -224,6 +235,7 @@ def pack(groups, *, image_token_id, merge, group_size=None, parts=None) -> Packe
         prompts=[group.prompt for group in groups],
         image_grid_thw=torch.cat([group.prompt.image_grid_thw for group in groups]),
         layout=ops.Layout(layout),
+        state_layout=ops.StateLayout(layout) if recurrent else None,
         image_rows=(ids == image_token_id).nonzero()[:, 0],
         predictors=torch.cat(predictors or none),
         tokens=torch.cat(tokens or none),

@@ -1,8 +1,10 @@
 """The only file that knows FSDP2. One code path at every world size, one process included."""
 
+from dataclasses import replace
 from functools import partial
 
 import torch
+from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
@@ -39,6 +41,8 @@ def shard(policy, world: World, dtype: torch.dtype = torch.float32, replicate=1,
         for number, block in enumerate(blocks):
             if recompute and number % recompute == 0:  # inside of the module: its parameters are whole by then
                 block.forward = partial(checkpoint, block.forward, use_reentrant=False)
+            if hasattr(block, "linear_attn"):
+                _shard_linear(block.linear_attn, mesh, precision)
             if compiled:  # dynamic, since the number of tokens is another in every micro-batch
                 block.compile(dynamic=True)
             fully_shard(block, mesh=mesh, mp_policy=precision)
@@ -50,6 +54,14 @@ def shard(policy, world: World, dtype: torch.dtype = torch.float32, replicate=1,
             module.set_gradient_divide_factor(1.0)
             module.set_force_sum_reduction_for_comms(True)  # gloo has no premultiplied sum
     return policy
+
+
+def _shard_linear(layer, mesh, precision):
+    """Of a gated delta net the matrices compute in the others' dtype; what is left is small, and whole in float32
+    (`gated_delta_net.KEPT`; its forward casts the convolution and the bias)."""
+    matrices = [part for part in layer.children() if isinstance(part, nn.Linear)]
+    fully_shard(matrices, mesh=mesh, mp_policy=precision)
+    fully_shard(layer, mesh=mesh, mp_policy=replace(precision, param_dtype=precision.reduce_dtype))
 
 
 def materialize(policy, device) -> None:

@@ -3,6 +3,7 @@
 import torch
 
 from sslr1.model import parallel
+from sslr1.model.gated_delta_net import cast
 from sslr1.model.load import load_weights, skeleton
 from sslr1.model.shared_prefix import Policy
 
@@ -13,8 +14,7 @@ def load_reference(path, world, dtype=torch.float32, replicate=1, compiled=False
     `load_weights`'.
     """
     network = skeleton(path).requires_grad_(False)
-    for parameter in network.parameters():  # and not the rotary tables, which stay float32
-        parameter.data = parameter.data.to(dtype)
+    cast(network, dtype)
     policy = parallel.shard(Policy(network), world, dtype, replicate, compiled=compiled)
     parallel.materialize(policy, world.device)
     load_weights(policy.model, path)

@@ -13,6 +13,8 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 from sslr1 import ops
+from sslr1.model import gated_delta_net
+from sslr1.model.packing import pack_options
 from sslr1.ops import transfer
 
 TEXT_ATTENTION = "sslr1_shared_prefix"
@@ -48,6 +50,7 @@ def plug_in(model) -> None:
     a hub of kernels."""
     model.model.language_model.config._attn_implementation_internal = TEXT_ATTENTION
     model.model.visual.config._attn_implementation_internal = VISION_ATTENTION
+    gated_delta_net.plug_in(model.model.language_model)
     if hasattr(model.model.language_model, "_deepstack_process"):
         model.model.language_model._deepstack_process = _add_to_rows
 
@@ -75,6 +78,7 @@ def run(model, packed, cache=None) -> torch.Tensor:
         attention_mask=no_mask(embeds),
         use_cache=False,
         layout=packed.layout,
+        state_layout=packed.state_layout,
         group_cache=cache,
         **deepstack(earlier, rows),
     ).last_hidden_state[0]
@@ -183,8 +187,7 @@ class Policy(nn.Module):
 
     @property
     def pack_options(self) -> dict:
-        config = self.model.config
-        return {"image_token_id": config.image_token_id, "merge": config.vision_config.spatial_merge_size}
+        return pack_options(self.model.config)
 
     def forward(self, packed, loss):
         """loss(hidden [N, D], lm_head [V, D]) -> tuple of tensors."""

@@ -1,8 +1,8 @@
-"""A tiny Qwen2.5-VL or Qwen3-VL with random weights and a small byte-level tokenizer, as an ordinary Hugging Face
-folder.
+"""A tiny Qwen2.5-VL, Qwen3-VL or Qwen3.5 with random weights and a small byte-level tokenizer, as an ordinary Hugging
+Face folder.
 
-For the demo and the tests: everything downstream loads it exactly as it would load Qwen/Qwen2.5-VL-3B-Instruct or
-Qwen/Qwen3-VL-4B-Instruct.
+For the demo and the tests: everything downstream loads it exactly as it would load Qwen/Qwen2.5-VL-3B-Instruct,
+Qwen/Qwen3-VL-4B-Instruct or Qwen/Qwen3.5-4B.
     python -m sslr1.model.tiny FOLDER [--seed N] [--family qwen3_vl]
 """
 
@@ -77,6 +77,36 @@ FAMILIES = {
             image_processor_type="Qwen2VLImageProcessorFast",
         ),
     ),
+    "qwen3_5": dict(  # as in published ones: three linear layers a full one, two value heads a key head, gates, a
+        # rotary part of the head, the text model's own end that is not a turn's, and no generation_config.json
+        text=dict(
+            num_hidden_layers=4,
+            head_dim=64,
+            linear_num_key_heads=2,
+            linear_num_value_heads=4,
+            linear_key_head_dim=32,
+            linear_value_head_dim=32,
+            rope_parameters={
+                "rope_type": "default",
+                "rope_theta": 2.0,
+                "partial_rotary_factor": 0.25,
+                "mrope_section": [3, 3, 2],
+                "mrope_interleaved": True,
+            },
+        ),
+        vision=dict(depth=2, num_position_embeddings=8 * 8),
+        processor=dict(
+            size={"longest_edge": 128 * 128, "shortest_edge": 64 * 64},
+            patch_size=16,
+            temporal_patch_size=2,
+            merge_size=2,
+            image_mean=[0.5, 0.5, 0.5],
+            image_std=[0.5, 0.5, 0.5],
+            processor_class="Qwen3VLProcessor",
+            image_processor_type="Qwen2VLImageProcessorFast",
+        ),
+        thinks=True,
+    ),
 }
 
 CHAT_TEMPLATE = (
@@ -88,10 +118,13 @@ CHAT_TEMPLATE = (
     "{% endfor %}{% endif %}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
+# What templates that open the thinking themselves write there, of 4 billion parameters and more
+OPENED = "{% if enable_thinking is false %}<think>\n\n</think>\n\n{% else %}<think>\n{% endif %}"
 
 
-def tiny_tokenizer():
-    """Byte-level BPE learnt from the puzzles' own questions, digits one by one as in Qwen."""
+def tiny_tokenizer(thinks=False):
+    """Byte-level BPE learnt from the puzzles' own questions, digits one by one as in Qwen. thinks: <think> and </think>
+    are tokens of their own, and the chat template opens that block."""
     from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 
@@ -100,6 +133,7 @@ def tiny_tokenizer():
     questions = dict.fromkeys(templates for levels in batch.QUESTIONS.values() for templates in levels.values())
     texts = [text for group in (*questions, prompts.THINKING, prompts.DIRECT) for text in group]
     texts += ["user\n", "assistant\n", " clockwise", " counter-clockwise"] * 4
+    thinking = ["<think>", "</think>"] if thinks else []
     bpe = Tokenizer(models.BPE())
     pieces = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}"
     pieces += r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -113,14 +147,16 @@ def tiny_tokenizer():
     bpe.train_from_iterator(
         sorted(texts),
         trainers.BpeTrainer(
-            vocab_size=VOCABULARY - len(SPECIAL),
+            vocab_size=VOCABULARY - len(SPECIAL) - len(thinking),
             initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
             show_progress=False,
         ),
     )
     bpe.add_special_tokens(list(SPECIAL))
+    bpe.add_tokens(thinking)  # not special: they stay in what a completion says
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=bpe, eos_token="<|im_end|>", pad_token="<|endoftext|>")
-    tokenizer.chat_template = CHAT_TEMPLATE
+    mark = "assistant\n"
+    tokenizer.chat_template = CHAT_TEMPLATE.replace(mark, mark + OPENED) if thinks else CHAT_TEMPLATE
     return tokenizer
 
 
@@ -144,14 +180,17 @@ def build_tiny(
     import torch
     from transformers import AutoConfig, AutoModelForImageTextToText, GenerationConfig
 
+    from sslr1.model.gated_delta_net import cast
+
     own = FAMILIES[family]
-    tokenizer = tiny_tokenizer()
+    thinks = own.get("thinks", False)
+    tokenizer = tiny_tokenizer(thinks)
     ids = {token: tokenizer.convert_tokens_to_ids(token) for token in SPECIAL}
     special = dict(
         vocab_size=VOCABULARY,
         tie_word_embeddings=tie,
         bos_token_id=ids["<|endoftext|>"],
-        eos_token_id=ids["<|im_end|>"],
+        eos_token_id=ids["<|endoftext|>" if thinks else "<|im_end|>"],
         pad_token_id=ids["<|endoftext|>"],
     )
     config = AutoConfig.for_model(
@@ -171,7 +210,10 @@ def build_tiny(
         eos_token_id=[ids["<|im_end|>"], ids["<|endoftext|>"]], pad_token_id=ids["<|endoftext|>"]
     )
     folder = Path(folder)
-    model.to(getattr(torch, dtype)).save_pretrained(folder)
+    cast(model, getattr(torch, dtype))
+    model.save_pretrained(folder)
+    if thinks:
+        (folder / "generation_config.json").unlink()
     tokenizer.save_pretrained(folder)
     open_to_all(weight_files(folder), folder)
     processor = dict(own["processor"])

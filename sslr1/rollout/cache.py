@@ -1,5 +1,5 @@
-"""Keys and values of the groups in flight: each prompt's once, each sample's own, in buffers that never move or
-grow."""
+"""Keys and values of the groups in flight, each prompt's once and each sample's own, and what linear layers keep in
+their place: in buffers that never move or grow."""
 
 from dataclasses import dataclass
 from math import prod
@@ -8,6 +8,7 @@ import torch
 from torch.nn import functional as F
 
 from sslr1 import ops
+from sslr1.model.gated_delta_net import channels, linear_layers
 
 
 def head_size(config) -> int:
@@ -15,9 +16,30 @@ def head_size(config) -> int:
     return getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
 
 
+def full_layers(config) -> list:
+    """The layers that keep keys and values."""
+    linear = set(linear_layers(config))
+    return [number for number in range(config.num_hidden_layers) if number not in linear]
+
+
 def bytes_a_token(config, itemsize) -> int:
-    """Keys and values of one token in all layers."""
-    return 2 * config.num_hidden_layers * config.num_key_value_heads * head_size(config) * itemsize
+    """Keys and values of one token in all layers that keep them."""
+    return 2 * len(full_layers(config)) * config.num_key_value_heads * head_size(config) * itemsize
+
+
+def of_a_sample(config) -> tuple:
+    """Shapes of what a linear layer keeps of a sample: its state, and the rows that its convolution looks back to.
+    Nothing in a model that has none."""
+    if not linear_layers(config):
+        return (0,), (0,)
+    keys, values = config.linear_key_head_dim, config.linear_value_head_dim
+    return (config.linear_num_value_heads, keys, values), (channels(config), config.linear_conv_kernel_dim - 1)
+
+
+def bytes_a_sample(config, itemsize) -> int:
+    """A sample's states, float32 at least, and last rows in all linear layers, whatever its length."""
+    state, tail = map(prod, of_a_sample(config))
+    return len(linear_layers(config)) * (state * max(itemsize, 4) + tail * itemsize)
 
 
 def logit_bytes(config, rows) -> int:
@@ -46,9 +68,9 @@ class Shape:
         return self.places * self.group_size
 
     @property
-    def tokens(self) -> tuple[int, int]:
-        """Tokens that there is room for: of prompts, and of samples' own."""
-        return self.places * self.longest, self.samples * self.max_tokens
+    def extent(self) -> tuple[int, int, int]:
+        """What there is room for: tokens of prompts, samples' own tokens, samples."""
+        return self.places * self.longest, self.samples * self.max_tokens, self.samples
 
     def covers(self, other) -> bool:
         """Whether what has the other shape can run in buffers of this one."""
@@ -61,20 +83,24 @@ class Shape:
 
 
 class Storage:
-    """Memory for keys and values of so many tokens of prompts and of samples' own, in which caches of several shapes
-    take turns. Each of the two is (keys, values), flat."""
+    """Memory for what `Shape.extent` names, in which caches of several shapes take turns, flat: `prompts` and `own`,
+    (keys, values) each, and `linear`, (states, the convolutions' last rows) of samples."""
 
-    def __init__(self, config, tokens, dtype, device):
+    def __init__(self, config, extent, dtype, device):
+        *tokens, samples = extent
         a_token = bytes_a_token(config, 1) // 2
         # Zeros: what lies beyond a length must be finite.
         self.prompts, self.own = (
             tuple(torch.zeros(n * a_token, dtype=dtype, device=device) for _ in range(2)) for n in tokens
         )
-        self.tokens = tokens
+        sizes = [samples * len(linear_layers(config)) * prod(shape) for shape in of_a_sample(config)]
+        dtypes = torch.promote_types(dtype, torch.float32), dtype
+        self.linear = tuple(torch.zeros(n, dtype=kind, device=device) for n, kind in zip(sizes, dtypes))
+        self.extent = extent
 
     @property
     def nbytes(self) -> int:
-        return sum(x.nbytes for x in (*self.prompts, *self.own))
+        return sum(x.nbytes for x in (*self.prompts, *self.own, *self.linear))
 
 
 class GroupCache:
@@ -82,13 +108,20 @@ class GroupCache:
 
     Prompt buffers are [layers, P, H_kv, longest prompt, d], own buffers [layers, P, G, H_kv, max_tokens, d]. A
     sample's number is p * G + s: its keys and values stay there for as long as it lives. How many there are of each
-    lies on the device, so that a captured step serves every length. storage: a `Storage` that these buffers begin,
-    whatever stands in it, as long as it is finite; their own unless given.
+    lies on the device, so that a captured step serves every length.
+
+    Of linear layers every sample has, by its number, a state [H_v, d_k, d_v] in float32 or wider and the rows that the
+    convolution looks back to, [channels, taps - 1]. A group's begin as its prompt's last.
+
+    storage: a `Storage` that these buffers begin, whatever stands in it, as long as it is finite; their own unless
+    given.
     """
 
     def __init__(self, config, shape, dtype, device, batch_invariant=False, storage=None):
-        layers, heads, d = config.num_hidden_layers, config.num_key_value_heads, head_size(config)
-        storage = storage or Storage(config, shape.tokens, dtype, device)
+        full, linear = full_layers(config), linear_layers(config)
+        layers, heads, d = len(full), config.num_key_value_heads, head_size(config)
+        self.number = {layer: i for kind in (full, linear) for i, layer in enumerate(kind)}  # of a layer among its kind
+        storage = storage or Storage(config, shape.extent, dtype, device)
         prompt = layers, shape.places, heads, shape.longest, d
         own = layers, shape.places, shape.group_size, heads, shape.max_tokens, d
         self.prompt_k, self.prompt_v = (x[: prod(prompt)].view(prompt) for x in storage.prompts)
@@ -97,6 +130,8 @@ class GroupCache:
         self.own_lengths = torch.zeros(shape.places, shape.group_size, dtype=torch.int32, device=device)
         self.heads = torch.arange(heads, device=device)
         self.batch_invariant = batch_invariant
+        of = ((len(linear), shape.samples, *size) for size in of_a_sample(config))
+        self.states, self.tails = (x[: prod(size)].view(size) for x, size in zip(storage.linear, of))
 
     def expect(self, places, lengths):
         """The next prefill holds prompts of these lengths, for these places."""
@@ -107,7 +142,15 @@ class GroupCache:
         for buffer, packed in ((self.prompt_k, key), (self.prompt_v, value)):
             parts = packed[0].split([length for _, length in self.expected], 1)
             for (place, length), part in zip(self.expected, parts):
-                buffer[layer, place, :, :length] = part
+                buffer[self.number[layer], place, :, :length] = part
+
+    def write_states(self, layer, states, tails):
+        """Of a linear layer: states [prompts, H_v, d_k, d_v] and the convolution's last rows [prompts, channels, taps -
+        1] after each prompt. All samples of a group begin with them."""
+        G, i = self.own_k.shape[2], self.number[layer]
+        for (place, _), state, tail in zip(self.expected, states, tails):
+            mine = slice(place * G, (place + 1) * G)
+            self.states[i, mine], self.tails[i, mine] = state, tail
 
     def begin_step(self, samples, written, first, last):
         """The next decode step computes `samples` [n], of which `written` [n] have so many keys already,
@@ -115,13 +158,25 @@ class GroupCache:
         G, C = self.own_k.shape[2], self.own_k.shape[4]
         self.first, self.last = first, last
         self.samples = None if len(samples) == (last - first) * G else samples - first * G
+        self.decoded = samples
         heads = len(self.heads)
         self.into = ((samples[:, None] * heads + self.heads) * C + written[:, None]).view(-1)
+
+    def recur(self, layer, mixed, weight, g, beta, heads):
+        """One decode step of a linear layer: mixed [R, channels] queries, keys and values, weight [channels, taps] of
+        the convolution, g and beta [R, H_v] -> [R, H_v, d_v]. heads: what cuts mixed into q, k and v. Rows after the n
+        that `begin_step` named are padding."""
+        samples, i = self.decoded, self.number[layer]
+        rows, n = len(mixed), len(samples)
+        q, k, v = heads(ops.causal_conv_step(self.tails[i], mixed[:n], weight, samples))
+        out = ops.gated_delta_step(self.states[i], q, k, v, g[:n], beta[:n], samples)
+        return F.pad(out, (0, 0, 0, 0, 0, rows - n)) if n < rows else out
 
     def attend(self, layer, query, key, value, scale):
         """One decode step: query [1, H, R, d], key and value [1, H_kv, R, d] -> [1, R, H, d]. Rows after the n that
         `begin_step` named are padding."""
         rows, d = query.shape[2:]
+        layer = self.number[layer]
         n = len(self.into) // len(self.heads)
         for buffer, new in ((self.own_k, key), (self.own_v, value)):
             buffer[layer].view(-1, d).index_copy_(0, self.into, new[0, :, :n].transpose(0, 1).reshape(-1, d))

@@ -13,7 +13,7 @@ from sslr1.errors import UserError
 from sslr1.model.packing import Group, Sample
 from sslr1.model.shared_prefix import keep_seen, plug_in
 from sslr1.ops.attention import KERNEL_DTYPES, KERNEL_HEAD_SIZES
-from sslr1.rollout.cache import Shape, bytes_a_token, head_size, logit_bytes, places_for
+from sslr1.rollout.cache import Shape, bytes_a_sample, bytes_a_token, full_layers, head_size, logit_bytes, places_for
 from sslr1.rollout.kept import Kept
 from sslr1.rollout.scheduler import Scheduler
 from sslr1.rollout.wave import Wave
@@ -122,8 +122,8 @@ class Engine:
             check_room(model, shape)
             return Wave(model, shape, **settings)
 
-        def room(shape, tokens):
-            return sum(needed(model, shape, tokens)) <= free_bytes(model.device)
+        def room(shape, extent):
+            return sum(needed(model, shape, extent)) <= free_bytes(model.device)
 
         return self.kept.wave(model, shape, room, lambda shape: check_room(model, shape), **settings)
 
@@ -169,24 +169,27 @@ class Engine:
 def check_room(model, shape) -> None:
     """Raises UserError with the arithmetic where keys, values and the logits of a step are more than is free."""
     text, itemsize, samples = model.config.text_config, model.dtype.itemsize, shape.samples
-    a_token, (cache, logits) = bytes_a_token(text, itemsize), needed(model, shape, shape.tokens)
-    free = free_bytes(model.device)
-    if cache + logits <= free:
+    a_token, a_sample = bytes_a_token(text, itemsize), bytes_a_sample(text, itemsize)
+    (cache, states, logits), free = needed(model, shape, shape.extent), free_bytes(model.device)
+    if cache + states + logits <= free:
         return
+    linear = f"{samples:,} samples' states x {a_sample:,} bytes take {states / 1e9:.2f} GB; " if states else ""
     raise UserError(
-        f"the rollout needs {(cache + logits) / 1e9:.2f} GB, {free / 1e9:.2f} GB are free. Keys and values take 2 x "
-        f"{text.num_hidden_layers} layers x {text.num_key_value_heads} heads x {head_size(text)} x {itemsize} bytes = "
-        f"{a_token:,} bytes a token; {shape.places:,} prompts x {shape.longest:,} tokens + {samples:,} samples x "
-        f"{shape.max_tokens:,} tokens take {cache / 1e9:.2f} GB; logits, twice {shape.rows:,} x {text.vocab_size:,} x "
-        f"4 bytes, take {logits / 1e9:.2f} GB. Lower rollout.wave_rows, rollout.wave_groups, rollout.max_tokens or "
-        "puzzles.max_pixels"
+        f"the rollout needs {(cache + states + logits) / 1e9:.2f} GB, {free / 1e9:.2f} GB are free. Keys and values "
+        f"take 2 x {len(full_layers(text))} layers x {text.num_key_value_heads} heads x {head_size(text)} x {itemsize} "
+        f"bytes = {a_token:,} bytes a token; {shape.places:,} prompts x {shape.longest:,} tokens + {samples:,} samples "
+        f"x {shape.max_tokens:,} tokens take {cache / 1e9:.2f} GB; {linear}logits, twice {shape.rows:,} x "
+        f"{text.vocab_size:,} x 4 bytes, take {logits / 1e9:.2f} GB. Lower rollout.wave_rows, rollout.wave_groups, "
+        "rollout.max_tokens or puzzles.max_pixels"
     )
 
 
-def needed(model, shape, tokens) -> tuple[int, int]:
-    """Bytes of keys and values of so many tokens (of prompts, of samples' own), and of a step's logits."""
-    text = model.config.text_config
-    return sum(tokens) * bytes_a_token(text, model.dtype.itemsize), logit_bytes(text, shape.rows)
+def needed(model, shape, extent) -> tuple[int, int, int]:
+    """Bytes of keys and values, of linear layers' states (for as much as `Shape.extent` names), and of a step's
+    logits."""
+    text, itemsize, (*tokens, samples) = model.config.text_config, model.dtype.itemsize, extent
+    cache, states = sum(tokens) * bytes_a_token(text, itemsize), samples * bytes_a_sample(text, itemsize)
+    return cache, states, logit_bytes(text, shape.rows)
 
 
 def free_bytes(device) -> int:

@@ -41,8 +41,8 @@ class Kept:
         self.storage = self.pool = None
 
     def wave(self, model, shape, room, check, **settings) -> Wave:
-        """One that covers the shape. room(shape, tokens): whether there is room on the device for a rollout of this
-        shape in a `Storage` of so many tokens; check(shape): raises UserError where there is none even for what this
+        """One that covers the shape. room(shape, extent): whether there is room on the device for a rollout of this
+        shape in a `Storage` of that extent; check(shape): raises UserError where there is none even for what this
         call needs; settings: what a Wave takes besides, and what must not change under a captured step."""
         self._look_for_changes(model, settings)
         shape = replace(shape, longest=rounded(shape.longest))
@@ -51,14 +51,14 @@ class Kept:
             return self.waves[G]
         self.waves.pop(G, None)
         grown = self.shapes[G].joined(shape) if G in self.shapes else shape
-        if not self.storage or not _within(grown.tokens, self.storage.tokens):
+        if not self.storage or not _within(grown.extent, self.storage.extent):
             self.release()
-            wider = tuple(map(max, zip(*(each.tokens for each in (*self.shapes.values(), grown)))))
-            trials = (grown, wider), (grown, grown.tokens), (shape, shape.tokens)
-            grown, tokens = next((trial for trial in trials if room(*trial)), trials[-1])
-            if not room(grown, tokens):
+            wider = tuple(map(max, zip(*(each.extent for each in (*self.shapes.values(), grown)))))
+            trials = (grown, wider), (grown, grown.extent), (shape, shape.extent)
+            grown, extent = next((trial for trial in trials if room(*trial)), trials[-1])
+            if not room(grown, extent):
                 check(shape)
-            self.storage = Storage(model.config.text_config, tokens, model.dtype, model.device)
+            self.storage = Storage(model.config.text_config, extent, model.dtype, model.device)
             self.pool = torch.cuda.graph_pool_handle()
         self.shapes[G] = grown
         self.waves[G] = Wave(model, grown, graphs=Graphs(self.pool), storage=self.storage, **settings)

@@ -9,7 +9,7 @@ import torch
 from torch.nn import functional as F
 
 from sslr1 import ops
-from sslr1.model.packing import Group, pack
+from sslr1.model.packing import Group, pack, pack_options
 from sslr1.model.shared_prefix import no_mask, run
 from sslr1.ops import transfer
 from sslr1.rollout.cache import GroupCache
@@ -68,9 +68,8 @@ class Wave:
     def prefill(self, prompts, places):
         """Run `prompts` in one packed row, vision tower included, and draw their samples' first tokens."""
         model, device, G = self.model, self.model.device, self.group_size
-        merge, lengths = model.config.vision_config.spatial_merge_size, [len(p.input_ids) for p in prompts]
-        packed = pack([Group(p) for p in prompts], image_token_id=model.config.image_token_id, merge=merge)
-        packed = packed.to(device)
+        lengths = [len(p.input_ids) for p in prompts]
+        packed = pack([Group(p) for p in prompts], **pack_options(model.config)).to(device)
         self.cache.expect(places, lengths)
         hidden = run(model, packed, self.cache)
         numbers = [torch.tensor(x) for x in (places, lengths, [p.id for p in prompts])]

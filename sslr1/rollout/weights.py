@@ -4,6 +4,7 @@ import torch
 from torch import nn
 
 from sslr1.model import parallel
+from sslr1.model.gated_delta_net import dtypes_of
 from sslr1.ops import transfer
 
 
@@ -30,13 +31,13 @@ class SamplerWeights:
         for name, buffer in self.model.named_buffers():
             owner, _, leaf = name.rpartition(".")
             self.model.get_submodule(owner)._buffers[leaf] = transfer.upload(buffer, world.device, "weights")
-        parameters = dict(policy.model.named_parameters())
-        self.shared = world.size == 1 and all(p.dtype == self.dtype for p in parameters.values())
+        parameters, dtypes = dict(policy.model.named_parameters()), dtypes_of(policy.model, self.dtype)
+        self.shared = world.size == 1 and all(p.dtype == dtypes[name] for name, p in parameters.items())
         for name, parameter in parameters.items():
             if self.shared:
                 tensor = parallel.local(parameter.detach())
             else:
-                tensor = torch.empty(parameter.shape, dtype=self.dtype, device=world.device)
+                tensor = torch.empty(parameter.shape, dtype=dtypes[name], device=world.device)
             owner, _, leaf = name.rpartition(".")
             setattr(self.model.get_submodule(owner), leaf, nn.Parameter(tensor, requires_grad=False))
         self.model.tie_weights()

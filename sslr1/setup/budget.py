@@ -13,9 +13,9 @@ from transformers import AttentionInterface
 
 from sslr1 import model, ops, puzzles
 from sslr1.data.stream import CHUNK
-from sslr1.model import shared_prefix
+from sslr1.model import gated_delta_net, shared_prefix
 from sslr1.ops.chunks import default_height
-from sslr1.rollout.cache import bytes_a_token, logit_bytes, places_for
+from sslr1.rollout.cache import bytes_a_sample, bytes_a_token, logit_bytes, places_for
 from sslr1.rollout.engine import free_bytes
 from sslr1.rollout.kept import rounded
 from sslr1.setup import lengths
@@ -207,14 +207,17 @@ def _rollout(config, shapes, device) -> list:
     r, prompt = config.rollout, shapes.longest if device == "cpu" else rounded(shapes.longest)
     groups = places_for(r.prompts // shapes.ranks, r.group_size, r.wave_rows, r.wave_groups)
     rows, a_token = rows_of(config, shapes.ranks), bytes_a_token(shapes.text, shapes.dtype)
+    a_sample, samples = bytes_a_sample(shapes.text, shapes.dtype), groups * r.group_size
     kept = groups * (prompt + r.group_size * r.max_tokens) * a_token
-    how = f"{groups * r.group_size} samples x {r.max_tokens} tokens, {groups} prompts of up to {prompt}"
+    how = f"{samples} samples x {r.max_tokens} tokens, {groups} prompts of up to {prompt}"
     asked = 0 if device == "cpu" else min(CHUNK, -(-config.eval.count // shapes.ranks))
     asked = places_for(asked, 1, r.wave_rows, r.wave_groups)
-    more = max(0, asked - groups) * prompt, max(0, asked - groups * r.group_size) * r.max_tokens
+    one_each = max(0, asked - samples)  # samples
+    more = (max(0, asked - groups) * prompt + one_each * r.max_tokens) * a_token + one_each * a_sample
     return [
         Line("rollout's cache", kept, how, "rollout"),
-        Line("evaluation's share of it", sum(more) * a_token, f"{asked} prompts, a sample each", "rollout"),
+        Line("rollout's states", samples * a_sample, f"{samples} samples, of linear layers", "rollout"),
+        Line("evaluation's share of it", more, f"{asked} prompts, a sample each", "rollout"),
         Line("rollout's logits", logit_bytes(shapes.text, rows), f"{rows} samples, twice", "rollout"),
     ]
 
@@ -250,6 +253,7 @@ def activations(network, dtype) -> tuple[float, float]:
     visual, language = network.model.visual, network.model.language_model
     for part in (visual, language):
         part.config._attn_implementation_internal = ATTENTION
+    state_layout = gated_delta_net.plug_in(language) and ops.StateLayout([(256, ())]).to("meta")
     grid = torch.tensor([[1, 16, 16]])
     patches = torch.empty(256, visual.patch_embed.proj.weight[0].numel(), dtype=dtype, device="meta")
     embeds = torch.empty(1, 256, network.config.text_config.hidden_size, dtype=dtype, device="meta")
@@ -261,6 +265,7 @@ def activations(network, dtype) -> tuple[float, float]:
             position_ids=torch.empty(3, 1, 256, dtype=torch.int64, device="meta"),
             attention_mask=shared_prefix.no_mask(embeds),
             use_cache=False,
+            state_layout=state_layout,
         )
     return sum(of_tokens.values()) / 256 / len(language.layers), sum(of_patches.values()) / 256 / len(visual.blocks)
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from sslr1 import distributed, model, ops
-from sslr1.config import BUILTIN_IMAGES, BUILTIN_MODEL, Config
+from sslr1.config import BUILTIN_IMAGES, BUILTIN_MODELS, Config
 from sslr1.data import Decoder, ImageFolder, ImageStore, bad
 from sslr1.data.images import ABOUT
 from sslr1.errors import UserError
@@ -23,12 +23,12 @@ def builtin(config: Config, data=True) -> tuple[Path, Path | None]:
     """Paths of the model and, with `data`, the images; what is built in is made below log.dir if it isn't there yet."""
     model_path, data_path = config.model.path, config.data.path
     home = Path(config.log.dir)
-    if model_path == BUILTIN_MODEL:
+    if family := BUILTIN_MODELS.get(model_path):
         from sslr1.model.tiny import build_tiny
 
-        model_path = home / "builtin" / "tiny"
+        model_path = home / "builtin" / model_path.removeprefix("builtin:")
         if not model_path.exists():  # beside it and renamed: other runs may start now, too
-            made = build_tiny(model_path.with_name(f"tiny-{os.getpid()}.partial"))
+            made = build_tiny(model_path.with_name(f"{model_path.name}-{os.getpid()}.partial"), family=family)
             try:
                 made.rename(model_path)
             except OSError:

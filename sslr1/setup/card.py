@@ -6,7 +6,7 @@ from functools import lru_cache
 
 from sslr1 import model
 from sslr1.model.cost import CARDS, cost_of
-from sslr1.rollout.cache import bytes_a_token
+from sslr1.rollout.cache import bytes_a_sample, bytes_a_token
 from sslr1.setup.budget import MASTER, ROOM, TEXT, lines_of, peak, rows_of, shapes_of, stays
 from sslr1.sums import plain_sum
 
@@ -130,6 +130,7 @@ def times(config, network, ranks, card) -> list:
 
     steps = -(-groups * r.group_size // rows) * r.max_tokens
     kept = rows * (prompt / r.group_size + r.max_tokens / 2) * bytes_a_token(shapes.text, shapes.dtype)
+    kept += 2 * rows * bytes_a_sample(shapes.text, shapes.dtype)  # read and written
     read = (read_weights(network) * shapes.dtype + kept) / moved
     computed = rows * forward.completion(prompt, r.max_tokens) / r.max_tokens / flops
     again = whole(forward) / train.recompute if train.recompute else 0

@@ -114,7 +114,7 @@ def _check_paths(config, data):
     """Raise the UserError of a path at which a look shows that it won't do."""
     from sslr1.data.images import ImageFolder  # takes a second, which a wrong key need not wait for
 
-    if config.model.path != configuration.BUILTIN_MODEL:
+    if config.model.path not in configuration.BUILTIN_MODELS:
         check_folder(config.model.path)
     for key, path in (("data.path", config.data.path), ("eval.path", config.eval.path)) if data else ():
         if path not in (None, configuration.BUILTIN_IMAGES):

@@ -53,7 +53,9 @@ def test_one_rank_and_more_take_the_same_step(tmp_path, tiny, seed):
         "2 copies on 2 ranks each, micro-batches": dict(size=4, budget=230, replicate=2, recompute=1),
         "another's cosines": dict(size=1, cosines="rounded"),
     }
-    found = steps(tmp_path, seed, [tiny, build_tiny(tmp_path / "model", family="qwen3_vl", tie=False)], cases)
+    families = ("qwen3_vl", False), ("qwen3_5", True)
+    others = [build_tiny(tmp_path / name, family=name, tie=tie) for name, tie in families]
+    found = steps(tmp_path, seed, [tiny, *others], cases)
     another = found.pop("another's cosines")
     for name in list(found)[1:]:
         compare(found["1"], found[name], name)

@@ -11,6 +11,7 @@ from transformers import AutoModelForImageTextToText
 from sslr1 import model
 from sslr1.errors import UserError
 from sslr1.model import parallel
+from sslr1.model.gated_delta_net import KEPT
 from sslr1.model.tiny import FAMILIES, build_tiny
 
 
@@ -35,14 +36,22 @@ def test_equal_to_transformers_own(tmp_path, tie, family, one_process):
     assert all(torch.equal(buffers[name], buffer) for name, buffer in whole.named_buffers())
     head, embeddings = policy.model.lm_head.weight, policy.model.model.language_model.embed_tokens.weight
     assert (head is embeddings) == tie
-    assert policy.model.generation_config.to_dict() == whole.generation_config.to_dict()
+    own, their = (
+        {k: v or None for k, v in network.generation_config.to_dict().items()} for network in (policy.model, whole)
+    )
+    assert own == their
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
 def test_a_whole_model_in_another_dtype(any_tiny, dtype):
-    """Parameters and buffers, as transformers' own has them."""
+    """Parameters and buffers, as transformers' own has them, but for those that it rounds and that stay as they are."""
     mine = model.load_model(any_tiny, dtype)
     theirs = AutoModelForImageTextToText.from_pretrained(any_tiny, dtype=dtype, local_files_only=True)
+    whole = model.load_model(any_tiny)
+    for name, parameter in theirs.named_parameters():
+        if name.endswith(KEPT):
+            parameter.data = whole.get_parameter(name).to(torch.promote_types(dtype, torch.float32))
+            assert len(parameter.unique()) == 1 or not torch.equal(parameter, parameter.bfloat16())
     for kind in ("named_parameters", "named_buffers"):
         ours, own = (dict(getattr(network, kind)()) for network in (mine, theirs))
         assert ours.keys() == own.keys()
@@ -98,7 +107,7 @@ def test_shards_of_files_and_a_stored_tied_head(tmp_path, any_tiny, one_process)
 
 
 # Parameters that follow from published config.json files (`model.SIZES`). Those of Qwen's models but the 72B are the
-# counts that their pages and third parties give of the files.
+# counts that their pages and third parties give of the files (Qwen3.5's without mtp).
 COUNTS = {
     "qwen2.5-vl-3b": 3_754_622_976,
     "qwen2.5-vl-7b": 8_292_166_656,
@@ -109,10 +118,15 @@ COUNTS = {
     "qwen3-vl-4b": 4_437_815_808,
     "qwen3-vl-8b": 8_767_123_696,
     "qwen3-vl-32b": 33_357_390_064,
+    "qwen3.5-0.8b": 852_985_920,
+    "qwen3.5-2b": 2_213_241_664,
+    "qwen3.5-4b": 4_539_265_536,
+    "qwen3.5-9b": 9_409_813_744,
+    "qwen3.5-27b": 27_356_728_560,
 }
 # (config.json, parameters, tensors in the files) of those that recipes are named after. Qwen3-VL's index names 713
 # tensors of 8,875,631,616 bytes in bfloat16.
-TENSORS = {"qwen2.5-vl-3b": 824, "qwen2.5-vl-7b": 729, "mimo-vl-7b": 825, "qwen3-vl-4b": 713}
+TENSORS = {"qwen2.5-vl-3b": 824, "qwen2.5-vl-7b": 729, "mimo-vl-7b": 825, "qwen3-vl-4b": 713, "qwen3.5-4b": 723}
 PUBLISHED = {name: (model.SIZES[name], COUNTS[name], tensors) for name, tensors in TENSORS.items()}
 
 
@@ -131,7 +145,7 @@ def both(names):
 
 
 def tensor_names(name):
-    """The tensors of the published files."""
+    """The tensors of the published files, but for Qwen3.5's mtp."""
     config = PUBLISHED[name][0]
     old = config["model_type"] == "qwen2_5_vl"  # names of before transformers 4.52
     text, vision = config.get("text_config", config), config["vision_config"]
@@ -141,8 +155,12 @@ def tensor_names(name):
         if old
         else [f"{p}.weight" for p in projections] + ["self_attn.q_norm.weight", "self_attn.k_norm.weight"]
     )
-    layer += ["self_attn.o_proj.weight", "input_layernorm.weight", "post_attention_layernorm.weight"]
-    layer += [f"mlp.{x}_proj.weight" for x in ("gate", "up", "down")]
+    layer += ["self_attn.o_proj.weight"]
+    linear = [f"linear_attn.{x}" for x in ("A_log", "dt_bias")]
+    linear += [f"linear_attn.{x}.weight" for x in ("conv1d", "norm", "out_proj")]
+    linear += [f"linear_attn.in_proj_{x}.weight" for x in ("qkv", "z", "b", "a")]
+    every = ["input_layernorm.weight", "post_attention_layernorm.weight"]
+    every += [f"mlp.{x}_proj.weight" for x in ("gate", "up", "down")]
     norms = ["norm1", "norm2"]
     block = both(["attn.qkv", "attn.proj"])
     block += [f"{n}.weight" for n in norms] if old else both(norms)
@@ -150,12 +168,15 @@ def tensor_names(name):
     if old:
         tower = ["merger.ln_q.weight", "patch_embed.proj.weight", *both(["merger.mlp.0", "merger.mlp.2"])]
     else:
-        mergers = ["merger", *(f"deepstack_merger_list.{i}" for i in range(len(vision["deepstack_visual_indexes"])))]
+        deep = vision.get("deepstack_visual_indexes", ())
+        mergers = ["merger", *(f"deepstack_merger_list.{i}" for i in range(len(deep)))]
         tower = both(["patch_embed.proj", *(f"{m}.{x}" for m in mergers for x in ("norm", "linear_fc1", "linear_fc2"))])
         tower += ["pos_embed.weight"]
     tower += [f"blocks.{i}.{leaf}" for i in range(vision["depth"]) for leaf in block]
     decoder = ["embed_tokens.weight", "norm.weight"]
-    decoder += [f"layers.{i}.{leaf}" for i in range(text["num_hidden_layers"]) for leaf in layer]
+    interval = text.get("full_attention_interval", 1)
+    for i in range(text["num_hidden_layers"]):
+        decoder += [f"layers.{i}.{leaf}" for leaf in (linear if (i + 1) % interval else layer) + every]
     places = ("visual.", "model.") if old else ("model.visual.", "model.language_model.")
     head = [] if config["tie_word_embeddings"] else ["lm_head.weight"]
     return [places[0] + n for n in tower] + [places[1] + n for n in decoder] + head
@@ -179,12 +200,19 @@ def test_published_sizes_on_the_meta_device(tmp_path, tiny, name):
     assert skeleton.state_dict().keys() == shapes.keys() | {"lm_head.weight"}
     text = config.get("text_config", config)
     rope = skeleton.config.text_config.rope_parameters
-    assert rope["rope_theta"] == text["rope_theta"] and rope["mrope_section"] == text["rope_scaling"]["mrope_section"]
+    asked = text.get("rope_parameters") or text["rope_scaling"] | {"rope_theta": text["rope_theta"]}
+    assert all(rope[key] == asked[key] for key in ("rope_theta", "mrope_section"))
+
+
+def test_the_layer_that_guesses_ahead_is_passed_over(tmp_path, one_process):
+    folder = build_tiny(tmp_path / "model", family="qwen3_5")
+    rewrite(folder, lambda t: t.update({"mtp.layers.0.input_layernorm.weight": torch.zeros(2)}))
+    assert not any("mtp" in name for name, _ in loaded(folder, one_process).named_parameters())
 
 
 def test_a_family_that_is_not_supported_is_named(tmp_path, tiny):
     folder, _ = published(tmp_path / "model", tiny, "qwen3-vl-4b")
     config = json.loads((folder / "config.json").read_text()) | {"model_type": "qwen3_vl_moe"}
     (folder / "config.json").write_text(json.dumps(config))
-    with pytest.raises(UserError, match="'qwen3_vl_moe' model; supported: qwen2_5_vl, qwen3_vl"):
+    with pytest.raises(UserError, match="'qwen3_vl_moe' model; supported: qwen2_5_vl, qwen3_vl, qwen3_5"):
         model.skeleton(folder)

@@ -109,7 +109,8 @@ def transformers_loss(network, groups, rewards):
 def test_shared_prefix_equals_separate_sequences_and_transformers(network, folder, photographs, seed, exact, request):
     if exact:
         request.getfixturevalue("exact_norms")
-    bound = 1e-12 if exact else 1e-6
+    # the gated delta rule computes in float32 there, and its rounding goes through every layer above
+    bound = 1e-12 if exact else 1e-4 if network.config.model_type == "qwen3_5" else 1e-6
     groups, rewards = make(folder, photographs)
     policy = model.Policy(network)
     network.model.language_model.config._attn_implementation_internal = "sdpa"  # transformers' own, before ours

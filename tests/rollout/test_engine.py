@@ -104,6 +104,7 @@ def test_greedy_is_transformers_generate(any_tiny, engine, prompts, group_size, 
             max_new_tokens=20,
             repetition_penalty=1.0,
             suppress_tokens=engine.suppressed,
+            eos_token_id=engine.stop_ids,  # Qwen3.5's configuration names one that ends no turn
         )[0, len(prompt.input_ids) :].tolist()
         assert len(group.samples) == group_size
         assert all(s.tokens.tolist() == out for s in group.samples)
@@ -370,7 +371,7 @@ def test_a_step_can_be_captured(engine, prompts, many_stops, monkeypatch):
 
     def addresses(w):
         known = {**vars(w), **{f"cache.{name}": x for name, x in vars(w.cache).items()}}
-        per_step = "cache.samples", "cache.into"  # made in a step for its layers
+        per_step = "cache.samples", "cache.decoded", "cache.into"  # made in a step for its layers
         return {k: x.data_ptr() for k, x in known.items() if isinstance(x, torch.Tensor) and k not in per_step}
 
     monkeypatch.setattr(wave.Wave, "step", step)

@@ -227,13 +227,13 @@ def test_room_is_taken_as_far_as_there_is_any(captures, engine, prompts, monkeyp
     expected = engine.kept.shapes[4]
     assert expected == Shape(places=8, longest=rounded(longest), group_size=4, max_tokens=14, rows=24)
     engine.generate(prompts[:1], **OPTIONS)
-    assert engine.kept.storage.tokens == expected.tokens and engine.kept_bytes == engine.kept.storage.nbytes
+    assert engine.kept.storage.extent == expected.extent and engine.kept_bytes == engine.kept.storage.nbytes
     alone = replace(expected, places=1, longest=rounded(len(prompts[0].input_ids)), rows=4)
-    small = sum(host.needed(engine.model, alone, alone.tokens))
+    small = sum(host.needed(engine.model, alone, alone.extent))
     monkeypatch.setattr(host, "free_bytes", lambda device: small)
     engine.expect(len(prompts), 4, longest)
     engine.generate(prompts[:1], **OPTIONS)
-    assert engine.kept.storage.tokens == alone.tokens
+    assert engine.kept.storage.extent == alone.extent
     with pytest.raises(UserError, match=r"Lower rollout\.wave_rows"):
         engine.generate(prompts, **OPTIONS)
     assert not engine.kept_bytes
