@@ -1,42 +1,60 @@
 """Images by number: a frozen list of files, their bytes, and a cache of decoded ones."""
 
+import hashlib
+import json
 import os
 import re
+from bisect import bisect_right
 from collections import OrderedDict
+from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from threading import Lock
-from typing import NamedTuple
+
+import numpy as np
 
 from sslr1.data import shards
 from sslr1.data.decode import Decoder, formats, why
+from sslr1.data.listing import Files, Gathered
 from sslr1.data.walk import ARCHIVE, AVIF, COMPRESSED, SUFFIXES, UNPACK, Census, Walk, is_aside, is_image
 from sslr1.errors import UserError
-from sslr1.files import LFS, NOT_FETCHED, no_folder, write_whole
+from sslr1.files import LFS, NOT_FETCHED, no_folder, whole, write_whole
 from sslr1.ops import keys
 from sslr1.puzzles.picture import MAX_SIDE, MIN_SIDE, Picture
 
 ABOUT = "found.txt"  # beside a run's list: what was not read when it was made
+SPLIT = "split.json"  # beside it: which of its images are held out
+PATHS = re.compile(rb"\t(.+)\n")  # of a list's lines
 FEWEST = 16  # images below which there is nothing to hold out
 LARGEST_NOTE = 1024  # bytes of what Git LFS leaves in a file's place
 LARGEST = 1 << 30  # bytes of a file; no image that is decoded needs more
 
 
-class File(NamedTuple):
-    """Path relative to the folder, `archive.tar/member` for what is in an archive; bytes; the offset in the archive."""
+class Rest(Sequence):
+    """The numbers below n but for a few, in order, without a list of them. but: sorted."""
 
-    path: str
-    size: int
-    offset: int | None = None
+    def __init__(self, n, but):
+        self.n, self.but = n, but
+        self._before = [number - place for place, number in enumerate(but)]  # of each, how many are left below it
+
+    def __len__(self):
+        return self.n - len(self.but)
+
+    def __getitem__(self, place):
+        if not -len(self) <= place < len(self):
+            raise IndexError(place)
+        place = int(place) % len(self)
+        return place + bisect_right(self._before, place)
 
 
 class ImageFolder:
-    """The image files below a folder and in the tar archives there, in sorted order. `files` is a list of File, or of
-    tuples for it; `refused` one of (path as it can be printed, why it is none of them), which only `scan` fills;
-    `about` a line on what is not read, empty where all is."""
+    """The image files below a folder and in the tar archives there, in sorted order. `files` is a Files, made of a list
+    of File, or of tuples for it, unless it is one; `refused` one of (path as it can be printed, why it is none of
+    them), which only `scan` fills; `about` a line on what is not read, empty where all is."""
 
     def __init__(self, root, files, refused=(), about=""):
-        self.root, self.files, self.refused = Path(root), [File(*file) for file in files], list(refused)
-        self.about = about
+        self.root, self.refused, self.about = Path(root), list(refused), about
+        self.files = files if isinstance(files, Files) else Files.of(files)
 
     @classmethod
     def check(cls, path, key="data.path") -> None:
@@ -44,8 +62,8 @@ class ImageFolder:
         names it."""
         found = notes = 0
         for name, size in Walk(_root(path), Census()) if os.path.isdir(path) else [(str(path), LARGEST)]:
-            if name.lower().endswith(ARCHIVE) and os.path.isfile(os.path.join(path, name)):
-                return  # which isn't looked into
+            if size is None:
+                return  # an archive, which isn't looked into
             found += 1
             notes += size < LARGEST_NOTE and _is_note(os.path.join(path, name))
             if found == FEWEST > notes:
@@ -55,25 +73,25 @@ class ImageFolder:
         cls.scan(path, key)
 
     @classmethod
-    def scan(cls, path, key="data.path", fewest=FEWEST) -> "ImageFolder":
+    def scan(cls, path, key="data.path", fewest=FEWEST, scratch=None, report=lambda found: None) -> "ImageFolder":
         """Every image below the folder `path`, or in the one archive that it is. Raises UserError if there are none or
-        too few; key: the setting that names it."""
+        too few; key: the setting that names it; scratch: a folder that holds the list, in a file without a name, which
+        memory does otherwise; report(how many are found): called now and then."""
         root, named = _root(path), f"{key} {str(path)!r}".lstrip()
         if not root.is_dir() or not os.path.exists(path):
             packed = str(path).lower().endswith(COMPRESSED) and os.path.exists(path)
             why = f"it is {UNPACK}" if packed else f"it {no_folder(path, 'dataset')}"
             raise UserError(f"{named} is not a folder or a {ARCHIVE} archive: {why}")
-        census, files = Census(), []
-        for name, size in Walk(root, census) if root == Path(path) else [(Path(path).name, 0)]:
-            files += _members(root, name, census) if name.lower().endswith(ARCHIVE) else [File(name, size)]
-        census.refused += [(file.path, reason) for file in files if (reason := _unlistable(file.path))]
+        census, found = Census(), Gathered(report)
+        for name in found.add_all(Walk(root, census) if root == Path(path) else [(Path(path).name, None)]):
+            _add_members(found, root, name, census)
+        files = found.sorted(scratch)
+        census.refused += found.refused
         census.refused = sorted((_printable(name), reason) for name, reason in census.refused)
-        files = sorted((f for f in files if not _unlistable(f.path)), key=lambda file: file.path.split("/"))
-        for file in files:
-            census.image(file.size)
+        census.images, census.empty = len(files), files.empty()
         about = "" if census.whole() else str(census)
         also = f"; {about}" if about else ""
-        if not files:
+        if not len(files):
             raise UserError(f"{named} holds no images ({', '.join(SUFFIXES)}, or {ARCHIVE} archives of them){also}")
         if len(files) < fewest:
             needed = f"at least {fewest} are needed, some to train on and some to hold out"
@@ -84,16 +102,9 @@ class ImageFolder:
     def thaw(cls, path, listing) -> "ImageFolder":
         """The folder as it was listed by `freeze`. Raises UserError if the list is damaged, or names AVIF files, which
         were images where it was made and are none here."""
-        files = []
-        for number, line in enumerate(Path(listing).read_bytes().decode("utf-8", "replace").split("\n")[:-1], 1):
-            found = re.fullmatch(r"(\d+)(?:@(\d+))?\t(.+)", line)
-            if not found:
-                raise UserError(
-                    f"{listing}, line {number}, is not `bytes<tab>path`: remove the file to list images anew"
-                )
-            size, offset, name = found.groups()
-            files.append(File(name, int(size), offset and int(offset)))
-        unread = 0 if "AVIF" in formats() else sum(file.path.lower().endswith(AVIF) for file in files)
+        files = Files.open(listing)
+        ending = re.compile(rb"(?i)" + re.escape(AVIF.encode()) + rb"\n")
+        unread = 0 if "AVIF" in formats() else sum(len(ending.findall(part)) for part in files.parts())
         if unread:
             raise UserError(
                 f"{listing} names {unread} {AVIF} files, which this Pillow does not read: install one that does "
@@ -103,13 +114,10 @@ class ImageFolder:
         return cls(_root(path), files, about=about.read_text(encoding="utf-8").strip() if about.exists() else "")
 
     def freeze(self, listing) -> None:
-        """Write `listing()`."""
-        write_whole(listing, self.listing())
-
-    def listing(self) -> str:
-        """One `bytes<tab>path` a line, `bytes@offset<tab>archive.tar/member` for what is in an archive."""
-        lines = [f"{size}{'' if offset is None else f'@{offset}'}\t{path}\n" for path, size, offset in self.files]
-        return "".join(lines)
+        """Write the list: the lines of `files`."""
+        with whole(listing) as file:
+            for part in self.files.parts():
+                file.write(part)
 
     def __len__(self):
         return len(self.files)
@@ -133,12 +141,41 @@ class ImageFolder:
         parts = [path[: found.end()] for found in re.finditer(r"\.tar(?=/)", path, re.IGNORECASE)]
         return next((self.root / part for part in parts if os.path.isfile(self.root / part)), self.root / parts[0])
 
-    def hold_out(self, share: float = 0.05) -> tuple[list, list]:
+    def hold_out(self, share: float = 0.05, split=None) -> tuple[Sequence, list]:
         """(numbers to train on, numbers held out). Held out are the files whose path has the lowest hashes: `share` of
-        them, at least 64 and at most 2,000, and never more than half."""
-        count = min(max(round(share * len(self)), 64), 2000, len(self) // 2)
-        ranked = sorted(range(len(self)), key=lambda i: keys.fold("holdout", self.files[i][0]))
-        return sorted(ranked[count:]), sorted(ranked[:count])
+        them, at least 64 and at most 2,000, and never more than half. split: a file that keeps the choice, where it can
+        be written; one that is of another list or share is made anew."""
+        asked = {"share": share, "files": hashlib.blake2b(self.files.text, digest_size=16).hexdigest()} if split else {}
+        kept = _kept(split) if split else {}
+        held_out = kept.get("held_out")
+        if not split or {key: kept.get(key) for key in asked} != asked:
+            held_out = self._choose(min(max(round(share * len(self)), 64), 2000, len(self) // 2))
+            with suppress(UserError):
+                if split:
+                    write_whole(split, json.dumps({**asked, "held_out": held_out}) + "\n")
+        return Rest(len(self), held_out), held_out
+
+    def _choose(self, count) -> list:
+        hashes, at, digest = np.empty(len(self), np.uint64), 0, hashlib.blake2b
+        for part in self.files.parts():  # as keys.fold("holdout", path) of each
+            digests = b"".join([digest(path, digest_size=8).digest() for path in PATHS.findall(part)])
+            some = hashes[at : at + len(digests) // 8]
+            some[:] = keys.fold_digests("holdout", digests=np.frombuffer(digests, "<u8"))
+            at += len(some)
+        return sorted(np.argsort(hashes, kind="stable")[:count].tolist())
+
+    def largest(self, numbers, count) -> list:
+        """Of `numbers`, which are in order, those of the files of most bytes; of equals the first."""
+        sizes = self.files.sizes()
+        order = iter(np.argsort(-sizes, kind="stable"))
+        found = []
+        for number in order:
+            place = bisect_right(numbers, number) - 1
+            if place >= 0 and numbers[place] == number:
+                found.append(int(number))
+            if len(found) == count:
+                break
+        return found
 
 
 class ImageStore:
@@ -252,40 +289,36 @@ def _root(path):
     return path.parent if path.suffix.lower() == ".tar" and not path.is_dir() else path
 
 
-def _members(root, name, census) -> list:
+def _add_members(found, root, name, census) -> None:
     """The images in an archive; counts what else is there."""
-    members, refused = shards.index(root / name)
-    census.refused += [
-        (f"{name}/{inner}" if inner else name, reason) for inner, reason in refused if not _hidden(inner)
-    ]
-    census.aside += sum(_hidden(inner) for inner, _ in refused)
-    files = []
-    for member in members:
+    refused = []
+    for member in shards.index(root / name, refused):
         if _hidden(member.name):
             census.aside += 1
         elif is_image(member.name):
-            files.append(File(f"{name}/{member.name}", member.size, member.offset))
+            found.add(f"{name}/{member.name}", member.size, member.offset)
         elif member.name.lower().endswith((ARCHIVE, *COMPRESSED)):
             reason = f"an archive within an archive, which is not read: unpack {name}"
             census.refused.append((f"{name}/{member.name}", reason))
         else:
             census.count(member.name)
-    return files
+    census.refused += [
+        (f"{name}/{inner}" if inner else name, reason) for inner, reason in refused if not _hidden(inner)
+    ]
+    census.aside += sum(_hidden(inner) for inner, _ in refused)
+
+
+def _kept(path) -> dict:
+    """What was written there; nothing where that is gone or damaged."""
+    try:
+        found = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def _hidden(name):
     return any(map(is_aside, name.split("/")))
-
-
-def _unlistable(name):
-    """Why a name can't stand in a line of a text file, or None."""
-    if "\n" in name:
-        return "its name holds a line break"
-    try:
-        name.encode()
-    except UnicodeEncodeError:
-        return "its name is not UTF-8"
-    return None
 
 
 def _printable(name):

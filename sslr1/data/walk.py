@@ -22,13 +22,17 @@ COMPRESSED = tuple(
 )
 UNPACK = "a compressed archive, which is not read: unpack it, or pack it again as a plain .tar"
 # Beside hidden names: what macOS, network drives and recycle bins leave
-SYSTEM = ("__MACOSX", "@eaDir", "@Recycle", "#recycle", "#snapshot", "$RECYCLE.BIN", "System Volume Information")
+SYSTEM = {"__MACOSX", "@eaDir", "@Recycle", "#recycle", "#snapshot", "$RECYCLE.BIN", "System Volume Information"}
 KINDS = 6  # that a count names
 
 
+def endings() -> tuple:
+    """How names of image files end, in lower case."""
+    return (*SUFFIXES, AVIF) if "AVIF" in formats() else SUFFIXES
+
+
 def is_image(name) -> bool:
-    name = name.lower()
-    return name.endswith(SUFFIXES) or (name.endswith(AVIF) and "AVIF" in formats())
+    return name.lower().endswith(endings())
 
 
 def is_aside(name) -> bool:
@@ -53,10 +57,6 @@ class Census:
         suffix = os.path.splitext(name)[1].lower()
         kind = "without an ending" if not suffix else "of other kinds"
         self.other[suffix if re.fullmatch(r"\.\w{1,9}", suffix) else kind] += 1
-
-    def image(self, size) -> None:
-        self.images += 1
-        self.empty += size == 0
 
     def whole(self) -> bool:
         """Whether there is nothing but images."""
@@ -84,7 +84,8 @@ def _number(n, noun, one="", many="s"):
 
 
 class Walk:
-    """(path relative to `root`, bytes) of every image file and archive below it; counts all else in `census`.
+    """(path relative to `root`, bytes) of every image file below it, (path, None) of every archive; counts all else in
+    `census`.
 
     Folders reached by links come after all others, in the order of their names. Each folder is read once, under the
     first name, so a link that leads back ends there, and one to a folder above `root` is refused. A link to a file
@@ -93,7 +94,7 @@ class Walk:
     """
 
     def __init__(self, root, census):
-        self.root, self.census = os.fspath(root), census
+        self.root, self.census, self.endings = os.fspath(root), census, (*endings(), ARCHIVE)
         # (device, inode): of folders read, with their names, of files that links led to, and of the folders above
         self.folders, self.files = {}, set()
         self.above = {_identity(os.stat(above)) for above in Path(os.path.realpath(root)).parents}
@@ -106,8 +107,8 @@ class Walk:
             links, self.links = sorted(self.links), []
             for name in links:
                 yield from self._follow(name)
-        for name, status in sorted(self.file_links):
-            yield from self._linked_file(name, status)
+        for name in sorted(self.file_links):
+            yield from self._linked_file(name)
 
     def _refuse(self, name, reason):
         self.census.refused.append((name or ".", reason))
@@ -123,19 +124,27 @@ class Walk:
                     self._refuse(name, self._known(identity))
                     continue
                 self.folders[identity] = name
-                with os.scandir(self._path(name)) as entries:
-                    for entry in entries:
-                        inner = f"{name}/{entry.name}" if name else entry.name
-                        if is_aside(entry.name):
-                            self.census.aside += 1
-                        elif entry.is_symlink():
-                            self.links.append(inner)
-                        elif entry.is_dir():
-                            left.append(inner)
-                        else:
-                            yield from self._file(inner, entry)
+                folder = os.open(self._path(name), os.O_RDONLY)  # a name is shorter to look up than a path
+                try:
+                    with os.scandir(folder) as entries:
+                        yield from self._entries(f"{name}/" if name else "", entries, left)
+                finally:
+                    os.close(folder)
             except OSError as error:
                 self._refuse(name, f"can't be read: {error.strerror}")
+
+    def _entries(self, before, entries, left):
+        """As _tree, of one folder. before: what its names begin with; left: takes the folders in it."""
+        for entry in entries:
+            name = entry.name
+            if name[0] == "." or name in SYSTEM:
+                self.census.aside += 1
+            elif entry.is_symlink():
+                self.links.append(before + name)
+            elif entry.is_dir():
+                left.append(before + name)
+            else:
+                yield from self._file(before + name, entry)
 
     def _known(self, identity):
         name = self.folders[identity]
@@ -146,7 +155,7 @@ class Walk:
 
     def _file(self, name, entry):
         """entry: an os.DirEntry or the like, asked for its status only where the file is wanted."""
-        if not is_image(name) and not name.lower().endswith(ARCHIVE):
+        if not name.endswith(self.endings) and not name.lower().endswith(self.endings):
             if name.lower().endswith(COMPRESSED):
                 self._refuse(name, UNPACK)
             elif entry.is_file():
@@ -159,7 +168,7 @@ class Walk:
         except OSError as error:
             return self._refuse(name, f"can't be read: {error.strerror}")
         if S_ISREG(status.st_mode):
-            yield name, status.st_size
+            yield name, None if name.lower().endswith(ARCHIVE) else status.st_size
         else:
             self._refuse(name, "not a regular file")
 
@@ -170,7 +179,7 @@ class Walk:
         except OSError as error:
             return self._refuse(name, f"a link to {_target(path)}: {error.strerror}")
         if not S_ISDIR(status.st_mode):
-            return self.file_links.append((name, status))
+            return self.file_links.append(name)
         identity = _identity(status)
         if identity in self.above:
             self._refuse(name, f"a link to {_target(path)}, a folder that holds this one")
@@ -179,15 +188,19 @@ class Walk:
         else:
             yield from self._tree(name)
 
-    def _linked_file(self, name, status):
-        identity, real = _identity(status), os.path.realpath(self._path(name))
-        if is_image(name) or name.lower().endswith(ARCHIVE):
+    def _linked_file(self, name):
+        try:
+            status = os.stat(self._path(name))
+        except OSError as error:  # it was there a moment ago
+            return self._refuse(name, f"a link to {_target(self._path(name))}: {error.strerror}")
+        if name.lower().endswith(self.endings):
+            identity, real = _identity(status), os.path.realpath(self._path(name))
             try:
                 beside = _identity(os.stat(os.path.dirname(real))) in self.folders
             except OSError:
                 beside = False
             own = os.path.basename(real)
-            listed = beside and not is_aside(own) and (is_image(own) or own.lower().endswith(ARCHIVE))
+            listed = beside and not is_aside(own) and own.lower().endswith(self.endings)
             if listed or identity in self.files:
                 self.census.other["links to files that are there already"] += 1
                 return

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import time
 from pathlib import Path
 
 import torch
@@ -9,7 +10,7 @@ import torch
 from sslr1 import distributed, model, ops, puzzles
 from sslr1.config import BUILTIN_IMAGES, BUILTIN_MODEL, Config
 from sslr1.data import Decoder, ImageFolder, ImageStore, Pool, bad
-from sslr1.data.images import ABOUT
+from sslr1.data.images import ABOUT, SPLIT
 from sslr1.errors import UserError
 from sslr1.files import write_whole
 from sslr1.model import parallel
@@ -17,6 +18,8 @@ from sslr1.puzzles import series
 from sslr1.rollout import Engine, SamplerWeights
 from sslr1.setup import processors
 from sslr1.setup.session import Images, Session, form_of
+
+FOUND_EVERY_S = 5.0
 
 
 def builtin(config: Config, data=True) -> tuple[Path, Path | None]:
@@ -125,14 +128,28 @@ def _prepare(config, listing, data, forms):
     _openings(model.load_tokenizer(model_path), config, forms)
     model.check_patches(model_path, ops.PatchSpec.from_pretrained(model_path))
     if data and (not listing or not listing.exists()):
-        found = ImageFolder.scan(data_path)
+        found = ImageFolder.scan(data_path, scratch=listing and listing.parent, report=_found(data_path))
         if listing:
             if found.refused:
                 bad.write(listing.with_name(bad.NAME), bad.refusals(found))
             write_whole(listing.with_name(ABOUT), found.about + "\n")
             found.freeze(listing)
+            found.hold_out(config.data.holdout, listing.with_name(SPLIT))
     if data and config.eval.path:
-        ImageFolder.scan(config.eval.path, "eval.path")
+        ImageFolder.scan(config.eval.path, "eval.path", report=_found(config.eval.path))
+
+
+def _found(path):
+    """What says now and then how many images are found, to whom waits for it."""
+    last = time.monotonic()
+
+    def report(count):
+        nonlocal last
+        if time.monotonic() - last >= FOUND_EVERY_S:
+            last = time.monotonic()
+            print(f"{path}: {count:,} images so far", flush=True)
+
+    return report
 
 
 def _networks(config, world, model_path, dtype):
@@ -161,7 +178,7 @@ def check_token_budget(config, images, tokenizer, spec) -> None:
     """Raises UserError where a micro-batch can't hold a prompt with the longest completion, as puzzles of the largest
     files show, at each level that training may come to. What is longer still ends the run when it comes."""
     store, c = images.store, config.puzzles
-    largest = sorted(images.train, key=lambda number: -store.folder.files[number][1])[:4]
+    largest = store.folder.largest(images.train, 4)
     found = {number: image for number, image in zip(largest, store.pictures(largest)) if image is not None}
     form = form_of(c, spec)
     for name, level in _kinds(config) if found else ():
@@ -197,9 +214,9 @@ def _images(config, data_path, listing) -> tuple[Images, Images]:
     files = ImageFolder.thaw(data_path, listing) if listing else ImageFolder.scan(data_path)
     store = ImageStore(files, decoder, config.data.min_side, room)
     if not config.eval.path:
-        train, held_out = store.folder.hold_out(config.data.holdout)
+        train, held_out = store.folder.hold_out(config.data.holdout, listing and listing.with_name(SPLIT))
         both = Images(store=store, train=train, held_out=held_out)
         return both, both
     other = ImageStore(ImageFolder.scan(config.eval.path, "eval.path"), decoder, config.data.min_side, room)
-    training = Images(store=store, train=list(range(len(store.folder))), held_out=[])
-    return training, Images(store=other, train=[], held_out=list(range(len(other.folder))))
+    training = Images(store=store, train=range(len(store.folder)), held_out=[])
+    return training, Images(store=other, train=[], held_out=range(len(other.folder)))

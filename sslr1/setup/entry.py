@@ -159,12 +159,12 @@ class Claim:
 
     def _lists(self, path) -> bool:
         """Whether the run's list of images is that of a folder."""
-        from sslr1.data.images import ImageFolder
+        from sslr1.data.images import Files, ImageFolder
 
         listing = self.folder / "files.txt"
         if path == configuration.BUILTIN_IMAGES or not listing.is_file():
             return False
-        return ImageFolder.scan(path).listing().encode() == listing.read_bytes()
+        return ImageFolder.scan(path).files == Files.open(listing)
 
     def give_up(self, begun) -> None:
         """begun: whether there is a run, whose files stay."""
