@@ -241,13 +241,16 @@ def _order(text, starts):
         del moved
         last = np.ones(len(places), bool)
         last[:-1] = first[1:]
-        tied = np.flatnonzero(~(first & last))
+        tied = np.flatnonzero(~(first & last)).astype(small)
         groups = places[first][(np.cumsum(first, dtype=small) - 1)[tied]]
         rows = rows[tied]
-        ended = starts[rows].astype(np.int64) + heads[rows] + depth >= starts[rows + 1] - 1
+        lengths = starts[rows + 1] - starts[rows]
+        lengths -= heads[rows]
+        ended = lengths <= depth + 1  # with the line's end
         if ended.any():  # to the same path
             gone.append(places[tied[ended & ~last[tied]]])
         places, groups = places[tied[~ended]], groups[~ended]
+        del first, last, tied, ended, lengths, rows  # four bytes a file each, or one, while the next round takes most
         depth += 8
     return np.delete(order, np.concatenate(gone)) if gone else order
 

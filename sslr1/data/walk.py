@@ -9,7 +9,7 @@ import re
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
-from stat import S_ISDIR, S_ISREG
+from stat import S_IFREG, S_ISDIR, S_ISREG
 from types import SimpleNamespace
 
 from sslr1.data.decode import formats
@@ -24,6 +24,7 @@ UNPACK = "a compressed archive, which is not read: unpack it, or pack it again a
 # Beside hidden names: what macOS, network drives and recycle bins leave
 SYSTEM = {"__MACOSX", "@eaDir", "@Recycle", "#recycle", "#snapshot", "$RECYCLE.BIN", "System Volume Information"}
 KINDS = 6  # that a count names
+UNWANTED, TYPE = -1, 0o170000  # the bits of a file's mode that say what it is
 
 
 def endings() -> tuple:
@@ -94,7 +95,8 @@ class Walk:
     """
 
     def __init__(self, root, census):
-        self.root, self.census, self.endings = os.fspath(root), census, (*endings(), ARCHIVE)
+        self.root, self.census, self.images = os.fspath(root), census, endings()
+        self.endings = (*self.images, ARCHIVE)
         # (device, inode): of folders read, with their names, of files that links led to, and of the folders above
         self.folders, self.files = {}, set()
         self.above = {_identity(os.stat(above)) for above in Path(os.path.realpath(root)).parents}
@@ -135,16 +137,25 @@ class Walk:
 
     def _entries(self, before, entries, left):
         """As _tree, of one folder. before: what its names begin with; left: takes the folders in it."""
+        images = self.images
         for entry in entries:
             name = entry.name
-            if name[0] == "." or name in SYSTEM:
+            if name.endswith(images) and name[0] != "." and not entry.is_symlink():  # nearly all, where there are many
+                try:
+                    status = entry.stat()
+                    if status.st_mode & TYPE == S_IFREG:
+                        yield before + name, status.st_size
+                        continue
+                except OSError:
+                    pass  # which is said below
+            if is_aside(name):
                 self.census.aside += 1
             elif entry.is_symlink():
                 self.links.append(before + name)
             elif entry.is_dir():
                 left.append(before + name)
-            else:
-                yield from self._file(before + name, entry)
+            elif (size := self._size(before + name, entry)) != UNWANTED:
+                yield before + name, size
 
     def _known(self, identity):
         name = self.folders[identity]
@@ -153,24 +164,26 @@ class Walk:
     def _path(self, name):
         return os.path.join(self.root, name) if name else self.root
 
-    def _file(self, name, entry):
-        """entry: an os.DirEntry or the like, asked for its status only where the file is wanted."""
-        if not name.endswith(self.endings) and not name.lower().endswith(self.endings):
+    def _size(self, name, entry):
+        """Bytes of an image file, None for an archive, UNWANTED for what is neither, which is counted. entry: an
+        os.DirEntry or the like, asked for its status only where the file is wanted."""
+        if not name.lower().endswith(self.endings):
             if name.lower().endswith(COMPRESSED):
                 self._refuse(name, UNPACK)
             elif entry.is_file():
                 self.census.count(name)
             else:
                 self.census.other["pipes, sockets or devices"] += 1
-            return
+            return UNWANTED
         try:
             status = entry.stat()
         except OSError as error:
-            return self._refuse(name, f"can't be read: {error.strerror}")
+            self._refuse(name, f"can't be read: {error.strerror}")
+            return UNWANTED
         if S_ISREG(status.st_mode):
-            yield name, None if name.lower().endswith(ARCHIVE) else status.st_size
-        else:
-            self._refuse(name, "not a regular file")
+            return None if name.lower().endswith(ARCHIVE) else status.st_size
+        self._refuse(name, "not a regular file")
+        return UNWANTED
 
     def _follow(self, name):
         path = self._path(name)
@@ -206,7 +219,8 @@ class Walk:
                 return
             self.files.add(identity)
         found = SimpleNamespace(stat=lambda: status, is_file=lambda: S_ISREG(status.st_mode))
-        yield from self._file(name, found)
+        if (size := self._size(name, found)) != UNWANTED:
+            yield name, size
 
 
 def _identity(status):
