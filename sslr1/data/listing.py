@@ -113,26 +113,35 @@ class Files(Sequence):
 
 
 class Gathered:
-    """Lines in the order they were found, to be sorted. report(how many): called now and then. refused: (name, reason)
+    """Lines in the order they were found, to be sorted. before: what all their paths begin with; without: paths, with
+    that, which are left out and counted in `left_out`; report(how many): called now and then. refused: (name, reason)
     of names that no line can hold."""
 
-    def __init__(self, report=lambda found: None):
-        self.text, self.refused, self._lines, self._count, self._report = bytearray(), [], [], 0, report
+    def __init__(self, before="", without=frozenset(), report=lambda found: None):
+        self.text, self.refused, self.left_out = bytearray(), [], 0
+        self._before, self._without, self._report = before, without, report
+        self._lines, self._count = [], 0
 
     def add(self, path, size, offset=None) -> None:
-        self._lines.append(_line(path, size, offset))
+        if self._before + path in self._without:
+            self.left_out += 1
+            return
+        self._lines.append(_line(self._before + path, size, offset))
         if len(self._lines) == ROWS:
             self._flush()
 
     def add_all(self, files):
         """Add (path, bytes) in turn; yields the paths of those that have None for bytes."""
+        before, plain = self._before, not self._without
         for path, size in files:
             if size is None:
                 yield path
-                continue
-            self._lines.append(f"{size}\t{path}\n")
-            if len(self._lines) == ROWS:
-                self._flush()
+            elif plain:
+                self._lines.append(f"{size}\t{before}{path}\n")
+                if len(self._lines) == ROWS:
+                    self._flush()
+            else:
+                self.add(path, size)
 
     def _flush(self):
         lines, self._lines = self._lines, []
@@ -153,9 +162,9 @@ class Gathered:
         self.text += text
         self._report(self._count)
 
-    def write_sorted(self, file) -> None:
-        """The lines to a file open for bytes, by the parts of their paths; of one path the last line. Nothing is kept
-        here."""
+    def write_sorted(self, file) -> int:
+        """The lines to a file open for bytes, by the parts of their paths; of one path the last line. Returns how many;
+        nothing is kept here."""
         self._flush()
         self.text += bytes(8)  # so that each byte of a path has eight from it on
         text, starts = np.frombuffer(self.text, np.uint8), _starts(memoryview(self.text)[:-8])
@@ -166,20 +175,28 @@ class Gathered:
             ends = starts[rows + 1].tolist()
             file.write(b"".join([self.text[a:b] for a, b in zip(starts[rows].tolist(), ends)]))
         self.text = bytearray()
+        return len(order)
 
-    def sorted(self, scratch=None) -> Files:
-        """Them as `write_sorted` writes them; in a file without a name in the folder `scratch`, else in memory."""
-        if scratch is None:
-            file = io.BytesIO()
-            self.write_sorted(file)
-            return Files(file.getvalue())
-        try:
-            with tempfile.TemporaryFile(dir=scratch) as file:
-                self.write_sorted(file)
+
+def written(parts, scratch=None) -> tuple[Files, list]:
+    """(the Files of several Gathered, one after another as they come; how many each has): in a file without a name in
+    the folder `scratch`, else in memory. Raises UserError where that can't be written."""
+    counts, parts = [], iter(parts)
+    with _scratch(scratch) as file:
+        while (part := next(parts, None)) is not None:
+            try:
+                counts.append(part.write_sorted(file))
                 file.flush()
-                return Files(_mapped(file))
-        except OSError as error:
-            raise unwritable(scratch, error) from None
+            except OSError as error:
+                raise unwritable(scratch, error) from None
+        return Files(file.getvalue() if scratch is None else _mapped(file)), counts
+
+
+def _scratch(folder):
+    try:
+        return io.BytesIO() if folder is None else tempfile.TemporaryFile(dir=folder)
+    except OSError as error:
+        raise unwritable(folder, error) from None
 
 
 def _mapped(file):

@@ -15,8 +15,15 @@ from types import SimpleNamespace
 from sslr1.data.decode import formats
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
-AVIF = ".avif"  # an image where Pillow reads it
-ARCHIVE = ".tar"
+# Images where their format is read, and how to have it read
+AVIF = ".avif"
+OPTIONAL = {
+    "AVIF": ((AVIF,), "pip install -U pillow"),
+    "HEIF": ((".heic", ".heif", ".hif"), "pip install 'sslr1[heif]'"),
+    "JXL": ((".jxl",), "pip install 'sslr1[jxl]'"),
+}
+ARCHIVE, PARQUET = ".tar", ".parquet"
+CONTAINERS = (ARCHIVE, PARQUET)  # files that hold many images
 COMPRESSED = tuple(
     ".tar.gz .tgz .tar.bz2 .tbz .tbz2 .tar.xz .txz .tar.zst .tzst .tar.lz4 .tar.lzma .zip .7z .rar".split()
 )
@@ -29,7 +36,17 @@ UNWANTED, TYPE = -1, 0o170000  # the bits of a file's mode that say what it is
 
 def endings() -> tuple:
     """How names of image files end, in lower case."""
-    return (*SUFFIXES, AVIF) if "AVIF" in formats() else SUFFIXES
+    return (*SUFFIXES, *(name for kind, (names, _) in OPTIONAL.items() if kind in formats() for name in names))
+
+
+def wanting(counts) -> list:
+    """[(endings, how to have them read)] of those that stand in `counts` and are of no format that is read."""
+    out = []
+    for kind, (names, package) in OPTIONAL.items():
+        found = [name for name in names if counts.get(name)]
+        if found and kind not in formats():
+            out.append((found, package))
+    return out
 
 
 def is_image(name) -> bool:
@@ -44,11 +61,13 @@ def is_aside(name) -> bool:
 
 @dataclass
 class Census:
-    """Files by what becomes of them. images: how many are image files, `empty` of them; refused: (name, reason) of what
-    ought to have been read; other: how many are of each other kind; aside: names for which `is_aside` holds."""
+    """Files by what becomes of them. images: how many are image files, `empty` of them; excluded: how many more were
+    left out as asked; refused: (name, reason) of what ought to have been read; other: how many are of each other kind;
+    aside: names for which `is_aside` holds."""
 
     images: int = 0
     empty: int = 0
+    excluded: int = 0
     refused: list = field(default_factory=list)
     other: Counter = field(default_factory=Counter)
     aside: int = 0
@@ -61,7 +80,7 @@ class Census:
 
     def whole(self) -> bool:
         """Whether there is nothing but images."""
-        return not (self.empty or self.refused or self.other or self.aside)
+        return not (self.empty or self.excluded or self.refused or self.other or self.aside)
 
     def __str__(self):
         """One line, e.g. "88 files: 20 images, 68 not read (38 .heic, 30 .avif)"."""
@@ -73,9 +92,11 @@ class Census:
         if self.refused:
             name, reason = self.refused[0]
             kinds.append(f"{len(self.refused):,} refused, e.g. {name}: {reason}")
-        line = f"{_number(self.images + unread, 'file')}: {_number(self.images, 'image')}"
+        line = f"{_number(self.images + self.excluded + unread, 'file')}: {_number(self.images, 'image')}"
         line += f" ({self.empty:,} empty)" if self.empty else ""
+        line += f", {self.excluded:,} left out by data.exclude" if self.excluded else ""
         line += f", {unread:,} not read ({', '.join(kinds)})" if unread else ""
+        line += "".join(f"; {', '.join(names)} after {package}" for names, package in wanting(self.other))
         line += f"; {_number(self.aside, 'hidden or system entr', 'y', 'ies')} left aside" if self.aside else ""
         return line
 
@@ -85,20 +106,20 @@ def _number(n, noun, one="", many="s"):
 
 
 class Walk:
-    """(path relative to `root`, bytes) of every image file below it, (path, None) of every archive; counts all else in
-    `census`.
+    """(path relative to `root`, bytes) of every image file below it, (path, None) of every archive and parquet file;
+    counts all else in `census`.
 
     Folders reached by links come after all others, in the order of their names. Each folder is read once, under the
     first name, so a link that leads back ends there, and one to a folder above `root` is refused. A link to a file
     counts unless that file is there under its own name or an earlier link's: an image with two names could be both
-    trained on and held out.
+    trained on and held out. before: the Walk of another folder of the same images, whose folders count as read.
     """
 
-    def __init__(self, root, census):
+    def __init__(self, root, census, before=None):
         self.root, self.census, self.images = os.fspath(root), census, endings()
-        self.endings = (*self.images, ARCHIVE)
+        self.endings = (*self.images, *CONTAINERS)
         # (device, inode): of folders read, with their names, of files that links led to, and of the folders above
-        self.folders, self.files = {}, set()
+        self.folders, self.files = (before.folders, before.files) if before else ({}, set())
         self.above = {_identity(os.stat(above)) for above in Path(os.path.realpath(root)).parents}
         self.links = []  # to folders and to nowhere known yet
         self.file_links = []
@@ -181,7 +202,7 @@ class Walk:
             self._refuse(name, f"can't be read: {error.strerror}")
             return UNWANTED
         if S_ISREG(status.st_mode):
-            return None if name.lower().endswith(ARCHIVE) else status.st_size
+            return None if name.lower().endswith(CONTAINERS) else status.st_size
         self._refuse(name, "not a regular file")
         return UNWANTED
 

@@ -22,8 +22,9 @@ from sslr1.setup.session import Images, Session, form_of
 FOUND_EVERY_S = 5.0
 
 
-def builtin(config: Config, data=True) -> tuple[Path, Path | None]:
-    """Paths of the model and, with `data`, the images; what is built in is made below log.dir if it isn't there yet."""
+def builtin(config: Config, data=True) -> tuple:
+    """(the model's path; with `data`, what data.path gives); what is built in is made below log.dir if it isn't there
+    yet."""
     model_path, data_path = config.model.path, config.data.path
     home = Path(config.log.dir)
     if model_path == BUILTIN_MODEL:
@@ -44,7 +45,7 @@ def builtin(config: Config, data=True) -> tuple[Path, Path | None]:
 
         data_path = home / "builtin" / f"scenes-{config.data.scenes}"
         write_scenes(data_path, config.data.scenes)
-    return Path(model_path), Path(data_path) if data else None
+    return Path(model_path), data_path if data else None
 
 
 def build(config: Config, world: distributed.World, folder: Path | None = None, data=True, forms=()) -> Session:
@@ -128,7 +129,8 @@ def _prepare(config, listing, data, forms):
     _openings(model.load_tokenizer(model_path), config, forms)
     model.check_patches(model_path, ops.PatchSpec.from_pretrained(model_path))
     if data and (not listing or not listing.exists()):
-        found = ImageFolder.scan(data_path, scratch=listing and listing.parent, report=_found(data_path))
+        scratch, report = listing and listing.parent, _found("data.path")
+        found = ImageFolder.scan(data_path, scratch=scratch, report=report, exclude=config.data.exclude)
         if listing:
             if found.refused:
                 bad.write(listing.with_name(bad.NAME), bad.refusals(found))
@@ -136,10 +138,10 @@ def _prepare(config, listing, data, forms):
             found.freeze(listing)
             found.hold_out(config.data.holdout, listing.with_name(SPLIT))
     if data and config.eval.path:
-        ImageFolder.scan(config.eval.path, "eval.path", report=_found(config.eval.path))
+        ImageFolder.scan(config.eval.path, "eval.path", report=_found("eval.path"))
 
 
-def _found(path):
+def _found(key):
     """What says now and then how many images are found, to whom waits for it."""
     last = time.monotonic()
 
@@ -147,7 +149,7 @@ def _found(path):
         nonlocal last
         if time.monotonic() - last >= FOUND_EVERY_S:
             last = time.monotonic()
-            print(f"{path}: {count:,} images so far", flush=True)
+            print(f"{key}: {count:,} images found so far", flush=True)
 
     return report
 
@@ -211,7 +213,10 @@ def _images(config, data_path, listing) -> tuple[Images, Images]:
     """Images to train on, and those to evaluate on."""
     decoder = Decoder(config.data.decoder, torch.get_num_threads(), config.data.max_side)
     room = config.data.cache_mb << 20
-    files = ImageFolder.thaw(data_path, listing) if listing else ImageFolder.scan(data_path)
+    if listing:
+        files = ImageFolder.thaw(data_path, listing)
+    else:
+        files = ImageFolder.scan(data_path, exclude=config.data.exclude)
     store = ImageStore(files, decoder, config.data.min_side, room)
     if not config.eval.path:
         train, held_out = store.folder.hold_out(config.data.holdout, listing and listing.with_name(SPLIT))

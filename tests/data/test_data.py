@@ -421,7 +421,8 @@ def test_a_list_without_objects_is_the_one_with_them(draw, monkeypatch):
     for row in rows:
         found.add(*row)
     expected = sorted({row[0]: row for row in rows}.values(), key=lambda row: row[0].split("/"))
-    files = found.sorted()
+    (files, counts) = listing.written([found])
+    assert counts == [len(files)]
     assert [*files] == expected and files == listing.Files.of(expected)
     assert files.sizes().tolist() == [row[1] for row in expected]
     assert files.empty() == [row[1] for row in expected].count(0)

@@ -85,7 +85,7 @@ def test_one_archive_will_do(tmp_path, files):
     (tmp_path / "text.tar").write_text("not an archive " * 99)
     with pytest.raises(UserError, match=r"holds no images.*text.tar: not a tar archive"):
         ImageFolder.scan(tmp_path / "text.tar")
-    with pytest.raises(UserError, match="not a folder or a"):
+    with pytest.raises(UserError, match=r"not a folder, a \.tar archive or a"):
         ImageFolder.scan(tmp_path / "missing.tar")
 
 
