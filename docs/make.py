@@ -395,6 +395,13 @@ def data_numbers() -> str:
             ", ".join(f"`{suffix}`" for suffix in walk.SUFFIXES)
             + f", and `{walk.AVIF}` where Pillow reads it (11.3 and newer), any case, in folders of any depth",
         ),
+        (
+            "files of other packages",
+            "; ".join(
+                f"{', '.join(f'`{name}`' for name in walk.OPTIONAL[kind][0])} after `{walk.OPTIONAL[kind][1]}`"
+                for kind in ("HEIF", "JXL")
+            ),
+        ),
         ("fewest images", images.FEWEST),
         ("too small", f"shorter side under `data.min_side`, {fields['min_side'].default} px"),
         ("reduced", f"longer side over {NEAR} × `data.max_side` = {round(NEAR * side)} px, to {side} px"),
