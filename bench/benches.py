@@ -1,5 +1,6 @@
 """Every benchmark by its name: a function of the mode (see bench/row.py) that lists its rows."""
 
+import data
 import decode
 import learner
 import loss
@@ -15,6 +16,7 @@ BENCHES = {
     "decode": decode.rows,
     "render": render.rows,
     "stream": stream.rows,
+    "data": data.rows,
     "loss": loss.rows,
     "rollout": rollout.rows,
     "learner": learner.rows,
