@@ -1,6 +1,7 @@
 """Every benchmark by its name: a function of the mode (see bench/row.py) that lists its rows."""
 
 import captures
+import data
 import decode
 import delta
 import learner
@@ -20,6 +21,7 @@ BENCHES = {
     "render": render.rows,
     "stream": stream.rows,
     "transfers": transfers.rows,
+    "data": data.rows,
     "loss": loss.rows,
     "rollout": rollout.rows,
     "captures": captures.rows,

@@ -27,6 +27,8 @@ def notes(row, memory=True):
             "{copied:.1f} MB copied, {ids:.1f} of them ids, for {pictures:.1f} MB of pictures ({share:.2f} each "
             "without ids); {before:.1f} at {commit}".format(**row["copies_mb"])
         )
+    if "starts" in row:
+        yield from starts(**row["starts"])
     if "backend" in row:
         yield f"backend {row['backend']}"
     if "counters" in row:
@@ -37,6 +39,17 @@ def notes(row, memory=True):
         yield f"not run: {row['why_not']}"
     if "dry" in row:
         yield row["dry"]
+
+
+def starts(curve, per_file_us, path_bytes, before=()):
+    """Of bench/data.py: CPU time and memory a file above the smallest number of them, and the curves."""
+    for name, found in per_file_us.items():
+        yield f"{name} {found['cpu_us']:.2f} µs and {found['bytes']:.0f} bytes a file, paths of {path_bytes:.0f}"
+    if before:
+        yield f"CPU {per_file_us['ours']['cpu_us'] / per_file_us['before']['cpu_us']:.3f} of before"
+    for name, points in (("ours", curve), ("before", before)):
+        for point in points:
+            yield f"{name} {point['count']:,}: {point['cpu_s']:.2f} s, {point['grown'] / 1e6:.1f} MB"
 
 
 def line(row) -> str:

@@ -17,7 +17,7 @@ from typing import Annotated, Literal, Union, get_args, get_origin
 import glossary
 
 from sslr1 import config, preview, puzzles
-from sslr1.config.settings import Data, Section
+from sslr1.config.settings import Data, ImageSource, Section
 from sslr1.data import ImageStore, images, stream, walk
 from sslr1.data.decode import NEAR
 from sslr1.evaluate import probes
@@ -44,6 +44,7 @@ def kind(annotation) -> str:
     if get_origin(annotation) in (Union, UnionType):
         return " or ".join("null" if part is type(None) else kind(part) for part in get_args(annotation))
     names = {str: "text", int: "integer", float: "number", bool: "true or false"}
+    names[ImageSource] = "{path, weight, column}"
     if annotation in names:
         return names[annotation]
     inner = get_args(annotation)
@@ -51,6 +52,8 @@ def kind(annotation) -> str:
         return kind(inner[0])
     if get_origin(annotation) is dict:
         return f"{{puzzle: {kind(inner[1])}}}"
+    if get_origin(annotation) is list and Union in map(get_origin, inner):
+        return "list of these"
     if get_origin(annotation) in (tuple, list):
         return f"list of {len(inner)} {kind(inner[0])}s" if inner[-1] is not Ellipsis else f"list of {kind(inner[0])}s"
     raise TypeError(f"{annotation}: say in docs/make.py how this type is called")
@@ -391,6 +394,13 @@ def data_numbers() -> str:
             "files",
             ", ".join(f"`{suffix}`" for suffix in walk.SUFFIXES)
             + f", and `{walk.AVIF}` where Pillow reads it (11.3 and newer), any case, in folders of any depth",
+        ),
+        (
+            "files of other packages",
+            "; ".join(
+                f"{', '.join(f'`{name}`' for name in walk.OPTIONAL[kind][0])} after `{walk.OPTIONAL[kind][1]}`"
+                for kind in ("HEIF", "JXL")
+            ),
         ),
         ("fewest images", images.FEWEST),
         ("too small", f"shorter side under `data.min_side`, {fields['min_side'].default} px"),

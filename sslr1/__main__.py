@@ -133,6 +133,17 @@ def compare(parser):
     parser.add_argument("--out", default="compare.html", help="the file to write")
 
 
+def overlap(parser):
+    parser.add_argument(
+        "images", nargs="+", metavar="IMAGES", help="folders, .tar archives, parquet files; as data.path"
+    )
+    parser.add_argument(
+        "--against", required=True, metavar="BENCHMARK", help="images as before, or a benchmark in VLMEvalKit's form"
+    )
+    parser.add_argument("--out", default="excluded.txt", metavar="FILE", help="for data.exclude")
+    parser.add_argument("--column", metavar="NAME", help="of IMAGES' parquet files (default: found)")
+
+
 def export(parser):
     kinds = parser.add_subparsers(dest="what", required=True)
     of_model = kinds.add_parser("model", help="a run's model as a Hugging Face folder")
@@ -194,7 +205,7 @@ def _positive(text) -> int:
 
 
 Command = namedtuple("Command", "options about settle", defaults=(lambda parser, arguments: None,))
-MODULES = {"compare": "report.compare"}
+MODULES = {"compare": "report.compare", "overlap": "evaluate.overlap"}
 COMMANDS = {  # each is the module of that name, or of that in MODULES
     "train": Command(train, "train a multimodal language model on puzzles by GRPO", _settle_train),
     "warmup": Command(warmup, "teach a model folder the format of answers only"),
@@ -202,6 +213,7 @@ COMMANDS = {  # each is the module of that name, or of that in MODULES
     "preview": Command(preview, "look at the puzzles that a folder of images gives"),
     "report": Command(report, "write report.html of a run folder"),
     "compare": Command(compare, "two runs on one page: curves, and differences on held-out puzzles"),
+    "overlap": Command(overlap, "images to train on that a benchmark shows, too"),
     "export": Command(export, "a run's model, or puzzles, for use elsewhere"),
 }
 

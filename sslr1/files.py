@@ -8,6 +8,7 @@ import errno
 import os
 import re
 import sys
+from contextlib import contextmanager
 from pathlib import Path
 
 from sslr1.errors import UserError
@@ -40,10 +41,18 @@ def no_folder(path, kind="model") -> str:
 
 def write_whole(path, text: str) -> None:
     """Replace a file's text: written beside, flushed, renamed. Raises UserError where that can't be."""
+    with whole(path) as file:
+        file.write(text.encode())
+
+
+@contextmanager
+def whole(path):
+    """A file open for bytes that takes the place of `path` when the body is done, as `write_whole` does."""
     path = Path(path)
     partial = path.with_name(path.name + ".partial")
     try:
-        partial.write_text(text, encoding="utf-8")
+        with partial.open("wb") as file:
+            yield file
         flush(partial)
         os.replace(partial, path)
         flush(path.parent)

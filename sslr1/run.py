@@ -69,7 +69,9 @@ class Run:
         self.curriculum = Curriculum(c.puzzles.curriculum, levels, c.puzzles.levels, c.train.seed)
         self.recorder = Recorder(session.folder, world.main, page.write)
         self.checkpoints = Checkpointer(session, self.learner, self.recorder.files)
-        stores = {"": session.images.store} | ({f"{c.eval.path}/": session.evaluation.store} if c.eval.path else {})
+        stores = {"": session.images.store} | (
+            {f"{session.evaluation.store.folder.root}/": session.evaluation.store} if c.eval.path else {}
+        )
         self.watch = Watch(c, BadImages(session.folder, stores, world), world.main)
         self.signals = Signals(self.recorder.say)
         self.clock, self.usage = Clock(), Usage()

@@ -13,6 +13,7 @@ import json
 import os
 import re
 from codecs import BOM_UTF16_BE, BOM_UTF16_LE
+from contextlib import suppress
 from pathlib import Path
 from types import UnionType
 from typing import Annotated, Literal, Union, get_args, get_origin
@@ -93,6 +94,7 @@ class _Loader(yaml.SafeLoader):
 
     def made(self, node, takes):
         """The value of a node for a setting of type `takes` (None: unknown)."""
+        takes = _member(takes, node)
         kind = get_origin(takes)
         if isinstance(node, yaml.MappingNode) and node.tag == MAP and (kind is dict or _is_section(takes)):
             self.flatten_mapping(node)  # "<<"
@@ -160,6 +162,10 @@ def _given(value, takes, override):
     """An override's value: a text setting's as it stands after the "=", but for quotes around all of it, and null where
     it takes that; other settings' as YAML."""
     if _is_text(takes):
+        if value[:1] + value[-1:] in ("[]", "{}"):
+            with suppress(yaml.YAMLError):
+                if _member(takes, yaml.compose(value, _Loader)) is not takes:
+                    return _parse(value, takes, repr(override))
         if len(value) < 2 or value[0] != value[-1] or value[0] not in "'\"":
             return None if value == "" or (value in NULL and type(None) in get_args(takes)) else value
     try:
@@ -182,6 +188,20 @@ def _plain(text, takes):
             except ValueError:  # thousands of digits
                 break
     return text
+
+
+def _member(takes, node):
+    """Of a setting that takes a text, a section or a list, what a node of YAML is for. A mapping is a section's where
+    it has one of its keys: {new} may name a folder."""
+    if get_origin(takes) not in (Union, UnionType):
+        return takes
+    for part in get_args(takes):
+        if isinstance(node, yaml.SequenceNode) and get_origin(part) is list:
+            return part
+        if isinstance(node, yaml.MappingNode) and _is_section(part):
+            if {key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)} & part.model_fields.keys():
+                return part
+    return takes
 
 
 def _is_section(takes) -> bool:
@@ -253,7 +273,9 @@ def _material(tree) -> dict:
             where = f"{path}{key}"
             if where in IMMATERIAL or (where == "train.steps" and constant):
                 continue
-            if isinstance(value, dict) and value:
+            if where == "data.exclude" and value is None:  # newer than runs whose names are hashes of all settings
+                continue
+            if isinstance(value, dict) and value and where not in PLACES:
                 yield from leaves(value, f"{where}.")
             else:
                 yield where, value
@@ -286,8 +308,14 @@ def check_unchanged(started: Path, config: Config, same_images=lambda: False) ->
 
 
 def _one_place(a, b) -> bool:
-    """Whether two paths, as seen from here, lead to one file or folder."""
-    return a is not None and b is not None and os.path.realpath(a) == os.path.realpath(b)
+    """Whether two paths, or lists of sources, as seen from here, lead to the same files or folders."""
+
+    def real(value):
+        if isinstance(value, list):
+            return [real(one) for one in value]
+        return {**value, "path": real(value["path"])} if isinstance(value, dict) else os.path.realpath(value)
+
+    return a is not None and b is not None and real(a) == real(b)
 
 
 def of_run(path) -> dict:

@@ -6,7 +6,16 @@ import os
 from pathlib import PurePath
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 from pydantic_core import PydanticCustomError
 
 from sslr1.errors import UserError
@@ -50,6 +59,51 @@ def _tidy(path):
 Place = Annotated[str, Field(min_length=1), AfterValidator(_tidy)]
 
 
+SOURCE = "a source is a path or {path: …, weight: …, column: …}"
+
+
+class ImageSource(Section):
+    """One of several places that images come from, or one whose column is to be named."""
+
+    path: Place
+    weight: float | None = Field(None, gt=0)
+    column: Annotated[str, Field(min_length=1)] | None = None
+
+
+def _source(given):
+    """A path where that is all that is said."""
+    if isinstance(given, dict):
+        try:
+            given = ImageSource(**given)
+        except (ValidationError, TypeError) as error:
+            first = error.errors()[0] if isinstance(error, ValidationError) else {"loc": (), "msg": str(error)}
+            where = ".".join(map(str, first["loc"])) or "a source"
+            said = f"{first['msg'][0].lower()}{first['msg'][1:]}"
+            raise PydanticCustomError("source", f"{where}: {said}; {SOURCE}") from None
+    if isinstance(given, ImageSource) and given.weight is None and given.column is None:
+        return given.path
+    if not isinstance(given, str | ImageSource) or given == "":
+        raise PydanticCustomError("source", SOURCE)
+    return given
+
+
+def _sources(given):
+    if not isinstance(given, list):
+        found = _source(given)
+        return _source(found.model_copy(update={"weight": None})) if isinstance(found, ImageSource) else found
+    found = [_source(one) for one in given]
+    if not found:
+        raise PydanticCustomError("source", "a list of sources has at least one")
+    return found if len(found) > 1 else _sources(found[0])
+
+
+Images = Annotated[Place | ImageSource | list[Place | ImageSource], BeforeValidator(_sources)]
+NoImages = Annotated[
+    Place | ImageSource | list[Place | ImageSource] | None,
+    BeforeValidator(lambda given: given if given is None else _sources(given)),
+]
+
+
 class Model(Section):
     path: Place = Field(
         description="a Hugging Face folder, or builtin:tiny (Qwen2.5-VL), builtin:tiny-qwen3-vl or "
@@ -64,11 +118,16 @@ class Model(Section):
 
 
 class Data(Section):
-    path: Place = Field(
+    path: Images = Field(
         None,
         validate_default=False,
-        description="a folder of images, of tar archives of images, or of both; one .tar archive; or builtin:scenes, "
+        description="a folder of images, tar archives and parquet files; one .tar archive; one .parquet file; a list "
+        "of such, each a path or {path, weight, column}, of which docs/data.md says more; or builtin:scenes, "
         "procedural scenes drawn on first use below log.dir",
+    )
+    exclude: Place | None = Field(
+        None,
+        description="a file of images to leave out, as files.txt names them, one a line, which `sslr1 overlap` writes",
     )
     scenes: int = Field(2000, ge=16, description="how many images builtin:scenes has")
     decoder: Literal["auto", "dali", "pillow", "dali_gpu"] = Field(
@@ -320,7 +379,17 @@ class Eval(Section):
         100, ge=1, description="steps between held-out evaluations; there is one before and one after in any case"
     )
     count: int = Field(400, ge=1, description="held-out puzzles of each kind")
-    path: Place | None = Field(None, description="a folder of images to evaluate on, in place of held-out ones")
+    path: NoImages = Field(
+        None,
+        description="images to evaluate on, in place of held-out ones; as data.path, but without weights",
+    )
+
+    @field_validator("path")
+    @classmethod
+    def _unweighted(cls, value):
+        if any(isinstance(one, ImageSource) and one.weight for one in (value if isinstance(value, list) else [value])):
+            raise PydanticCustomError("source", "images to evaluate on have no weights")
+        return value
 
 
 class Config(Section):

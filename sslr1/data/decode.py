@@ -12,6 +12,7 @@ resample anyway: a resize costs several times the decoding.
 
 import io
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from functools import lru_cache
 from importlib.util import find_spec
 from threading import local
@@ -27,11 +28,23 @@ from sslr1.ops.memory import empty
 
 @lru_cache
 def formats() -> tuple:
-    """Formats that are read, whatever a file's name ends in: AVIF where Pillow was built with it."""
+    """Formats that are read, whatever a file's name ends in: AVIF where Pillow was built with it, HEIF and JPEG XL
+    where the packages for them are installed."""
     from PIL import features
 
-    known = "JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF"
-    return (*known, "AVIF") if "avif" in features.modules and features.check("avif") else known
+    known = ["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF"]
+    if "avif" in features.modules and features.check("avif"):
+        known.append("AVIF")
+    with suppress(ImportError):
+        from pillow_heif import register_heif_opener
+
+        register_heif_opener()
+        known.append("HEIF")
+    with suppress(ImportError):
+        import pillow_jxl  # noqa: F401
+
+        known.append("JXL")
+    return tuple(known)
 
 
 NEAR = 1.25  # times max_side: up to here an image is left as it is

@@ -1,116 +1,209 @@
 """Images by number: a frozen list of files, their bytes, and a cache of decoded ones."""
 
+import hashlib
+import json
 import os
 import re
+from bisect import bisect_left, bisect_right
 from collections import OrderedDict
+from collections.abc import Sequence
+from contextlib import suppress
+from itertools import accumulate, permutations
 from pathlib import Path
 from threading import Lock
 from typing import NamedTuple
 
-from sslr1.data import shards
+import numpy as np
+
+from sslr1.data import parquet, shards
 from sslr1.data.decode import Decoder, formats, why
+from sslr1.data.listing import Files, Gathered, written
 from sslr1.data.mixed import Decoded
-from sslr1.data.walk import ARCHIVE, AVIF, COMPRESSED, SUFFIXES, UNPACK, Census, Walk, is_aside, is_image
+from sslr1.data.walk import (
+    ARCHIVE,
+    COMPRESSED,
+    CONTAINERS,
+    OPTIONAL,
+    PARQUET,
+    SUFFIXES,
+    UNPACK,
+    Census,
+    Walk,
+    is_aside,
+    is_image,
+)
 from sslr1.errors import UserError
-from sslr1.files import LFS, NOT_FETCHED, no_folder, write_whole
+from sslr1.files import LFS, NOT_FETCHED, no_folder, whole, write_whole
 from sslr1.ops import keys
 from sslr1.puzzles.picture import MAX_SIDE, MIN_SIDE, Picture
 
 ABOUT = "found.txt"  # beside a run's list: what was not read when it was made
+SPLIT = "split.json"  # beside it: which of its images are held out
+PATHS = re.compile(rb"\t(.+)\n")  # of a list's lines
 FEWEST = 16  # images below which there is nothing to hold out
 LARGEST_NOTE = 1024  # bytes of what Git LFS leaves in a file's place
 LARGEST = 1 << 30  # bytes of a file; no image that is decoded needs more
 
 
-class File(NamedTuple):
-    """Path relative to the folder, `archive.tar/member` for what is in an archive; bytes; the offset in the archive."""
+class Rest(Sequence):
+    """The numbers below n but for a few, in order, without a list of them. but: sorted."""
+
+    def __init__(self, n, but):
+        self.n, self.but = n, but
+        self._before = [number - place for place, number in enumerate(but)]  # of each, how many are left below it
+
+    def __len__(self):
+        return self.n - len(self.but)
+
+    def __getitem__(self, place):
+        if not -len(self) <= place < len(self):
+            raise IndexError(place)
+        place = int(place) % len(self)
+        return place + bisect_right(self._before, place)
+
+
+class Source(NamedTuple):
+    """Where images come from: a folder, a .tar archive or a parquet file. weight: its share of the draws beside other
+    sources'; column: what holds the images in parquet files, found unless given."""
 
     path: str
-    size: int
-    offset: int | None = None
+    weight: float | None = None
+    column: str | None = None
+
+
+class Part(NamedTuple):
+    """A source as a list has it. first: the number of its first image; before: what its paths begin with there, and do
+    not below `root`."""
+
+    source: Source
+    root: Path
+    before: str = ""
+    first: int = 0
+
+    @property
+    def tag(self) -> str:
+        """What its paths begin with, its archive's name included."""
+        name = Path(self.source.path).name
+        return self.before if self.root == Path(self.source.path) else f"{self.before}{name}/"
 
 
 class ImageFolder:
-    """The image files below a folder and in the tar archives there, in sorted order. `files` is a list of File, or of
-    tuples for it; `refused` one of (path as it can be printed, why it is none of them), which only `scan` fills;
-    `about` a line on what is not read, empty where all is."""
+    """The image files below a folder, in the tar archives there and in the rows of parquet files, in sorted order; or
+    those of several such sources, one after another. `files` is a Files, made of a list of File, or of tuples for it,
+    unless it is one; `refused` one of (path as it can be printed, why it is none of them), which only `scan` fills;
+    `about` a line on what is not read, empty where all is; `parts` the sources, one unless given."""
 
-    def __init__(self, root, files, refused=(), about=""):
-        self.root, self.files, self.refused = Path(root), [File(*file) for file in files], list(refused)
-        self.about = about
+    def __init__(self, root, files, refused=(), about="", parts=()):
+        self.root, self.refused, self.about = root, list(refused), about
+        self.files = files if isinstance(files, Files) else Files.of(files)
+        self.parts = parts or [Part(Source(str(root)), Path(root))]
+        self._tables = parquet.Tables()
 
     @classmethod
     def check(cls, path, key="data.path") -> None:
         """Raises what `scan` would, of a folder that doesn't so much as begin like one of images. key: the setting that
         names it."""
+        for part in parts_of(path, key):
+            if not cls._begins_well(part, key):
+                cls.scan(part.source, key, 1 if isinstance(path, list) else FEWEST)
+
+    @staticmethod
+    def _begins_well(part, key) -> bool:
+        """Whether the first files of a source are as they should be, and it need not be looked through."""
         found = notes = 0
-        for name, size in Walk(_root(path), Census()) if os.path.isdir(path) else [(str(path), LARGEST)]:
-            if name.lower().endswith(ARCHIVE) and os.path.isfile(os.path.join(path, name)):
-                return  # which isn't looked into
+        path = part.source.path
+        for name, size in Walk(part.root, Census()) if os.path.isdir(path) else [(os.path.basename(path), None)]:
+            if size is None:
+                with suppress(OSError, parquet.Unfit):
+                    return name.lower().endswith(ARCHIVE) or parquet.count(part.root / name, part.source.column) > 0
+                return False
             found += 1
-            notes += size < LARGEST_NOTE and _is_note(os.path.join(path, name))
+            notes += size < LARGEST_NOTE and _is_note(part.root / name)
             if found == FEWEST > notes:
-                return
+                return True
             if found == FEWEST:
                 raise UserError(f"{key} {str(path)!r}: {name}, and all else that was looked at there, {NOT_FETCHED}")
-        cls.scan(path, key)
+        return False
 
     @classmethod
-    def scan(cls, path, key="data.path", fewest=FEWEST) -> "ImageFolder":
-        """Every image below the folder `path`, or in the one archive that it is. Raises UserError if there are none or
-        too few; key: the setting that names it."""
-        root, named = _root(path), f"{key} {str(path)!r}".lstrip()
-        if not root.is_dir() or not os.path.exists(path):
-            packed = str(path).lower().endswith(COMPRESSED) and os.path.exists(path)
-            why = f"it is {UNPACK}" if packed else f"it {no_folder(path, 'dataset')}"
-            raise UserError(f"{named} is not a folder or a {ARCHIVE} archive: {why}")
-        census, files = Census(), []
-        for name, size in Walk(root, census) if root == Path(path) else [(Path(path).name, 0)]:
-            files += _members(root, name, census) if name.lower().endswith(ARCHIVE) else [File(name, size)]
-        census.refused += [(file.path, reason) for file in files if (reason := _unlistable(file.path))]
+    def scan(
+        cls, path, key="data.path", fewest=FEWEST, scratch=None, report=lambda found: None, exclude=None
+    ) -> "ImageFolder":
+        """Every image below the folder `path`, in the one archive or parquet file that it is, or in each of a list of
+        them. path: itself, a Source, or a list of either. Raises UserError if there are none or too few; key: the
+        setting that names it; scratch: a folder that holds the list, in a file without a name, which memory does
+        otherwise; report(how many are found): called now and then; exclude: a file of paths, as the list has them, one
+        a line, that are left out."""
+        parts, census, walks, left_out = parts_of(path, key), Census(), [], 0
+        without = _excluded(exclude)
+
+        def each():
+            nonlocal left_out
+            for part in parts:
+                found = Gathered(part.before, without, report)
+                _gather(part, found, census, walks, key)
+                yield found
+                left_out += found.left_out
+                census.refused += found.refused
+
+        files, counts = written(each(), scratch)
+        firsts = [0, *accumulate(counts)]
+        parts = [part._replace(first=first) for part, first in zip(parts, firsts)]
         census.refused = sorted((_printable(name), reason) for name, reason in census.refused)
-        files = sorted((f for f in files if not _unlistable(f.path)), key=lambda file: file.path.split("/"))
-        for file in files:
-            census.image(file.size)
+        census.images, census.empty, census.excluded = len(files), files.empty(), left_out
         about = "" if census.whole() else str(census)
-        also = f"; {about}" if about else ""
-        if not files:
-            raise UserError(f"{named} holds no images ({', '.join(SUFFIXES)}, or {ARCHIVE} archives of them){also}")
+        also, named = f"; {about}" if about else "", _named(parts, key)
+        if without and not left_out:
+            raise UserError(f"data.exclude {str(exclude)!r} names none of the images, which files.txt would list")
+        for part, count in zip(parts, counts):
+            if not count:
+                kinds = f"{', '.join(SUFFIXES)}, or {ARCHIVE} archives or {PARQUET} files of them"
+                raise UserError(f"{key} {part.source.path!r} holds no images ({kinds}){also}".lstrip())
         if len(files) < fewest:
             needed = f"at least {fewest} are needed, some to train on and some to hold out"
             raise UserError(f"{named} holds {len(files)} images; {needed}{also}")
-        return cls(root, files, census.refused, about)
+        return cls(_roots(parts), files, census.refused, about, parts)
 
     @classmethod
     def thaw(cls, path, listing) -> "ImageFolder":
-        """The folder as it was listed by `freeze`. Raises UserError if the list is damaged, or names AVIF files, which
-        were images where it was made and are none here."""
-        files = []
-        for number, line in enumerate(Path(listing).read_bytes().decode("utf-8", "replace").split("\n")[:-1], 1):
-            found = re.fullmatch(r"(\d+)(?:@(\d+))?\t(.+)", line)
-            if not found:
+        """The folder, or the list of sources, as it was listed by `freeze`. Raises UserError if the list is damaged, is
+        of other sources, or names files of formats that were read where it was made and are not here."""
+        files, parts = Files.open(listing), parts_of(path)
+        for kind, (names, package) in OPTIONAL.items():
+            ending = re.compile(rb"(?i)(?:" + b"|".join(re.escape(name.encode()) for name in names) + rb")\n")
+            unread = 0 if kind in formats() else sum(len(ending.findall(part)) for part in files.parts())
+            if unread:
+                reads = "this Pillow does" if kind == "AVIF" else "Pillow does, as it is installed,"
                 raise UserError(
-                    f"{listing}, line {number}, is not `bytes<tab>path`: remove the file to list images anew"
+                    f"{listing} names {unread} {' and '.join(names)} files, which {reads} not read: install one that "
+                    f"does ({package}), as when the list was made"
                 )
-            size, offset, name = found.groups()
-            files.append(File(name, int(size), offset and int(offset)))
-        unread = 0 if "AVIF" in formats() else sum(file.path.lower().endswith(AVIF) for file in files)
-        if unread:
-            raise UserError(
-                f"{listing} names {unread} {AVIF} files, which this Pillow does not read: install one that does "
-                "(pip install -U pillow), as when the list was made"
-            )
+        if len(parts) > 1:
+            firsts = [0]
+            for part in parts:
+                firsts.append(bisect_left(files, True, firsts[-1], key=lambda file: not file.path.startswith(part.tag)))
+            if firsts[-1] != len(files) or len(set(firsts)) < len(firsts):
+                raise UserError(f"{listing} does not list the images of {', '.join(p.source.path for p in parts)}")
+            parts = [part._replace(first=first) for part, first in zip(parts, firsts)]
         about = Path(listing).with_name(ABOUT)
-        return cls(_root(path), files, about=about.read_text(encoding="utf-8").strip() if about.exists() else "")
+        about = about.read_text(encoding="utf-8").strip() if about.exists() else ""
+        return cls(_roots(parts), files, about=about, parts=parts)
+
+    def weighted(self) -> list:
+        """[(numbers of a source's images, its weight)], [] where none has one; 1 where others have."""
+        if all(part.source.weight is None for part in self.parts):
+            return []
+        ends = [*(part.first for part in self.parts[1:]), len(self)]
+        return [
+            (range(part.first, end), 1.0 if part.source.weight is None else part.source.weight)
+            for part, end in zip(self.parts, ends)
+        ]
 
     def freeze(self, listing) -> None:
-        """Write `listing()`."""
-        write_whole(listing, self.listing())
-
-    def listing(self) -> str:
-        """One `bytes<tab>path` a line, `bytes@offset<tab>archive.tar/member` for what is in an archive."""
-        lines = [f"{size}{'' if offset is None else f'@{offset}'}\t{path}\n" for path, size, offset in self.files]
-        return "".join(lines)
+        """Write the list: the lines of `files`."""
+        with whole(listing) as file:
+            for part in self.files.parts():
+                file.write(part)
 
     def __len__(self):
         return len(self.files)
@@ -119,27 +212,62 @@ class ImageFolder:
         """An image's bytes, undecoded. Raises OSError if they can't be read or aren't as many as were listed: what has
         been replaced since is another image, which this run has not counted on."""
         path, size, offset = self.files[number]
+        part = self.parts[bisect_right(self.parts, number, key=lambda part: part.first) - 1]
+        path = path.removeprefix(part.before)
+        if offset is not None:
+            container = self._container(part.root, path)
+            if container.suffix.lower() == PARQUET:
+                return self._tables.read(container, size, offset, part.source.column)
         if size > LARGEST:
             raise OSError(f"{size:,} bytes, more than {LARGEST:,}")
         if offset is not None:
-            return shards.read(self._archive(path), size, offset)
-        with shards.open_file(self.root / path) as file:
+            return shards.read(container, size, offset)
+        with shards.open_file(part.root / path) as file:
             data = file.read(size + 1)
         if len(data) != size:
             raise OSError(f"its size has changed: it had {size:,} bytes when the run began")
         return data
 
-    def _archive(self, path):
-        """The archive that a member's path goes through: the first part of it that is a file."""
-        parts = [path[: found.end()] for found in re.finditer(r"\.tar(?=/)", path, re.IGNORECASE)]
-        return next((self.root / part for part in parts if os.path.isfile(self.root / part)), self.root / parts[0])
+    def _container(self, root, path):
+        """The file that a member's or a row's path goes through: the first part of it that is one."""
+        parts = [path[: found.end()] for found in re.finditer(r"\.(?:tar|parquet)(?=/)", path, re.IGNORECASE)]
+        return next((root / part for part in parts if os.path.isfile(root / part)), root / parts[0])
 
-    def hold_out(self, share: float = 0.05) -> tuple[list, list]:
+    def hold_out(self, share: float = 0.05, split=None) -> tuple[Sequence, list]:
         """(numbers to train on, numbers held out). Held out are the files whose path has the lowest hashes: `share` of
-        them, at least 64 and at most 2,000, and never more than half."""
-        count = min(max(round(share * len(self)), 64), 2000, len(self) // 2)
-        ranked = sorted(range(len(self)), key=lambda i: keys.fold("holdout", self.files[i][0]))
-        return sorted(ranked[count:]), sorted(ranked[:count])
+        them, at least 64 and at most 2,000, and never more than half. split: a file that keeps the choice, where it can
+        be written; one that is of another list or share is made anew."""
+        asked = {"share": share, "files": hashlib.blake2b(self.files.text, digest_size=16).hexdigest()} if split else {}
+        kept = _kept(split) if split else {}
+        held_out = kept.get("held_out")
+        if not split or {key: kept.get(key) for key in asked} != asked:
+            held_out = self._choose(min(max(round(share * len(self)), 64), 2000, len(self) // 2))
+            with suppress(UserError):
+                if split:
+                    write_whole(split, json.dumps({**asked, "held_out": held_out}) + "\n")
+        return Rest(len(self), held_out), held_out
+
+    def _choose(self, count) -> list:
+        hashes, at, digest = np.empty(len(self), np.uint64), 0, hashlib.blake2b
+        for part in self.files.parts():  # as keys.fold("holdout", path) of each
+            digests = b"".join([digest(path, digest_size=8).digest() for path in PATHS.findall(part)])
+            some = hashes[at : at + len(digests) // 8]
+            some[:] = keys.fold_digests("holdout", digests=np.frombuffer(digests, "<u8"))
+            at += len(some)
+        return sorted(np.argsort(hashes, kind="stable")[:count].tolist())
+
+    def largest(self, numbers, count) -> list:
+        """Of `numbers`, which are in order, those of the files of most bytes; of equals the first."""
+        sizes = self.files.sizes()
+        order = iter(np.argsort(-sizes, kind="stable"))
+        found = []
+        for number in order:
+            place = bisect_right(numbers, number) - 1
+            if place >= 0 and numbers[place] == number:
+                found.append(int(number))
+            if len(found) == count:
+                break
+        return found
 
 
 class ImageStore:
@@ -247,46 +375,120 @@ def _is_note(path) -> bool:
         return False
 
 
-def _root(path):
-    """The folder of what `path` names: itself, or the one that the archive is in."""
-    path = Path(path)
-    return path.parent if path.suffix.lower() == ".tar" and not path.is_dir() else path
-
-
-def _members(root, name, census) -> list:
-    """The images in an archive; counts what else is there."""
-    members, refused = shards.index(root / name)
-    census.refused += [
-        (f"{name}/{inner}" if inner else name, reason) for inner, reason in refused if not _hidden(inner)
+def parts_of(path, key="data.path") -> list:
+    """The Parts of a path, a Source (or what has its fields), or a list of either, without their first numbers. Raises
+    UserError where one is nowhere or within another."""
+    given = path if isinstance(path, list) else [path]
+    sources = [
+        Source(os.fspath(one))
+        if isinstance(one, str | os.PathLike)
+        else Source(os.fspath(one.path), one.weight, one.column)
+        for one in given
     ]
-    census.aside += sum(_hidden(inner) for inner, _ in refused)
-    files = []
-    for member in members:
+    parts, tags = [], set()
+    for number, source in enumerate(sources, 1):
+        part = Part(source, _root(source.path))
+        named = f"{key} {source.path!r}".lstrip()
+        if not part.root.is_dir() or not os.path.exists(source.path):
+            packed = source.path.lower().endswith(COMPRESSED) and os.path.exists(source.path)
+            why = f"it is {UNPACK}" if packed else f"it {no_folder(source.path, 'dataset')}"
+            raise UserError(f"{named} is not a folder, a {ARCHIVE} archive or a {PARQUET} file: {why}")
+        if len(sources) > 1:
+            whole = part.root == Path(source.path)
+            part = part._replace(before=f"{os.path.basename(os.path.abspath(source.path)) or number}/" if whole else "")
+            if part.tag in tags:  # of another source of that name
+                part = part._replace(before=f"{number}/{part.before}")
+            tags.add(part.tag)
+        parts.append(part)
+    real = [os.path.realpath(source.path) for source in sources]
+    for one, inner in permutations(range(len(sources)), 2):
+        if real[one] == real[inner] or real[inner].startswith(real[one].rstrip("/") + "/"):
+            within = "named twice" if real[one] == real[inner] else f"within {sources[one].path!r}"
+            raise UserError(f"{key}: {sources[inner].path!r} is {within}: each image is to have one name")
+    return parts
+
+
+def _named(parts, key):
+    return f"{key} {', '.join(repr(part.source.path) for part in parts)}".lstrip()
+
+
+def _roots(parts):
+    """The folder of a list, or the sources in words."""
+    return parts[0].root if len(parts) == 1 else ", ".join(part.source.path for part in parts)
+
+
+def _root(path):
+    """The folder of what `path` names: itself, or the one that the archive or the parquet file is in."""
+    path = Path(path)
+    return path.parent if path.suffix.lower() in CONTAINERS and not path.is_dir() else path
+
+
+def _excluded(path) -> frozenset:
+    if path is None:
+        return frozenset()
+    try:
+        return frozenset(line for line in Path(path).read_text("utf-8").split("\n") if line)
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"data.exclude {str(path)!r} can't be read: {getattr(error, 'strerror', None) or error}"
+        ) from None
+
+
+def _gather(part, found, census, walks, key) -> None:
+    """All images of a source. walks: those of the sources before, to which this one's is added."""
+    path = Path(part.source.path)
+    if part.root == path:
+        walks.append(Walk(part.root, census, walks[-1] if walks else None))
+        files = walks[-1]
+    else:
+        files = [(path.name, None)]
+    for name in found.add_all(files):
+        if name.lower().endswith(ARCHIVE):
+            _add_members(found, part.root, name, census)
+            continue
+        column = part.source.column
+        try:
+            rows, size = parquet.count(part.root / name, column), os.path.getsize(part.root / name)
+        except (OSError, parquet.Unfit) as error:
+            if column is not None and os.access(part.root / name, os.R_OK):  # which is meant for this file, too
+                raise UserError(f"{key} {part.source.path!r}: {name}: {error}".lstrip()) from None
+            census.refused.append((name, getattr(error, "strerror", None) or str(error)))
+            continue
+        width = len(str(rows - 1))  # so that rows are sorted as they stand
+        for row in range(rows):
+            found.add(f"{name}/{row:0{width}}", size, row)
+
+
+def _add_members(found, root, name, census) -> None:
+    """The images in an archive; counts what else is there."""
+    refused = []
+    for member in shards.index(root / name, refused):
         if _hidden(member.name):
             census.aside += 1
         elif is_image(member.name):
-            files.append(File(f"{name}/{member.name}", member.size, member.offset))
+            found.add(f"{name}/{member.name}", member.size, member.offset)
         elif member.name.lower().endswith((ARCHIVE, *COMPRESSED)):
             reason = f"an archive within an archive, which is not read: unpack {name}"
             census.refused.append((f"{name}/{member.name}", reason))
         else:
             census.count(member.name)
-    return files
+    census.refused += [
+        (f"{name}/{inner}" if inner else name, reason) for inner, reason in refused if not _hidden(inner)
+    ]
+    census.aside += sum(_hidden(inner) for inner, _ in refused)
+
+
+def _kept(path) -> dict:
+    """What was written there; nothing where that is gone or damaged."""
+    try:
+        found = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def _hidden(name):
     return any(map(is_aside, name.split("/")))
-
-
-def _unlistable(name):
-    """Why a name can't stand in a line of a text file, or None."""
-    if "\n" in name:
-        return "its name holds a line break"
-    try:
-        name.encode()
-    except UnicodeEncodeError:
-        return "its name is not UTF-8"
-    return None
 
 
 def _printable(name):

@@ -1,8 +1,8 @@
 """The stream of puzzles: slot after slot, each decided by its address, prepared one step ahead.
 
 Slot q = step * batch + j is place q mod n of epoch q div n's keyed permutation of n training images, whatever the world
-size. A slot whose image is bad, or can't decide any puzzle, or whose puzzle has taught nothing (`again`), takes a
-substitute by key; other slots don't move.
+size; where sources have weights, of n places that Draws deals out among them. A slot whose image is bad, or can't
+decide any puzzle, or whose puzzle has taught nothing (`again`), takes a substitute by key; other slots don't move.
 """
 
 from bisect import bisect_right
@@ -12,6 +12,7 @@ from functools import lru_cache
 from itertools import accumulate
 
 from sslr1 import model, puzzles
+from sslr1.data.draws import Draws
 from sslr1.data.images import Pool
 from sslr1.errors import UserError
 from sslr1.ops import keys
@@ -41,7 +42,7 @@ class StreamBatch:
 class PuzzleStream:
     """store: ImageStore; numbers: images to train on; mixture: {puzzle: share}; levels: (step, slot, puzzle) -> level,
     asked in the background while the step before trains; batch: puzzles a step over all ranks, of which this rank takes
-    every `world_size`-th; device: where they are rendered, and their patches stay."""
+    every `world_size`-th; device: where they are rendered, and their patches stay; sources: as Draws has them."""
 
     def __init__(
         self,
@@ -57,12 +58,14 @@ class PuzzleStream:
         device=None,
         rank=0,
         world_size=1,
+        sources=(),
     ):
         self.store, self.numbers, self.tokenizer = store, numbers, tokenizer
         self.mixture = {name: share for name, share in mixture.items() if share > 0}
         self.levels, self.batch, self.seed = levels, batch, seed
         self.form, self.device, self.pool = form, device, Pool(store, numbers)
         self.mine = range(rank, batch, world_size)
+        self.draws = Draws(numbers, seed, sources)
         self._permutation = lru_cache(2)(lambda epoch: keys.generator("epoch", seed, epoch).permutation(len(numbers)))
         self._worker = ThreadPoolExecutor(1, "puzzles")
         self._ahead = {}
@@ -126,8 +129,8 @@ class _Slot:
         self.stream, self.j, self.q, self.attempt = stream, j, step * stream.batch + j, 0
         self.bad = 0  # of its attempt + 1 images so far
         self.drawn_from = 0  # its attempt when it was last drawn
-        self.epoch, place = divmod(self.q, len(stream.numbers))
-        self.number = stream.numbers[stream._permutation(self.epoch)[place]]
+        epoch, place = divmod(self.q, len(stream.numbers))
+        self.epoch, self.number = stream.draws.at(epoch, stream._permutation(epoch)[place])
         self.first, self.name, self.tried = name, name, {name}
 
     def other_puzzle(self):
@@ -148,10 +151,8 @@ class _Slot:
             store, wanted = self.stream.store, " or ".join(self.stream.mixture)
             where = repr(str(store.folder.root))
             raise UserError(f"no usable image after {tries - 1} tries in {where} for {wanted}{store.complaint()}")
-        numbers = self.stream.numbers
-        self.number = numbers[
-            keys.fold("substitute", self.stream.seed, self.epoch, self.q, self.attempt) % len(numbers)
-        ]
+        key = keys.fold("substitute", self.stream.seed, self.epoch, self.q, self.attempt)
+        _, self.number = self.stream.draws.at(self.epoch, key % len(self.stream.draws))
         self.name, self.tried = self.first, {self.first}
 
 

@@ -9,26 +9,48 @@ import re
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
-from stat import S_ISDIR, S_ISREG
+from stat import S_IFREG, S_ISDIR, S_ISREG
 from types import SimpleNamespace
 
 from sslr1.data.decode import formats
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
-AVIF = ".avif"  # an image where Pillow reads it
-ARCHIVE = ".tar"
+# Images where their format is read, and how to have it read
+AVIF = ".avif"
+OPTIONAL = {
+    "AVIF": ((AVIF,), "pip install -U pillow"),
+    "HEIF": ((".heic", ".heif", ".hif"), "pip install 'sslr1[heif]'"),
+    "JXL": ((".jxl",), "pip install 'sslr1[jxl]'"),
+}
+ARCHIVE, PARQUET = ".tar", ".parquet"
+CONTAINERS = (ARCHIVE, PARQUET)  # files that hold many images
 COMPRESSED = tuple(
     ".tar.gz .tgz .tar.bz2 .tbz .tbz2 .tar.xz .txz .tar.zst .tzst .tar.lz4 .tar.lzma .zip .7z .rar".split()
 )
 UNPACK = "a compressed archive, which is not read: unpack it, or pack it again as a plain .tar"
 # Beside hidden names: what macOS, network drives and recycle bins leave
-SYSTEM = ("__MACOSX", "@eaDir", "@Recycle", "#recycle", "#snapshot", "$RECYCLE.BIN", "System Volume Information")
+SYSTEM = {"__MACOSX", "@eaDir", "@Recycle", "#recycle", "#snapshot", "$RECYCLE.BIN", "System Volume Information"}
 KINDS = 6  # that a count names
+UNWANTED, TYPE = -1, 0o170000  # the bits of a file's mode that say what it is
+
+
+def endings() -> tuple:
+    """How names of image files end, in lower case."""
+    return (*SUFFIXES, *(name for kind, (names, _) in OPTIONAL.items() if kind in formats() for name in names))
+
+
+def wanting(counts) -> list:
+    """[(endings, how to have them read)] of those that stand in `counts` and are of no format that is read."""
+    out = []
+    for kind, (names, package) in OPTIONAL.items():
+        found = [name for name in names if counts.get(name)]
+        if found and kind not in formats():
+            out.append((found, package))
+    return out
 
 
 def is_image(name) -> bool:
-    name = name.lower()
-    return name.endswith(SUFFIXES) or (name.endswith(AVIF) and "AVIF" in formats())
+    return name.lower().endswith(endings())
 
 
 def is_aside(name) -> bool:
@@ -39,11 +61,13 @@ def is_aside(name) -> bool:
 
 @dataclass
 class Census:
-    """Files by what becomes of them. images: how many are image files, `empty` of them; refused: (name, reason) of what
-    ought to have been read; other: how many are of each other kind; aside: names for which `is_aside` holds."""
+    """Files by what becomes of them. images: how many are image files, `empty` of them; excluded: how many more were
+    left out as asked; refused: (name, reason) of what ought to have been read; other: how many are of each other kind;
+    aside: names for which `is_aside` holds."""
 
     images: int = 0
     empty: int = 0
+    excluded: int = 0
     refused: list = field(default_factory=list)
     other: Counter = field(default_factory=Counter)
     aside: int = 0
@@ -54,13 +78,9 @@ class Census:
         kind = "without an ending" if not suffix else "of other kinds"
         self.other[suffix if re.fullmatch(r"\.\w{1,9}", suffix) else kind] += 1
 
-    def image(self, size) -> None:
-        self.images += 1
-        self.empty += size == 0
-
     def whole(self) -> bool:
         """Whether there is nothing but images."""
-        return not (self.empty or self.refused or self.other or self.aside)
+        return not (self.empty or self.excluded or self.refused or self.other or self.aside)
 
     def __str__(self):
         """One line, e.g. "88 files: 20 images, 68 not read (38 .heic, 30 .avif)"."""
@@ -72,9 +92,11 @@ class Census:
         if self.refused:
             name, reason = self.refused[0]
             kinds.append(f"{len(self.refused):,} refused, e.g. {name}: {reason}")
-        line = f"{_number(self.images + unread, 'file')}: {_number(self.images, 'image')}"
+        line = f"{_number(self.images + self.excluded + unread, 'file')}: {_number(self.images, 'image')}"
         line += f" ({self.empty:,} empty)" if self.empty else ""
+        line += f", {self.excluded:,} left out by data.exclude" if self.excluded else ""
         line += f", {unread:,} not read ({', '.join(kinds)})" if unread else ""
+        line += "".join(f"; {', '.join(names)} after {package}" for names, package in wanting(self.other))
         line += f"; {_number(self.aside, 'hidden or system entr', 'y', 'ies')} left aside" if self.aside else ""
         return line
 
@@ -84,18 +106,20 @@ def _number(n, noun, one="", many="s"):
 
 
 class Walk:
-    """(path relative to `root`, bytes) of every image file and archive below it; counts all else in `census`.
+    """(path relative to `root`, bytes) of every image file below it, (path, None) of every archive and parquet file;
+    counts all else in `census`.
 
     Folders reached by links come after all others, in the order of their names. Each folder is read once, under the
     first name, so a link that leads back ends there, and one to a folder above `root` is refused. A link to a file
     counts unless that file is there under its own name or an earlier link's: an image with two names could be both
-    trained on and held out.
+    trained on and held out. before: the Walk of another folder of the same images, whose folders count as read.
     """
 
-    def __init__(self, root, census):
-        self.root, self.census = os.fspath(root), census
+    def __init__(self, root, census, before=None):
+        self.root, self.census, self.images = os.fspath(root), census, endings()
+        self.endings = (*self.images, *CONTAINERS)
         # (device, inode): of folders read, with their names, of files that links led to, and of the folders above
-        self.folders, self.files = {}, set()
+        self.folders, self.files = (before.folders, before.files) if before else ({}, set())
         self.above = {_identity(os.stat(above)) for above in Path(os.path.realpath(root)).parents}
         self.links = []  # to folders and to nowhere known yet
         self.file_links = []
@@ -106,8 +130,8 @@ class Walk:
             links, self.links = sorted(self.links), []
             for name in links:
                 yield from self._follow(name)
-        for name, status in sorted(self.file_links):
-            yield from self._linked_file(name, status)
+        for name in sorted(self.file_links):
+            yield from self._linked_file(name)
 
     def _refuse(self, name, reason):
         self.census.refused.append((name or ".", reason))
@@ -123,19 +147,36 @@ class Walk:
                     self._refuse(name, self._known(identity))
                     continue
                 self.folders[identity] = name
-                with os.scandir(self._path(name)) as entries:
-                    for entry in entries:
-                        inner = f"{name}/{entry.name}" if name else entry.name
-                        if is_aside(entry.name):
-                            self.census.aside += 1
-                        elif entry.is_symlink():
-                            self.links.append(inner)
-                        elif entry.is_dir():
-                            left.append(inner)
-                        else:
-                            yield from self._file(inner, entry)
+                folder = os.open(self._path(name), os.O_RDONLY)  # a name is shorter to look up than a path
+                try:
+                    with os.scandir(folder) as entries:
+                        yield from self._entries(f"{name}/" if name else "", entries, left)
+                finally:
+                    os.close(folder)
             except OSError as error:
                 self._refuse(name, f"can't be read: {error.strerror}")
+
+    def _entries(self, before, entries, left):
+        """As _tree, of one folder. before: what its names begin with; left: takes the folders in it."""
+        images = self.images
+        for entry in entries:
+            name = entry.name
+            if name.endswith(images) and name[0] != "." and not entry.is_symlink():  # nearly all, where there are many
+                try:
+                    status = entry.stat()
+                    if status.st_mode & TYPE == S_IFREG:
+                        yield before + name, status.st_size
+                        continue
+                except OSError:
+                    pass  # which is said below
+            if is_aside(name):
+                self.census.aside += 1
+            elif entry.is_symlink():
+                self.links.append(before + name)
+            elif entry.is_dir():
+                left.append(before + name)
+            elif (size := self._size(before + name, entry)) != UNWANTED:
+                yield before + name, size
 
     def _known(self, identity):
         name = self.folders[identity]
@@ -144,24 +185,26 @@ class Walk:
     def _path(self, name):
         return os.path.join(self.root, name) if name else self.root
 
-    def _file(self, name, entry):
-        """entry: an os.DirEntry or the like, asked for its status only where the file is wanted."""
-        if not is_image(name) and not name.lower().endswith(ARCHIVE):
+    def _size(self, name, entry):
+        """Bytes of an image file, None for an archive, UNWANTED for what is neither, which is counted. entry: an
+        os.DirEntry or the like, asked for its status only where the file is wanted."""
+        if not name.lower().endswith(self.endings):
             if name.lower().endswith(COMPRESSED):
                 self._refuse(name, UNPACK)
             elif entry.is_file():
                 self.census.count(name)
             else:
                 self.census.other["pipes, sockets or devices"] += 1
-            return
+            return UNWANTED
         try:
             status = entry.stat()
         except OSError as error:
-            return self._refuse(name, f"can't be read: {error.strerror}")
+            self._refuse(name, f"can't be read: {error.strerror}")
+            return UNWANTED
         if S_ISREG(status.st_mode):
-            yield name, status.st_size
-        else:
-            self._refuse(name, "not a regular file")
+            return None if name.lower().endswith(CONTAINERS) else status.st_size
+        self._refuse(name, "not a regular file")
+        return UNWANTED
 
     def _follow(self, name):
         path = self._path(name)
@@ -170,7 +213,7 @@ class Walk:
         except OSError as error:
             return self._refuse(name, f"a link to {_target(path)}: {error.strerror}")
         if not S_ISDIR(status.st_mode):
-            return self.file_links.append((name, status))
+            return self.file_links.append(name)
         identity = _identity(status)
         if identity in self.above:
             self._refuse(name, f"a link to {_target(path)}, a folder that holds this one")
@@ -179,21 +222,26 @@ class Walk:
         else:
             yield from self._tree(name)
 
-    def _linked_file(self, name, status):
-        identity, real = _identity(status), os.path.realpath(self._path(name))
-        if is_image(name) or name.lower().endswith(ARCHIVE):
+    def _linked_file(self, name):
+        try:
+            status = os.stat(self._path(name))
+        except OSError as error:  # it was there a moment ago
+            return self._refuse(name, f"a link to {_target(self._path(name))}: {error.strerror}")
+        if name.lower().endswith(self.endings):
+            identity, real = _identity(status), os.path.realpath(self._path(name))
             try:
                 beside = _identity(os.stat(os.path.dirname(real))) in self.folders
             except OSError:
                 beside = False
             own = os.path.basename(real)
-            listed = beside and not is_aside(own) and (is_image(own) or own.lower().endswith(ARCHIVE))
+            listed = beside and not is_aside(own) and own.lower().endswith(self.endings)
             if listed or identity in self.files:
                 self.census.other["links to files that are there already"] += 1
                 return
             self.files.add(identity)
         found = SimpleNamespace(stat=lambda: status, is_file=lambda: S_ISREG(status.st_mode))
-        yield from self._file(name, found)
+        if (size := self._size(name, found)) != UNWANTED:
+            yield name, size
 
 
 def _identity(status):

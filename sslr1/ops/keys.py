@@ -37,6 +37,18 @@ def fold(*parts: int | str) -> int:
     return h
 
 
+def fold_digests(*parts: int | str, digests: np.ndarray) -> np.ndarray:
+    """`fold(*parts, text)` for each of many texts by their digests, uint64, which are BLAKE2b's of 8 bytes, little end
+    first: uint64."""
+    return _mix_array(np.uint64((fold(*parts) + _GOLDEN) & _MASK) ^ _mix_array(digests + np.uint64(_GOLDEN)))
+
+
+def _mix_array(x):
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(_MUL1)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(_MUL2)
+    return x ^ (x >> np.uint64(31))
+
+
 def _signed(x: int) -> int:
     return x - (1 << 64) if x >= 1 << 63 else x
 

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import time
 from pathlib import Path
 
 import torch
@@ -9,7 +10,7 @@ import torch
 from sslr1 import distributed, model, ops
 from sslr1.config import BUILTIN_IMAGES, BUILTIN_MODELS, Config
 from sslr1.data import Decoder, ImageFolder, ImageStore, bad
-from sslr1.data.images import ABOUT
+from sslr1.data.images import ABOUT, SPLIT
 from sslr1.errors import UserError
 from sslr1.files import write_whole
 from sslr1.model import parallel
@@ -18,9 +19,12 @@ from sslr1.rollout import Engine, SamplerWeights
 from sslr1.setup import lengths, processors
 from sslr1.setup.session import Images, Session, form_of
 
+FOUND_EVERY_S = 5.0
 
-def builtin(config: Config, data=True) -> tuple[Path, Path | None]:
-    """Paths of the model and, with `data`, the images; what is built in is made below log.dir if it isn't there yet."""
+
+def builtin(config: Config, data=True) -> tuple:
+    """(the model's path; with `data`, what data.path gives); what is built in is made below log.dir if it isn't there
+    yet."""
     model_path, data_path = config.model.path, config.data.path
     home = Path(config.log.dir)
     if family := BUILTIN_MODELS.get(model_path):
@@ -41,7 +45,7 @@ def builtin(config: Config, data=True) -> tuple[Path, Path | None]:
 
         data_path = home / "builtin" / f"scenes-{config.data.scenes}"
         write_scenes(data_path, config.data.scenes)
-    return Path(model_path), Path(data_path) if data else None
+    return Path(model_path), data_path if data else None
 
 
 def build(
@@ -131,14 +135,29 @@ def _prepare(config, listing, data, forms):
     _openings(model.load_tokenizer(model_path), config, forms)
     model.check_patches(model_path, ops.PatchSpec.from_pretrained(model_path))
     if data and (not listing or not listing.exists()):
-        found = ImageFolder.scan(data_path)
+        scratch, report = listing and listing.parent, _found("data.path")
+        found = ImageFolder.scan(data_path, scratch=scratch, report=report, exclude=config.data.exclude)
         if listing:
             if found.refused:
                 bad.write(listing.with_name(bad.NAME), bad.refusals(found))
             write_whole(listing.with_name(ABOUT), found.about + "\n")
             found.freeze(listing)
+            found.hold_out(config.data.holdout, listing.with_name(SPLIT))
     if data and config.eval.path:
-        ImageFolder.scan(config.eval.path, "eval.path")
+        ImageFolder.scan(config.eval.path, "eval.path", report=_found("eval.path"))
+
+
+def _found(key):
+    """What says now and then how many images are found, to whom waits for it."""
+    last = time.monotonic()
+
+    def report(count):
+        nonlocal last
+        if time.monotonic() - last >= FOUND_EVERY_S:
+            last = time.monotonic()
+            print(f"{key}: {count:,} images found so far", flush=True)
+
+    return report
 
 
 def _networks(config, world, model_path, dtype):
@@ -167,12 +186,15 @@ def _images(config, data_path, listing, device) -> tuple[Images, Images]:
     """Images to train on, and those to evaluate on."""
     decoder = Decoder(config.data.decoder, torch.get_num_threads(), config.data.max_side, device)
     room = config.data.cache_mb << 20
-    files = ImageFolder.thaw(data_path, listing) if listing else ImageFolder.scan(data_path)
+    if listing:
+        files = ImageFolder.thaw(data_path, listing)
+    else:
+        files = ImageFolder.scan(data_path, exclude=config.data.exclude)
     store = ImageStore(files, decoder, config.data.min_side, room)
     if not config.eval.path:
-        train, held_out = store.folder.hold_out(config.data.holdout)
+        train, held_out = store.folder.hold_out(config.data.holdout, listing and listing.with_name(SPLIT))
         both = Images(store=store, train=train, held_out=held_out)
         return both, both
     other = ImageStore(ImageFolder.scan(config.eval.path, "eval.path"), decoder, config.data.min_side, room)
-    training = Images(store=store, train=list(range(len(store.folder))), held_out=[])
-    return training, Images(store=other, train=[], held_out=list(range(len(other.folder))))
+    training = Images(store=store, train=range(len(store.folder)), held_out=[])
+    return training, Images(store=other, train=[], held_out=range(len(other.folder)))

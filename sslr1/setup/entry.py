@@ -148,7 +148,7 @@ class Claim:
         if (self.folder / "config.yaml").exists():
             try:
                 if words := configuration.check_unchanged(
-                    self.folder / "config.yaml", config, lambda: self._lists(config.data.path)
+                    self.folder / "config.yaml", config, lambda: self._lists(config.data)
                 ):
                     print(words, flush=True)
             except UserError:
@@ -157,14 +157,14 @@ class Claim:
                 (self.folder / "files.txt").unlink(missing_ok=True)  # it made nothing to go on from, and begins anew
         _same_puzzles(self.folder, config)
 
-    def _lists(self, path) -> bool:
-        """Whether the run's list of images is that of a folder."""
-        from sslr1.data.images import ImageFolder
+    def _lists(self, data) -> bool:
+        """Whether the run's list of images is that of the section `data`."""
+        from sslr1.data.images import Files, ImageFolder
 
         listing = self.folder / "files.txt"
-        if path == configuration.BUILTIN_IMAGES or not listing.is_file():
+        if data.path == configuration.BUILTIN_IMAGES or not listing.is_file():
             return False
-        return ImageFolder.scan(path).listing().encode() == listing.read_bytes()
+        return ImageFolder.scan(data.path, exclude=data.exclude).files == Files.open(listing)
 
     def give_up(self, begun) -> None:
         """begun: whether there is a run, whose files stay."""

@@ -1,5 +1,6 @@
 """What a configuration comes to."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -21,8 +22,8 @@ class Images:
     """A store and its image numbers, to train on and held out."""
 
     store: ImageStore
-    train: list
-    held_out: list
+    train: Sequence
+    held_out: Sequence
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,6 +114,7 @@ class Session:
             device=self.world.device,
             rank=self.world.rank,
             world_size=self.world.size,
+            sources=self.images.store.folder.weighted(),
         )
 
 

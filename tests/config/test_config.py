@@ -1,6 +1,7 @@
 """Configuration: errors that a person can act on, overrides, round trip."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -283,12 +284,13 @@ def test_where_quotes_are_needed_they_are_shown(tmp_path):
         ("C: photos", r'is not YAML: .*goes into quotes: path: "C: photos"$'),
         ("@photos", r'is not YAML: .*goes into quotes: path: "@photos"$'),
         ("[new] photos", r'is not YAML: .*goes into quotes: path: "\[new\] photos"$'),
-        ("[new]", r'line 3: a text setting takes \[new\] in quotes: "\[new\]"$'),
         ("{new}", r'line 3: a text setting takes {new} in quotes: "{new}"$'),
         (f"{tmp_path}/my #1 photos", r'line 3: a text setting takes .*my #1 photos in quotes: ".*/my #1 photos"$'),
     ):
         with pytest.raises(config.ConfigError, match=words):
             load(tmp_path, f"model: {{path: m}}\ndata:\n  path: {path}\n")
+    with pytest.raises(config.ConfigError, match=r'line 1: a text setting takes \[new\] in quotes: "\[new\]"$'):
+        load(tmp_path, "model: {path: [new]}\ndata: {path: d}\n")
     assert load(tmp_path, "model: {path: m}\ndata:\n  path: photos # mine\n").data.path == "photos"
     with pytest.raises(config.ConfigError, match=r"line 3, .*; write spaces in place of the tab$"):
         load(tmp_path, "model: {path: m}\ndata:\n\tpath: d\n")
@@ -405,3 +407,46 @@ def test_a_setting_without_its_section(override, meant):
 def test_a_setting_without_its_section_in_a_file():
     assert error({**GOOD, "lr": 1}) == "lr is not a setting; did you mean optim.lr or train.warmup.lr?"
     assert error({**GOOD, "eval": {"seed": 1}}) == "eval.seed is not a setting; did you mean train.seed?"
+
+
+SOURCES = [
+    ("[a/, b]", ["a", "b"]),
+    ("[007, {path: 1e-4, weight: 3}]", ["007", ("1e-4", 3.0, None)]),
+    ("{path: x.parquet, column: no}", ("x.parquet", None, "no")),
+    ("[{path: x.parquet, column: img, weight: 2}]", ("x.parquet", None, "img")),  # alone it has no weight
+    ("[a]", "a"),
+]
+
+
+@pytest.mark.parametrize("written, read", SOURCES)
+def test_images_may_have_several_sources(tmp_path, written, read):
+    """In a file, as an override, and again from a run's own configuration."""
+
+    def plain(path):
+        if isinstance(path, list):
+            return [plain(one) for one in path]
+        return path if isinstance(path, str) else (path.path, path.weight, path.column)
+
+    in_file = load(tmp_path, f"model: {{path: m}}\ndata:\n  path: {written}\n")
+    given = load(tmp_path, PLACES, f"data.path={written}")
+    (tmp_path / "config.yaml").write_text(config.dump(given))
+    again = config.check(config.of_run(tmp_path / "config.yaml"))
+    assert [plain(c.data.path) for c in (in_file, given, again)] == [read] * 3
+    assert config.check_unchanged(tmp_path / "config.yaml", in_file) == ""
+
+
+@pytest.mark.parametrize(
+    "written, words",
+    [
+        ("[]", "a list of sources has at least one"),
+        ("[{path: a, weight: 0}, b]", "weight: input should be greater than 0"),
+        ("[{path: a, weigth: 1}, b]", "weigth: extra inputs are not permitted"),
+        ("['', b]", "a source is a path or {path: …, weight: …, column: …}"),
+    ],
+)
+def test_what_is_no_source(tmp_path, written, words):
+    for asked in ((PLACES, f"data.path={written}"), (f"model: {{path: m}}\ndata:\n  path: {written}\n",)):
+        with pytest.raises(config.ConfigError, match=f"data.path is .*{re.escape(words)}"):
+            load(tmp_path, *asked)
+    with pytest.raises(config.ConfigError, match=r"eval\.path is .*: images to evaluate on have no weights"):
+        load(tmp_path, PLACES, "eval.path=[{path: a, weight: 1}, b]")

@@ -13,10 +13,21 @@ from PIL import Image
 
 from sslr1 import model, ops, puzzles
 from sslr1.config.settings import Data
-from sslr1.data import Decoder, ImageFolder, ImageStore, Pool, PuzzleStream, choose_held_out, headers, make_held_out
+from sslr1.data import (
+    Decoder,
+    ImageFolder,
+    ImageStore,
+    Pool,
+    PuzzleStream,
+    choose_held_out,
+    headers,
+    listing,
+    make_held_out,
+)
 from sslr1.data.decode import _pillow, _turbo
 from sslr1.data.scenes import scene
 from sslr1.errors import UserError
+from sslr1.ops import keys
 from sslr1.puzzles import look
 from sslr1.puzzles.curriculum import HORIZON, LAG, Curriculum
 from sslr1.puzzles.picture import MAX_SIDE, MIN_SIDE, Picture
@@ -151,8 +162,8 @@ def test_folders(tmp_path, scenes):
 def test_held_out_images_are_few_and_stay_held_out():
     folder = ImageFolder("x", [(f"{i}.jpg", 1) for i in range(3000)])
     train, held = folder.hold_out(0.05)
-    assert len(held) == 150 and sorted(train + held) == list(range(3000))
-    grown = ImageFolder("x", folder.files + [(f"new{i}.jpg", 1) for i in range(3000)])
+    assert len(held) == 150 and sorted([*train, *held]) == list(range(3000))
+    grown = ImageFolder("x", [*folder.files] + [(f"new{i}.jpg", 1) for i in range(3000)])
     assert len(set(grown.hold_out(0.05)[1]) & set(held)) > 40  # by hash, not by place
     assert len(ImageFolder("x", folder.files[:100]).hold_out(0.05)[1]) == 50
     assert len(ImageFolder("x", [(f"{i}", 1) for i in range(100_000)]).hold_out(0.05)[1]) == 2000
@@ -396,3 +407,54 @@ def test_sides_are_the_configurations_defaults():
     fields = Data.model_fields
     assert (fields["min_side"].default, fields["max_side"].default) == (MIN_SIDE, MAX_SIDE)
     assert fields["holdout"].default == inspect.signature(ImageFolder.hold_out).parameters["share"].default
+
+
+def test_a_list_without_objects_is_the_one_with_them(draw, monkeypatch):
+    """Sorted by the parts of its paths, of one path the last; sizes, offsets, the split, over pieces of text."""
+    monkeypatch.setattr(listing, "CHUNK", 1000)
+    monkeypatch.setattr(listing, "ROWS", 128)
+    signs = [*"ab/ -.~é日\t"]
+    names = ["".join(draw.choice(signs, int(draw.integers(1, 30)))).strip("/") or "a" for _ in range(3000)]
+    names = ["/".join(filter(None, name.split("/"))) + ".jpg" for name in names]
+    rows = [(name, int(draw.integers(0, 3)) * 12345, [None, 0, 77][draw.integers(0, 3)]) for name in names]
+    found = listing.Gathered()
+    for row in rows:
+        found.add(*row)
+    expected = sorted({row[0]: row for row in rows}.values(), key=lambda row: row[0].split("/"))
+    (files, counts) = listing.written([found])
+    assert counts == [len(files)]
+    assert [*files] == expected and files == listing.Files.of(expected)
+    assert files.sizes().tolist() == [row[1] for row in expected]
+    assert files.empty() == [row[1] for row in expected].count(0)
+    folder = ImageFolder("x", files)
+    train, held = folder.hold_out(0.05)
+    ranked = sorted(range(len(files)), key=lambda i: keys.fold("holdout", files[i].path))
+    assert held == sorted(ranked[: len(held)]) and [*train] == sorted(ranked[len(held) :])
+    assert train[-1] == [*train][-1] and len(train) == len(files) - len(held)
+    largest = sorted(train, key=lambda number: -files[number].size)[:4]
+    assert folder.largest(train, 4) == largest
+
+
+def test_the_choice_of_held_out_images_is_kept(tmp_path, monkeypatch):
+    """Of this list and share; another's is made anew, and where it can't be kept it is made each time."""
+    folder, split = ImageFolder("x", [(f"{i}.jpg", 1) for i in range(300)]), tmp_path / "split.json"
+    chosen = folder.hold_out(0.3, split)[1]
+    with monkeypatch.context() as patch:
+        patch.setattr(ImageFolder, "_choose", lambda *_: pytest.fail("chosen again"))
+        assert folder.hold_out(0.3, split)[1] == chosen
+    assert len(folder.hold_out(0.4, split)[1]) == 120
+    assert ImageFolder("x", [(f"{i}.png", 1) for i in range(300)]).hold_out(0.4, split)[1] != chosen
+    split.write_text("damaged")
+    assert folder.hold_out(0.3, split)[1] == chosen
+    assert folder.hold_out(0.3, tmp_path / "gone" / "split.json")[1] == chosen
+
+
+def test_a_list_that_was_cut_short_is_refused(tmp_path):
+    ImageFolder("x", [(f"{i}.jpg", 1) for i in range(20)]).freeze(tmp_path / "files.txt")
+    text = (tmp_path / "files.txt").read_text()
+    (tmp_path / "files.txt").write_text(text[:-1])
+    with pytest.raises(UserError, match="line 20, is cut short: remove the file"):
+        ImageFolder.thaw(tmp_path, tmp_path / "files.txt")
+    (tmp_path / "files.txt").write_text(text.replace("1\t7.jpg", "one\t7.jpg"))
+    with pytest.raises(UserError, match="line 8, is not"):
+        ImageFolder.thaw(tmp_path, tmp_path / "files.txt")

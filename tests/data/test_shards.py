@@ -35,6 +35,12 @@ def special(name, kind, link=""):
     return info
 
 
+def index(path):
+    """(members, what is refused)"""
+    refused = []
+    return list(shards.index(path, refused)), refused
+
+
 @pytest.fixture(scope="module")
 def files(scenes):
     return [path.read_bytes() for path in sorted(scenes.iterdir())[:40]]
@@ -79,7 +85,7 @@ def test_one_archive_will_do(tmp_path, files):
     (tmp_path / "text.tar").write_text("not an archive " * 99)
     with pytest.raises(UserError, match=r"holds no images.*text.tar: not a tar archive"):
         ImageFolder.scan(tmp_path / "text.tar")
-    with pytest.raises(UserError, match="not a folder or a"):
+    with pytest.raises(UserError, match=r"not a folder, a \.tar archive or a"):
         ImageFolder.scan(tmp_path / "missing.tar")
 
 
@@ -97,12 +103,12 @@ def test_an_archive_cut_short_anywhere(tmp_path, files, format, draw):
     """What stands whole before the cut is used; what is cut is named."""
     members = [(f"{'long' * 40}/{i}.jpg", files[i]) for i in range(6)]
     whole = archive(tmp_path / "whole.tar", members, format).read_bytes()
-    full, _ = shards.index(tmp_path / "whole.tar")
+    full, _ = index(tmp_path / "whole.tar")
     last = full[-1].offset + full[-1].size
     for cut in [0, 1, 511, 512, last - 1, last, len(whole) - 1, *draw.integers(1, len(whole), 60).tolist()]:
         path = tmp_path / "cut.tar"
         path.write_bytes(whole[:cut])
-        found, refused = shards.index(path)
+        found, refused = index(path)
         assert found == [m for m in full if m.offset + m.size <= cut]
         assert all(shards.read(path, m.size, m.offset) == files[n] for n, m in enumerate(found))
         cut_members = [m for m in full if m.offset <= cut < m.offset + m.size]
@@ -114,11 +120,11 @@ def test_an_archive_cut_short_anywhere(tmp_path, files, format, draw):
 
 def test_behind_a_damaged_header_nothing_is_used(tmp_path, files):
     path = archive(tmp_path / "a.tar", [(f"{i}.jpg", files[i]) for i in range(6)])
-    full, _ = shards.index(path)
+    full, _ = index(path)
     data = bytearray(path.read_bytes())
     data[full[3].offset - 512 : full[3].offset - 412] = b"?" * 100
     path.write_bytes(data)
-    found, refused = shards.index(path)
+    found, refused = index(path)
     assert found == full[:3] and "damaged" in refused[0][1] and refused[0][0] == ""
 
 
@@ -185,16 +191,17 @@ def test_hostile_headers_take_neither_time_nor_memory(tmp_path, name):
     path.write_bytes(HOSTILE[name])
     os.truncate(path, 5 << 30)  # a hole, which takes no room
     start, memory = time.process_time(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    _, refused = shards.index(path)
+    _, refused = index(path)
     assert time.process_time() - start < 10
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - memory < 150 << 10
     assert refused or name == "records within records" or name == "global records that pile up"
 
 
 def test_of_one_name_the_last_member_counts(tmp_path, files):
-    path = archive(tmp_path / "a.tar", [("0.jpg", files[0]), ("0.jpg", files[1])])
-    ((member,), refused) = shards.index(path)
-    assert shards.read(path, member.size, member.offset) == files[1] and not refused
+    path = archive(tmp_path / "a.tar", [("0.jpg", files[0]), ("1.jpg", files[2]), ("0.jpg", files[1])])
+    found = ImageFolder.scan(path, fewest=1)
+    assert [file.path for file in found.files] == ["a.tar/0.jpg", "a.tar/1.jpg"]
+    assert found.read(0) == files[1] and not found.refused
 
 
 def test_an_archive_that_has_changed_since(folder, files):

@@ -168,9 +168,11 @@ def test_what_is_not_read_is_counted(tmp_path, photo, monkeypatch):
     fill(tmp_path / "phone", b"heic", 38, ".HEIC")
     fill(tmp_path / "phone", b"avif", 30, ".avif")
     monkeypatch.setattr(walk, "formats", lambda: ("JPEG",))
-    assert ImageFolder.scan(tmp_path).about == "88 files: 20 images, 68 not read (38 .heic, 30 .avif)"
+    wanted = "; .avif after pip install -U pillow; .heic after pip install 'sslr1[heif]'"
+    assert ImageFolder.scan(tmp_path).about == "88 files: 20 images, 68 not read (38 .heic, 30 .avif)" + wanted
     monkeypatch.setattr(walk, "formats", lambda: ("JPEG", "AVIF"))
-    assert ImageFolder.scan(tmp_path).about == "88 files: 50 images, 38 not read (38 .heic)"
+    wanted = "; .heic after pip install 'sslr1[heif]'"
+    assert ImageFolder.scan(tmp_path).about == "88 files: 50 images, 38 not read (38 .heic)" + wanted
     for i, name in enumerate(("a.json", "b", "c.cr2", "d.xml", "e.mov", "f.mp4", "g.txt", "h.a b", "i.\n")):
         fill(tmp_path / "others", b"", 1, name)
         if i < 7:
@@ -185,7 +187,9 @@ def test_what_is_not_read_is_counted(tmp_path, photo, monkeypatch):
         found = ImageFolder.scan(tmp_path)
     assert found.refused == [("pipe.jpg", "not a regular file")]
     about = "156 files: 51 images (1 empty), 105 not read (38 .heic, 9 .cr2, 9 .json, 9 .mov, 9 .mp4, 9 .txt, 21 more, "
-    assert found.about.startswith(about) and found.about.endswith("1 refused, e.g. pipe.jpg: not a regular file)")
+    assert found.about.startswith(about) and found.about.endswith(
+        "1 refused, e.g. pipe.jpg: not a regular file)" + wanted
+    )
 
 
 def test_archives_that_are_not_read_are_named(tmp_path, photo):
@@ -211,7 +215,9 @@ def test_archives_that_are_not_read_are_named(tmp_path, photo):
     }
     assert found.about.startswith("26 files: 17 images, 9 not read (1 .json, 8 refused, e.g. ")
     for name in ("x.tar.gz", "z.zip"):
-        with pytest.raises(UserError, match=f"{name}' is not a folder or a .tar archive: it is a compressed archive"):
+        with pytest.raises(
+            UserError, match=f"{name}' is not a folder, a .tar archive or a .parquet file: it is a compressed archive"
+        ):
             ImageFolder.scan(folder / name)
     with pytest.raises(
         UserError, match=r"holds no images.*2 refused, e.g. all.tar/0.tar: an archive within an archive"
@@ -226,8 +232,8 @@ def test_archives_that_are_not_read_are_named(tmp_path, photo):
 
 def test_what_is_no_folder_of_images_is_named_for_what_it_is(tmp_path, monkeypatch, photo):
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "x.parquet").touch()
-    for path, words in (("x.parquet", "it is a file, not a folder"), ("missing", "it does not exist$")):
+    (tmp_path / "x.pdf").touch()
+    for path, words in (("x.pdf", "it is a file, not a folder"), ("missing", "it does not exist$")):
         with pytest.raises(UserError, match=words):
             ImageFolder.check(path)
     with pytest.raises(UserError, match="not fetched: hf download some/photos --repo-type dataset --local-dir FOLDER"):
@@ -268,14 +274,14 @@ def test_a_list_with_avif_files_needs_a_pillow_that_reads_them(tmp_path, photo, 
 def test_a_run_says_it_at_the_start_and_at_the_end(tmp_path, photo, one_process):
     """What was found is kept with the list; the line on bad images counts those of all starts."""
     fill(tmp_path / "images", photo)
-    fill(tmp_path / "images", photo, 2, ".heic")
+    fill(tmp_path / "images", photo, 2, ".cr2")
     found = ImageFolder.scan(tmp_path / "images")
     found.freeze(tmp_path / "files.txt")
     (tmp_path / "found.txt").write_text(found.about + "\n")
     again = ImageFolder.thaw(tmp_path / "images", tmp_path / "files.txt")
     store = SimpleNamespace(folder=again, bad={})
     images = session.Images(store=store, train=[], held_out=[])
-    line = f"{tmp_path / 'images'}: 18 files: 16 images, 2 not read (2 .heic)"
+    line = f"{tmp_path / 'images'}: 18 files: 16 images, 2 not read (2 .cr2)"
     one = SimpleNamespace(images=images, evaluation=images)
     assert session.Session.not_read(one) == [line]
     listed = BadImages(tmp_path, {"": store}, one_process)

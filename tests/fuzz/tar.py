@@ -68,7 +68,8 @@ def tar(data):
         path = Path(folder) / "a.tar"
         path.write_bytes(data)
         start, memory = time.process_time(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        members, refused = shards.index(path)
+        refused = []
+        members = list(shards.index(path, refused))
         assert time.process_time() - start < 2 + len(data) / 1e5
         assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - memory < 300 << 10
         for name, size, offset in members:
