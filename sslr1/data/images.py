@@ -256,19 +256,6 @@ class ImageFolder:
             at += len(some)
         return sorted(np.argsort(hashes, kind="stable")[:count].tolist())
 
-    def largest(self, numbers, count) -> list:
-        """Of `numbers`, which are in order, those of the files of most bytes; of equals the first."""
-        sizes = self.files.sizes()
-        order = iter(np.argsort(-sizes, kind="stable"))
-        found = []
-        for number in order:
-            place = bisect_right(numbers, number) - 1
-            if place >= 0 and numbers[place] == number:
-                found.append(int(number))
-            if len(found) == count:
-                break
-        return found
-
 
 class ImageStore:
     """Decoded images by number; keeps the most recent ones up to `cache_bytes`.

@@ -431,8 +431,6 @@ def test_a_list_without_objects_is_the_one_with_them(draw, monkeypatch):
     ranked = sorted(range(len(files)), key=lambda i: keys.fold("holdout", files[i].path))
     assert held == sorted(ranked[: len(held)]) and [*train] == sorted(ranked[len(held) :])
     assert train[-1] == [*train][-1] and len(train) == len(files) - len(held)
-    largest = sorted(train, key=lambda number: -files[number].size)[:4]
-    assert folder.largest(train, 4) == largest
 
 
 def test_the_choice_of_held_out_images_is_kept(tmp_path, monkeypatch):
