@@ -98,8 +98,8 @@ class Learner:
             self.optimizer = torch.optim.AdamW(trained, **options, fused=self.fused or None)
 
     def set_reference(self, reference):
-        """A frozen policy from `model.load_reference`, from which loss.kl_coef measures."""
-        self.reference, self.reference_cost = reference, cost.cost_of(reference.model)
+        """A frozen policy (`model.load_reference`, `model.lora.Reference`), from which loss.kl_coef measures."""
+        self.reference, self.reference_cost = reference, cost.cost_of(reference.model, forward_only=True)
 
     def empty_state(self, parameter) -> dict:
         """The optimiser's state of a parameter before its first step, to be filled from a checkpoint."""

@@ -9,6 +9,7 @@ import torch
 
 from sslr1 import config, model, ops
 from sslr1.learner import Learner
+from sslr1.model import lora as adapters
 from sslr1.model import parallel
 from sslr1.rollout import SamplerWeights
 from sslr1.runs import checkpoint
@@ -28,14 +29,19 @@ def make_learner(
     frozen="none",
     dtype=torch.float32,
     compiled=False,
+    lora=None,
     **changes,
 ):
+    """lora: a section `model.lora`, whose adapters then begin as a run's do."""
     network = model.skeleton(tiny).to(dtype)
     model.freeze(network, frozen)
+    if lora is not None:
+        adapters.add(network, adapters.chosen(network, lora), dtype)
     weights = SamplerWeights(network, dtype)
     policy = parallel.shard(model.Policy(network), world, dtype, replicate, recompute, compiled)
     parallel.materialize(policy, world.device)
     model.load_weights(policy.model, tiny)
+    adapters.begin(policy.model, 0)
     weights.attach(policy, world)
     options = dict(
         optim=OPTIONS.optim, loss=OPTIONS.loss, temperature=1.0, max_tokens=10, token_budget=token_budget, steps=10
