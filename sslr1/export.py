@@ -100,8 +100,8 @@ def export_model(source, out, which="best", dtype=None, adapter=False) -> Path:
     """Write the policy of a checkpoint (`checkpoint_of`) as a complete Hugging Face folder; returns the checkpoint.
 
     Its parameters, float32 in any number of shards, are rounded to `dtype` once (default: the checkpoint's compute
-    dtype). A run that trained an adapter gives its base with the adapter merged into it, in float32 and rounded once,
-    or with `adapter` that alone, as PEFT has it. Raises UserError, also for an adapter of a run that trained none.
+    dtype). A run that trained an adapter gives its base in `dtype` with the adapter added to it, or with `adapter` that
+    alone, as PEFT has it. Raises UserError, also for an adapter of a run that trained none.
     """
     import torch
     import torch.distributed.checkpoint as dcp

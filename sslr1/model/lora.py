@@ -216,6 +216,7 @@ def read(folder, network) -> Lora:
             if not isinstance(modules.get(name), nn.Linear) or name == "lm_head":
                 what = _not_a_target(network, name) if name in modules else "which its base does not have"
                 raise UserError(f"{weights} has an adapter of {name}, {what}")
+        for name in names:
             linear = modules[name]
             shapes = [rank, linear.in_features], [linear.out_features, rank]
             for part, shape in zip(PARTS, shapes):
@@ -302,7 +303,8 @@ def gathered(network) -> dict:
 
 @torch.no_grad()
 def merge(network) -> None:
-    """Add adapters into their linears in place, in float32 or more, rounded once; plain linears are left."""
+    """Add adapters into their linears in place, in float32 or more, rounded to the linears' dtype; plain linears are
+    left."""
     for name in lora_of(network).names:
         module = network.get_submodule(name)
         wide = torch.promote_types(module.weight.dtype, F32)
@@ -343,8 +345,8 @@ class Reference:
         if self.held is None:
             with switched_off(self.model):
                 return self.policy(packed, loss)
-        parallel.exchange(self.policy, dict(adapters(self.model)), self.held)
+        parallel.exchange(dict(adapters(self.model)), self.held)
         try:
             return self.policy(packed, loss)
         finally:
-            parallel.exchange(self.policy, dict(adapters(self.model)), self.held)
+            parallel.exchange(dict(adapters(self.model)), self.held)

@@ -21,8 +21,9 @@ def shard(policy, world: World, dtype: torch.dtype = torch.float32, replicate=1,
     replicate: copies of the model, each sharded over world.size / replicate neighbouring ranks (HSDP). recompute: every
     so-many-th block keeps only its input and runs again in the backward pass; 0 is none, 1 is all. compiled:
     torch.compile of every block but its attention. A policy with nothing to train gives its gathered embeddings and
-    head up after each forward pass, as no backward will. What is frozen under adapters (`model.lora`) is left whole on
-    every rank: the sampler reads it there. Raises UserError where `replicate` doesn't divide the ranks.
+    head up after each forward pass, as no backward will, and one with adapters those in no layer, which are small. What
+    is frozen under adapters (`model.lora`) is left whole on every rank: the sampler reads it there. Raises UserError
+    where `replicate` doesn't divide the ranks.
     """
     if world.size % replicate:
         raise UserError(f"train.replicate is {replicate}, which does not divide the {world.size} ranks")
@@ -44,7 +45,7 @@ def shard(policy, world: World, dtype: torch.dtype = torch.float32, replicate=1,
             if compiled:  # dynamic, since the number of tokens is another in every micro-batch
                 block.compile(dynamic=True)
             fully_shard(block, **options)
-    trained = any(p.requires_grad for p in policy.parameters())
+    trained = under is None and any(p.requires_grad for p in policy.parameters())
     fully_shard(policy, **options, reshard_after_forward=None if trained else True)
     for module in policy.modules():
         # One rank's mean is the sum, and dividing it would take a copy
@@ -85,15 +86,13 @@ def part(parameter, rows) -> torch.Tensor:
 
 
 @torch.no_grad()
-def exchange(policy, parameters, others) -> None:
-    """Let this rank's parts of parameters, by name, and others like them change places. What was gathered of them is
-    given up."""
+def exchange(parameters, others) -> None:
+    """Let this rank's parts of parameters, by name, and others like them change places, between two passes."""
     for name, parameter in parameters.items():
         mine = local(parameter)
         before = mine.clone()
         mine.copy_(others[name])
         others[name].copy_(before)
-    policy.reshard()  # layers have done so after each pass
 
 
 def first_row(parameter) -> int:

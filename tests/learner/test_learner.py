@@ -33,10 +33,11 @@ def make_learner(
     **changes,
 ):
     """lora: a section `model.lora`, whose adapters then begin as a run's do."""
-    network = model.skeleton(tiny).to(dtype)
-    model.freeze(network, frozen)
+    network = model.skeleton(tiny)
     if lora is not None:
         adapters.add(network, adapters.chosen(network, lora), dtype)
+    else:
+        model.freeze(network.to(dtype), frozen)
     weights = SamplerWeights(network, dtype)
     policy = parallel.shard(model.Policy(network), world, dtype, replicate, recompute, compiled)
     parallel.materialize(policy, world.device)
