@@ -2,6 +2,7 @@
 
 import decode
 import learner
+import lora
 import loss
 import render
 import rollout
@@ -18,6 +19,7 @@ BENCHES = {
     "loss": loss.rows,
     "rollout": rollout.rows,
     "learner": learner.rows,
+    "lora": lora.rows,
     "trl": lambda mode: [] if mode == "cpu" else step.rows_against_trl(mode),  # a CPU's is step's
 }
 
