@@ -247,7 +247,7 @@ class Loss(Section):
         ge=0,
         description="weight of the distance (KL, as e^r - r - 1) to the model as it was before the first step, after "
         "the format warm-up. Above 0, a frozen copy of it is held, sharded like the model and in its compute dtype, "
-        "and read from the run's checkpoint of step 0, which is then kept",
+        "and read from the run's checkpoint of step 0, which is then kept; with model.lora no copy but of adapters",
     )
     entropy_coef: float = Field(0.0, ge=0, description="entropy bonus a token, in nats")
     updates: int = Field(
