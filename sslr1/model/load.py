@@ -31,11 +31,10 @@ def load_model(path, dtype=None):
     import torch
 
     network = skeleton(path)
+    for parameter in network.parameters():  # and not the rotary tables, which stay float32
+        parameter.data = parameter.data.to(dtype or torch.float32)
     if holds_adapter(path):
         lora.add(network, lora.read(path, network), dtype or torch.float32)
-    else:
-        for parameter in network.parameters():  # and not the rotary tables, which stay float32
-            parameter.data = parameter.data.to(dtype or torch.float32)
     parallel.materialize(network, "cpu")
     network.tie_weights()
     load_weights(network, path)
