@@ -251,7 +251,7 @@ def test_operations_are_counted(tiny, seed):
         ("all-linear", "all-linear"),
         ("All-Linear", None),
         (["q_proj", "mlp.down_proj"], ["attn.qkv", "merger.linear_fc1", "merger.mlp.0"]),
-        (r".*layers\.[0-1]\.self_attn\.[qkv]_proj", r".*blocks\.1\..*(proj|fc1|gate_proj)"),
+        (r".*layers\.\d+\.self_attn\.[qkv]_proj", r".*blocks\.1\..*(proj|fc1|gate_proj)"),
         (["model.language_model.layers.1.self_attn.o_proj"], None),
     ],
 )
