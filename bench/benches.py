@@ -5,6 +5,7 @@ import data
 import decode
 import delta
 import learner
+import lora
 import loss
 import render
 import rollout
@@ -26,6 +27,7 @@ BENCHES = {
     "rollout": rollout.rows,
     "captures": captures.rows,
     "learner": learner.rows,
+    "lora": lora.rows,
     "trl": lambda mode: [] if mode == "cpu" else step.rows_against_trl(mode),  # a CPU's is step's
 }
 

@@ -7,7 +7,7 @@ import hashlib
 import json
 import os
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache, cached_property
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,7 +16,7 @@ import torch
 
 from sslr1 import distributed, model, ops, puzzles
 from sslr1.learner import Learner
-from sslr1.model import parallel, tiny
+from sslr1.model import lora, parallel, tiny
 from sslr1.rollout import Engine, SamplerWeights
 
 UNIT = 28  # px a side of a visual token
@@ -25,7 +25,7 @@ UNIT = 28  # px a side of a visual token
 @dataclass(frozen=True)
 class Shape:
     """called: how rows name the model; text, vision: `build_tiny`'s; dtype: of its files, and what it computes in;
-    token_budget, recompute, moments: as in the configuration."""
+    token_budget, recompute, moments, frozen, lora: as in the configuration."""
 
     called: str
     text: dict
@@ -35,6 +35,8 @@ class Shape:
     token_budget: int = 16384
     recompute: int = 0
     moments: str = "float32"
+    frozen: str = "none"
+    lora: object = field(default_factory=lambda: SimpleNamespace(rank=0))
 
 
 SMALL = Shape(
@@ -173,10 +175,14 @@ class Case:
     @cached_property
     def _trained(self):
         network = model.skeleton(self.folder)
+        model.freeze(network, self.shape.frozen)
+        if adapted := lora.wanted(self.shape.lora, network, self.folder):
+            lora.add(network, adapted, self.dtype)
         weights = SamplerWeights(network, self.dtype)
         policy = parallel.shard(model.Policy(network), self.world, self.dtype, recompute=self.shape.recompute)
         parallel.materialize(policy, self.world.device)
         model.load_weights(policy.model, self.folder)
+        lora.begin(policy.model, 0)
         return policy, weights.attach(policy, self.world)
 
     @cached_property
@@ -228,7 +234,7 @@ class Case:
         from sslr1.setup import budget
 
         settings = SimpleNamespace(
-            model=SimpleNamespace(frozen="none", dtype=self.shape.dtype),
+            model=SimpleNamespace(frozen=self.shape.frozen, dtype=self.shape.dtype, lora=self.shape.lora),
             train=SimpleNamespace(
                 replicate=1, token_budget=self.shape.token_budget, recompute=self.shape.recompute, compile=False
             ),

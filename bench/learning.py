@@ -137,6 +137,9 @@ TABLES = {
     ),
     "transfer": transfer,
     "thinking": compared({"only-rotation": "direct", "thinking-rotation": "thinking"}, ["rotation"]),
+    "lora": compared(
+        {"only-rotation": "the whole model", "lora-rotation": "adapters of rank 16 on every linear"}, ["rotation"]
+    ),
     "curriculum": compared(
         {
             "mixed-fixed": "fixed levels",

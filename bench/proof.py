@@ -83,10 +83,12 @@ ON = "train.warmup.steps=50"
 MOST = 20  # times: a seed that doesn't come to it begins with what it has
 BONUS = "loss.entropy_coef=0.01"
 MORE = ["rollout.prompts=64", "loss.entropy_coef=0.03", "train.steps=200"]
+ADAPTERS = ["model.lora.rank=16", "model.lora.vision=all-linear", "optim.lr=3e-3"]  # on all linears of both towers
 FIXED = "puzzles.curriculum=fixed"
 # name of a run: its form, and its settings beside that form's
 RUNS = {
     "only-rotation": ("direct", [only("rotation")]),
+    "lora-rotation": ("direct", [only("rotation"), *ADAPTERS]),
     "only-ordering": ("direct", [only("ordering"), BONUS, "train.steps=200"]),
     "thinking-rotation": ("thinking", []),
     "only-similarity": ("pictures", [only("similarity"), *MORE]),

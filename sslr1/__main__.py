@@ -75,7 +75,9 @@ def warmup(parser):
 
 def evaluate(parser):
     parser.add_argument(
-        "what", nargs="?", help="a YAML file, a run folder, a checkpoint of one, or a Hugging Face folder"
+        "what",
+        nargs="?",
+        help="a YAML file, a run folder, a checkpoint of one, or a Hugging Face folder (an adapter's, too)",
     )
     parser.add_argument("overrides", **OVERRIDES)
     parser.add_argument(
@@ -159,6 +161,11 @@ def export(parser):
         "--dtype",
         choices=("bfloat16", "float16", "float32"),
         help="of the weights (default: what the run computed in)",
+    )
+    of_model.add_argument(
+        "--adapter",
+        action="store_true",
+        help="of a run with model.lora its adapter alone (default: merged into its base)",
     )
     of_puzzles = kinds.add_parser("puzzles", help="puzzles as the data of another trainer")
     of_puzzles.add_argument("folder", metavar="IMAGES", help="a folder of images")

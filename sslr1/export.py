@@ -1,6 +1,6 @@
 """Take it elsewhere: a run's model as one Hugging Face folder, puzzles as another trainer's data.
 
-python -m sslr1.export model RUN OUT [--checkpoint best|newest] [--dtype bfloat16|float16|float32]
+python -m sslr1.export model RUN OUT [--checkpoint best|newest] [--dtype bfloat16|float16|float32] [--adapter]
 python -m sslr1.export puzzles IMAGES OUT --format trl|verl|easyr1|ms-swift [--count N] [--val N] [--puzzle NAME …]
 [--level L …] [--image-format png|jpeg] [--workers N]
 
@@ -9,6 +9,7 @@ What is written appears under its name when it is complete; a folder that isn't 
 
 import json
 import os
+import shutil
 import sys
 import tempfile
 import time
@@ -19,10 +20,11 @@ from pathlib import Path
 
 from sslr1.__main__ import parsed
 from sslr1.errors import UserError
+from sslr1.model.folder import holds_adapter
 from sslr1.puzzles.picture import MAX_SIDE, MIN_SIDE
 from sslr1.setup import interrupt, processors
 
-PARTS = ("state/trainer.json", "hf/config.json")  # of a checkpoint
+PARTS = ("state/trainer.json", "hf/config.json")  # of a checkpoint, whose hf/ may be an adapter in place of a model
 ROWS = 64  # of the parquet file that are held at once
 FEW = 32  # puzzles by which size and time of the others are told
 
@@ -52,12 +54,15 @@ def checkpoint_of(source, which="best") -> Path:
     if runs.is_dir():
         return _of_run(source, runs, which)
     found = source.parent if source.name in ("state", "hf") else source
-    for part in PARTS:
-        if not (found / part).is_file():
-            raise UserError(
-                f"{str(source)!r} is neither a run's folder nor a checkpoint of one: {found / part} is missing"
-            )
+    if missing := _missing(found):
+        raise UserError(f"{str(source)!r} is neither a run's folder nor a checkpoint of one: {missing} is missing")
     return found
+
+
+def _missing(found) -> Path | None:
+    """What a checkpoint lacks."""
+    parts = PARTS[:1] if holds_adapter(found / "hf") else PARTS
+    return next((found / part for part in parts if not (found / part).is_file()), None)
 
 
 def _of_run(source, runs, which) -> Path:
@@ -79,9 +84,8 @@ def _of_run(source, runs, which) -> Path:
                 f"{str(source)!r}: its best checkpoint, {found.name}, is no longer there; {_there(runs)}, and a "
                 "checkpoint's own folder can be given in place of the run's"
             )
-    for part in PARTS:
-        if not (found / part).is_file():
-            raise UserError(f"{found} is not whole: {found / part} is missing; {_there(runs)}")
+    if missing := _missing(found):
+        raise UserError(f"{found} is not whole: {missing} is missing; {_there(runs)}")
     return found
 
 
@@ -92,11 +96,12 @@ def _there(runs) -> str:
     return f"there {'are' if others else 'is'} {', '.join([*others, newest])}: --checkpoint newest takes {newest}"
 
 
-def export_model(source, out, which="best", dtype=None) -> Path:
+def export_model(source, out, which="best", dtype=None, adapter=False) -> Path:
     """Write the policy of a checkpoint (`checkpoint_of`) as a complete Hugging Face folder; returns the checkpoint.
 
     Its parameters, float32 in any number of shards, are rounded to `dtype` once (default: the checkpoint's compute
-    dtype).
+    dtype). A run that trained an adapter gives its base in `dtype` with the adapter added to it, or with `adapter` that
+    alone, as PEFT has it. Raises UserError, also for an adapter of a run that trained none.
     """
     import torch
     import torch.distributed.checkpoint as dcp
@@ -106,14 +111,26 @@ def export_model(source, out, which="best", dtype=None) -> Path:
     from sslr1.runs import checkpoint
 
     found = checkpoint_of(source, which)
+    if adapter and not holds_adapter(found / "hf"):
+        raise UserError(f"{found} has no adapter: its run trained the model itself (model.lora.rank is 0)")
     with written(out) as partial:
         hf = found / "hf"
-        dtype = dtype or json.loads((hf / "config.json").read_text())["dtype"]
-        network = model.load_model(hf, getattr(torch, dtype))
-        state = {f"model.{name}": p.detach() for name, p in network.named_parameters()}
-        dcp.load(state, storage_reader=HuggingFaceStorageReader(str(found / "state")), no_dist=True)
+        if adapter:
+            shutil.copytree(hf, partial, dirs_exist_ok=True)
+            return found
+        network = model.load_model(hf, getattr(torch, dtype or _computed_in(found)))
+        if not holds_adapter(hf):
+            state = {f"model.{name}": p.detach() for name, p in network.named_parameters()}
+            dcp.load(state, storage_reader=HuggingFaceStorageReader(str(found / "state")), no_dist=True)
         checkpoint.save_hf(partial, network, model.load_tokenizer(hf), hf)
     return found
+
+
+def _computed_in(found) -> str:
+    """The compute dtype of a checkpoint's run."""
+    if not holds_adapter(found / "hf"):
+        return json.loads((found / "hf" / "config.json").read_text())["dtype"]
+    return json.loads((found / "state" / "trainer.json").read_text())["made_by"]["dtype"].removeprefix("torch.")
 
 
 def export_puzzles(
@@ -271,7 +288,7 @@ def main():
             logging.set_verbosity_error()
             logging.disable_progress_bar()
             warnings.filterwarnings("ignore", "torch.distributed is disabled")
-            found = export_model(asked["source"], asked["out"], asked["checkpoint"], asked["dtype"])
+            found = export_model(*(asked[key] for key in ("source", "out", "checkpoint", "dtype", "adapter")))
             print(f"{asked['out']}: {found}")
         else:
             asked["thinking"] = not asked.pop("direct")

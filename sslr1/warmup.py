@@ -88,14 +88,21 @@ def main():
     from pathlib import Path
 
     from sslr1.__main__ import parsed
+    from sslr1.model import lora
+    from sslr1.model.folder import base_of
     from sslr1.runs import checkpoint
     from sslr1.setup import entry
 
     arguments = parsed("warmup")
     with entry.session(arguments.config, arguments.overrides) as session:
         warm_up(session, Progress(session.world.main))
+        out, tokenizer, network = Path(arguments.out), session.tokenizer, session.policy.model
+        adapters, source = lora.gathered(network), base_of(session.model_path)
         if session.world.main:
-            checkpoint.save_hf(Path(arguments.out), session.weights.model, session.tokenizer, session.model_path)
+            if adapters:
+                checkpoint.save_adapter(out, adapters, lora.lora_of(network), tokenizer, source)
+            else:
+                checkpoint.save_hf(out, session.weights.model, tokenizer, source)
             print(arguments.out)
 
 

@@ -11,12 +11,14 @@ import torch.distributed as dist
 from safetensors.torch import save_file
 
 from sslr1 import distributed, model
+from sslr1.config.settings import Lora
 from sslr1.learner import dealing
-from sslr1.model import parallel
+from sslr1.model import lora, parallel
 from sslr1.model.cost import cost_of
 from sslr1.rollout import SamplerWeights
 from tests.exact import keep_dtype
 from tests.learner.test_learner import OPTIONS, make_groups, make_learner
+from tests.model.test_lora import put, some_values
 from tests.model.test_packing import spec_of
 
 
@@ -31,6 +33,34 @@ def gradients(folder, world, options, groups, rewards):
     for name, parameter in learner.policy.model.named_parameters():
         found[name] = parallel.whole(parameter.grad)
     return found
+
+
+def of_adapters(folder, world, options, groups, rewards):
+    """Loss and every gradient of adapters in float64; the base lies whole on each rank, and the sampler, which follows,
+    has it there."""
+    learner, weights = make_learner(
+        folder, world, *options, dtype=torch.float64, lora=Lora(rank=3, vision="all-linear")
+    )
+    network, found = learner.policy.model, {}
+    torch.manual_seed(0)  # the same on all ranks
+    put(network, some_values(network))
+    weights.refresh(learner.policy)
+    replica = dict(weights.model.named_parameters())
+    for name, parameter in network.named_parameters():
+        assert torch.equal(replica[name], parallel.whole(parameter.detach())), name
+        same = replica[name].data_ptr() == parallel.local(parameter).data_ptr()
+        assert same == (world.size == 1 or not lora.is_adapter(name)), name
+    update = learner._update
+
+    def noted(totals):
+        found.update(loss=distributed.all_reduce(totals["loss"].double()))
+        found.update((name, parallel.whole(p.grad).clone()) for name, p in lora.adapters(network))
+        return update(totals)
+
+    learner._update = noted
+    learner.step(groups, rewards)
+    norm = torch.stack([g.norm() for name, g in found.items() if name != "loss"]).norm()
+    return found | {"norm": norm}
 
 
 def two_steps(folder, world, options, groups, rewards):
@@ -144,6 +174,7 @@ def run(
     keep_dtype()
     for number, (folder, part) in enumerate(zip(folders, parts)):
         results[f"gradients {number}"] = gradients(folder, world, options, *part)
+        results[f"gradients of adapters {number}"] = of_adapters(folder, world, options, *part)
     results["updates"] = updates_with_a_reference(folders[0], world, options, *parts[0])
     if world.main:
         flat = {f"{part}/{name}": x.cpu().contiguous() for part, found in results.items() for name, x in found.items()}

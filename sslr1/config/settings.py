@@ -104,6 +104,50 @@ NoImages = Annotated[
 ]
 
 
+Targets = list[str] | str
+NOT_OURS = {  # what adapters can be elsewhere
+    "DoRA": ("dora", "use_dora"),
+    "QLoRA": ("qlora", "bits", "quantization", "load_in_4bit", "load_in_8bit"),
+}
+
+
+class Lora(Section):
+    rank: int = Field(
+        0,
+        ge=0,
+        description="of the adapters (LoRA): the model is frozen, in model.dtype, and they alone are trained; 0 trains "
+        "the model itself. A model.path that is an adapter brings its own rank, alpha and targets",
+    )
+    alpha: int | None = Field(
+        None, ge=1, description="an adapter's product counts alpha / rank times; null is twice the rank"
+    )
+    rslora: bool = Field(False, description="alpha / sqrt(rank) in place of alpha / rank (rank-stabilised LoRA)")
+    targets: Targets | None = Field(
+        "all-linear",
+        description="which linears of the language model get one, in the words of PEFT's target_modules: all-linear, a "
+        "regular expression for the whole name, or a list of names or their ends; null is none",
+    )
+    vision: Targets | None = Field(
+        None, description="which linears of the vision tower, in the same words; null leaves the tower as it is"
+    )
+    dropout: float = Field(
+        0.0,
+        ge=0,
+        le=0,
+        description="only 0: the loss takes the policy that drew the tokens for the one that it differentiates, and "
+        "dropout would make them two",
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _ours(cls, tree):
+        for what, keys in NOT_OURS.items():
+            for key in keys:
+                if isinstance(tree, dict) and key in tree:
+                    raise ConfigError(f"model.lora.{key}: {what} is not supported, only plain LoRA")
+        return tree
+
+
 class Model(Section):
     path: Place = Field(
         description="a Hugging Face folder, or builtin:tiny (Qwen2.5-VL), builtin:tiny-qwen3-vl or "
@@ -115,6 +159,7 @@ class Model(Section):
     frozen: Literal["none", "vision"] = Field(
         "none", description="vision leaves the vision tower as it is, which spares its gradients and moments"
     )
+    lora: Lora = Lora()
 
 
 class Data(Section):
@@ -279,7 +324,7 @@ class Loss(Section):
         ge=0,
         description="weight of the distance (KL, as e^r - r - 1) to the model as it was before the first step, after "
         "the format warm-up. Above 0, a frozen copy of it is held, sharded like the model and in its compute dtype, "
-        "and read from the run's checkpoint of step 0, which is then kept",
+        "and read from the run's checkpoint of step 0, which is then kept; with model.lora no copy but of adapters",
     )
     entropy_coef: float = Field(0.0, ge=0, description="entropy bonus a token, in nats")
     updates: int = Field(
@@ -423,6 +468,8 @@ class Config(Section):
                 raise ConfigError(
                     f"puzzles.levels.{name} is {level}; {name} has levels {', '.join(map(str, LEVELS[name]))}"
                 )
+        if self.model.frozen == "vision" and self.model.lora.vision is not None:
+            raise ConfigError("model.frozen=vision and model.lora.vision exclude each other: set one of them")
         if self.rollout.group_size == 1:
             raise ConfigError("rollout.group_size is 1: a group of one has no advantage; use 2 or more")
         preset = {"default": (MIXTURE, START_LEVEL, "default"), "paper": (PAPER_MIXTURE, PAPER_LEVEL, "paper")}

@@ -6,8 +6,8 @@
 python -m sslr1.evaluate --probes [FOLDER] [--count N]             what blind solvers score on the puzzles themselves
 
 WHAT: a YAML file, a run folder (its newest checkpoint, its configuration), one of its checkpoints/step-…, or any
-Hugging Face folder. Answers are bit-equal on any number of ranks, unless rollout.batch_invariant=false is given, which
-is faster.
+Hugging Face folder, an adapter's (PEFT) included. Answers are bit-equal on any number of ranks, unless
+rollout.batch_invariant=false is given, which is faster.
 """
 
 import json
@@ -22,7 +22,7 @@ from sslr1.errors import UserError
 from sslr1.evaluate import benchmarks, blind, scoring, tables
 from sslr1.evaluate.held_out import ask, batches_at, choose, puzzle_report
 from sslr1.evaluate.logs import baseline_of, read_log, write
-from sslr1.model.folder import check_folder
+from sslr1.model.folder import check_folder, holds_adapter
 from sslr1.runs import checkpoint
 from sslr1.runs.progress import Progress
 from sslr1.setup import entry, processors
@@ -50,9 +50,9 @@ def locate(what) -> tuple:
             return None, given, None
         config.of_run(run / "config.yaml")
         return run / "config.yaml", given, run
-    if (path / "config.json").is_file():
+    if (path / "config.json").is_file() or holds_adapter(path):
         return None, [f"model.path={json.dumps(what, ensure_ascii=False)}"], None
-    kinds = "no run folder (checkpoints/step-…), no checkpoint (hf/) and no model folder (config.json)"
+    kinds = "no run folder (checkpoints/step-…), no checkpoint (hf/) and no model folder (config.json) or adapter's"
     raise UserError(f"{what} is {kinds}")
 
 

@@ -118,11 +118,11 @@ class Learner:
             self.optimizer = torch.optim.AdamW(trained, **options, fused=self.fused or None)
 
     def set_reference(self, reference):
-        """A frozen policy from `model.load_reference`, from which loss.kl_coef measures."""
-        self.reference, self.reference_cost = reference, self._cost_of(reference.model)
+        """A frozen policy (`model.load_reference`, `model.lora.Reference`), from which loss.kl_coef measures."""
+        self.reference, self.reference_cost = reference, self._cost_of(reference.model, forward_only=True)
 
-    def _cost_of(self, network):
-        found = cost.cost_of(network)
+    def _cost_of(self, network, **options):
+        found = cost.cost_of(network, **options)
         return replace(found, patch=0.0, patch_pair=0.0) if self.keep_seen else found  # which no pass sees then
 
     def empty_state(self, parameter) -> dict:

@@ -2,8 +2,9 @@
 measured.
 
 Counted are the matrix products of forward and backward pass, 2 a weight and token forward and twice that backward (what
-is frozen: forward only), attention's, 4 * heads * head size a query and key that meet, and of a linear layer 6 * a
-state's numbers a token (read, corrected, read again). Work done again (recomputed blocks) is not.
+is frozen: once, for its input's gradient; a tower in and before which nothing is trained: forward only), attention's,
+4 * heads * head size a query and key that meet, and of a linear layer 6 * a state's numbers a token (read, corrected,
+read again). Work done again (recomputed blocks) is not.
 """
 
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from sslr1.model.gated_delta_net import linear_layers, state_size
+from sslr1.sums import plain_sum
 
 
 @dataclass(frozen=True)
@@ -39,25 +41,33 @@ class Cost:
         return length * (self.token + self.row + (prompt_length + length / 2) * self.pair)
 
 
-def cost_of(model) -> Cost:
-    """The Cost of a Hugging Face model of a supported family, read off its modules' shapes."""
+def cost_of(model, forward_only=False) -> Cost:
+    """The Cost of a Hugging Face model of a supported family, with adapters or not, read off its modules' shapes."""
     inner, text, vision = model.model, model.config.text_config, model.config.vision_config
     layers, blocks = inner.language_model.layers, inner.visual.blocks
-    passes, seeing = (3 if next(p.parameters()).requires_grad else 1 for p in (inner.language_model, inner.visual))
+    seen = not forward_only and any(p.requires_grad for p in inner.visual.parameters())
+    read = seen or (not forward_only and any(p.requires_grad for p in inner.language_model.parameters()))
+    seeing, passes = 3 if seen else 1, 3 if read else 1
+
+    def products(weight, backward):
+        """Operations a token."""
+        return 2.0 * weight.numel() * (1 if not backward else 3 if weight.requires_grad else 2)
+
     patch = 0.0
     for name, module in inner.visual.named_modules():
         if isinstance(module, (nn.Linear, nn.Conv3d)):
-            patch += module.weight.numel() / (vision.spatial_merge_size**2 if "merger" in name else 1)
+            patch += products(module.weight, seen) / (vision.spatial_merge_size**2 if "merger" in name else 1)
     head_size = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
     window = getattr(vision, "window_size", None)
     whole = len(vision.fullatt_block_indexes) if window else len(blocks)
     linear = linear_layers(text)
     state = len(linear) and 6.0 * len(linear) * state_size(text)
     return Cost(
-        token=passes * (2.0 * sum(m.weight.numel() for m in layers.modules() if isinstance(m, nn.Linear)) + state),
+        token=plain_sum(products(m.weight, read) for m in layers.modules() if isinstance(m, nn.Linear))
+        + passes * state,
         pair=4.0 * passes * (len(layers) - len(linear)) * text.num_attention_heads * head_size,
-        row=2.0 * passes * text.hidden_size * text.vocab_size,
-        patch=2.0 * seeing * patch,
+        row=products(model.lm_head.weight, read),
+        patch=patch,
         patch_pair=4.0 * seeing * len(blocks) * vision.hidden_size,
         window=(window // vision.patch_size) ** 2 if window else 0,
         windowed=1 - whole / len(blocks),

@@ -28,13 +28,38 @@ def check_folder(path) -> Path:
     return folder
 
 
-def check_config(path) -> Path:
-    """The folder, if its config.json is of a model that this version trains.
+def holds_adapter(path) -> bool:
+    """Whether a folder is an adapter: PEFT's settings of one, and no model's weights beside them."""
+    folder = Path(path)
+    return (folder / ADAPTER[0]).is_file() and not any((folder / name).is_file() for name in (SINGLE, INDEX))
 
-    Raises UserError for one that is missing, an adapter, of another family, quantised, or that would run code of its
+
+def base_of(path) -> Path:
+    """The model's folder of model.path: itself, or where that is an adapter the one that the adapter names, by its path
+    or by the name of a download in the hub's cache. Raises UserError where that isn't there."""
+    folder = Path(path)
+    if not holds_adapter(folder):
+        return folder
+    named = settings(folder / ADAPTER[0]).get("base_model_name_or_path")
+    if not isinstance(named, str) or not named:
+        raise UserError(f"{folder / ADAPTER[0]} names no base_model_name_or_path, the model's folder that it adapts")
+    base = Path(named) if Path(named).is_dir() else _snapshot(_cache() / f"models--{named.replace('/', '--')}")
+    if base is None or holds_adapter(base):
+        what = "is no folder here" if base is None else "is an adapter, too"
+        raise UserError(
+            f"model.path {str(path)!r} is an adapter of {named!r}, which {what}: put the folder of that model into "
+            f"base_model_name_or_path of its {ADAPTER[0]}"
+        )
+    return base
+
+
+def check_config(path) -> Path:
+    """The folder, or of an adapter its base's, if its config.json is of a model that this version trains.
+
+    Raises UserError for one that is missing, of another family, quantised, or that would run code of its
     own.
     """
-    folder = Path(path)
+    folder = base_of(path)
     if not (folder / "config.json").is_file():
         raise UserError(f"model.path {str(path)!r} {_no_model(folder)}")
     config = settings(folder / "config.json")
@@ -72,13 +97,9 @@ def _no_model(folder) -> str:
         )
     if inner := sorted(folder.glob("models--*")) or sorted((folder / "hub").glob("models--*")):
         return f"is the hub's cache, of {len(inner)} models: give one's folder, e.g. {_snapshot(inner[0]) or inner[0]}"
-    adapters = [name for name in ADAPTER if (folder / name).is_file()]
+    adapters = [name for name in ADAPTER[1:] if (folder / name).is_file()]
     if adapters:
-        of = settings(folder / ADAPTER[0]).get("base_model_name_or_path") if adapters[0] == ADAPTER[0] else None
-        return (
-            f"is an adapter{f' of {of}' if of else ''} ({adapters[0]}), not a model: merge it into its base model "
-            "(peft's merge_and_unload, then save_pretrained) and give that folder"
-        )
+        return f"is an adapter ({adapters[0]}) without its {ADAPTER[0]}, which names its base model"
     if (folder / "hf" / "config.json").is_file():
         return f"is a checkpoint of a run: its model is {folder / 'hf'}"
     if (folder / "checkpoints").is_dir():
@@ -164,8 +185,7 @@ def _no_weights(folder) -> str:
         return f"holds {_listed(shards)}, but no {INDEX} that names them: the download is not complete"
     if set(other) == {"adapter_model.safetensors"}:
         return (
-            "holds an adapter (adapter_model.safetensors), but no model: merge it into its base model and give that "
-            "folder"
+            f"holds an adapter (adapter_model.safetensors), but no model, and no {ADAPTER[0]} that would name its base"
         )
     return f"holds no {SINGLE} and no {INDEX}; {_listed(other)} is not what transformers reads a model from"
 

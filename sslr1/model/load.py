@@ -3,11 +3,20 @@
 import copy
 import re
 from contextlib import contextmanager
-from pathlib import Path
 
 from sslr1.errors import UserError
-from sslr1.model import parallel
-from sslr1.model.folder import ADAPTER, chat_template, check_config, check_folder, check_whole, opened, weight_files
+from sslr1.model import lora, parallel
+from sslr1.model.folder import (
+    ADAPTER,
+    base_of,
+    chat_template,
+    check_config,
+    check_folder,
+    check_whole,
+    holds_adapter,
+    opened,
+    weight_files,
+)
 from sslr1.model.gated_delta_net import cast
 from sslr1.model.packing import IMAGE_PAD
 from sslr1.model.sizes import SIZES
@@ -20,14 +29,19 @@ ROWS = 4096  # of a matrix that are compared at once
 
 def load_model(path, dtype=None):
     """The folder's model, whole on the CPU in eval mode, in `dtype` (default float32) but for what stays in float32
-    (`gated_delta_net.KEPT`). Errors: `load_weights`'."""
+    (`gated_delta_net.KEPT`); an adapter is merged into it. Errors: `load_weights`', and `lora.read`'s."""
     import torch
 
     network = skeleton(path)
     cast(network, dtype or torch.float32)
+    if holds_adapter(path):
+        lora.add(network, lora.read(path, network), dtype or torch.float32)
     parallel.materialize(network, "cpu")
     network.tie_weights()
     load_weights(network, path)
+    if holds_adapter(path):
+        lora.load(network, path)
+        lora.merge(network)
     return network
 
 
@@ -74,7 +88,7 @@ def _built(config):
 
 def remarks(path, network) -> list[str]:
     """What somebody who gave this folder may not expect of the model that was made of it."""
-    folder, out = Path(path), []
+    folder, out = base_of(path), []
     if (folder / ADAPTER[0]).is_file():
         out.append(
             f"the adapter in {folder} ({ADAPTER[0]}) is not used, only the model beside it; transformers would add it "
@@ -168,6 +182,18 @@ def _stored(model, folder):
     """(parameter's name, or None for a tensor that is none, its key in the file, its shape, the file) of each tensor of
     the folder's weights, from their headers. Of two of one name the later counts. Names that published checkpoints use
     are translated as transformers does."""
+    rename, known = renamer(model), {name for name, _ in model.named_parameters(remove_duplicate=False)}
+    for file in weight_files(folder):
+        with opened(file) as tensors:
+            for key in tensors.keys():
+                if not PASSED_OVER.search(key):
+                    name = rename(key)
+                    yield name if name in known else None, key, tensors.get_slice(key).get_shape(), file
+
+
+def renamer(model):
+    """A function that makes of a name that published checkpoints use a parameter's, as transformers does; of what it
+    would also convert, ""."""
     import torch
     from transformers.conversion_mapping import get_model_conversion_mapping
     from transformers.core_model_loading import WeightRenaming, rename_source_key
@@ -177,23 +203,22 @@ def _stored(model, folder):
     converters = [t for t in transforms if not isinstance(t, WeightRenaming)]
     parameters = model.named_parameters(remove_duplicate=False)
     shapes = {name: torch.empty(p.shape, device="meta") for name, p in parameters}
-    for file in weight_files(folder):
-        with opened(file) as tensors:
-            for key in tensors.keys():
-                name, converted = rename_source_key(key, renames, converters, model.base_model_prefix, shapes)
-                if not PASSED_OVER.search(key):
-                    known = name if converted is None and name in shapes else None
-                    yield known, key, tensors.get_slice(key).get_shape(), file
+
+    def rename(key):
+        name, converted = rename_source_key(key, renames, converters, model.base_model_prefix, shapes)
+        return name if converted is None else ""
+
+    return rename
 
 
 def load_weights(model, path) -> None:
     """Fill a model's parameters, sharded or not, from the folder's `weight_files`: of each tensor only this rank's rows
-    are read.
+    are read. Adapters are left as they are.
 
     Raises UserError for a tensor that is missing, unknown or of another shape, before any is read.
     """
     folder = check_folder(path)
-    parameters = dict(model.named_parameters(remove_duplicate=False))
+    parameters = {n: p for n, p in model.named_parameters(remove_duplicate=False) if not lora.is_adapter(n)}
     once = {id(p): name for name, p in reversed(parameters.items())}  # one name of those that share a parameter
     found = {}
     for name, key, shape, file in _stored(model, folder):
@@ -228,7 +253,9 @@ def check_patches(path, spec) -> None:
 
 def freeze(model, part) -> None:
     """Train everything ("none"), or leave the vision tower as it is ("vision"): its gradients and moments are then
-    never made."""
+    never made. Of a model with adapters they alone are trained."""
+    if lora.lora_of(model):
+        return lora.freeze(model)
     model.requires_grad_(True)
     if part == "vision":
         model.model.visual.requires_grad_(False)

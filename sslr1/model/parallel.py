@@ -24,7 +24,9 @@ def shard(policy, world: World, dtype: torch.dtype = torch.float32, replicate=1,
     replicate: copies of the model, each sharded over world.size / replicate neighbouring ranks (HSDP). recompute: every
     so-many-th block keeps only its input and runs again in the backward pass; 0 is none, 1 is all. compiled:
     torch.compile of every block but its attention. A policy with nothing to train gives its gathered embeddings and
-    head up after each forward pass, as no backward will. Raises UserError where `replicate` doesn't divide the ranks.
+    head up after each forward pass, as no backward will, and one with adapters those in no layer, which are small. What
+    is frozen under adapters (`model.lora`) is left whole on every rank: the sampler reads it there. Raises UserError
+    where `replicate` doesn't divide the ranks.
     """
     if world.size % replicate:
         raise UserError(f"train.replicate is {replicate}, which does not divide the {world.size} ranks")
@@ -36,18 +38,20 @@ def shard(policy, world: World, dtype: torch.dtype = torch.float32, replicate=1,
     precision = MixedPrecisionPolicy(
         param_dtype=dtype, reduce_dtype=torch.promote_types(dtype, torch.float32), cast_forward_inputs=False
     )
+    under = {p for p in policy.parameters() if not p.requires_grad} if getattr(policy.model, "lora", None) else None
+    options = {"mesh": mesh, "mp_policy": precision, "ignored_params": under}
     inner = policy.model.model
     for blocks in (inner.visual.blocks, inner.language_model.layers):
         for number, block in enumerate(blocks):
             if recompute and number % recompute == 0:  # inside of the module: its parameters are whole by then
                 block.forward = partial(checkpoint, block.forward, use_reentrant=False)
-            if hasattr(block, "linear_attn"):
+            if hasattr(block, "linear_attn") and under is None:
                 _shard_linear(block.linear_attn, mesh, precision)
             if compiled:  # dynamic, since the number of tokens is another in every micro-batch
                 block.compile(dynamic=True)
-            fully_shard(block, mesh=mesh, mp_policy=precision)
-    trained = any(p.requires_grad for p in policy.parameters())
-    fully_shard(policy, mesh=mesh, mp_policy=precision, reshard_after_forward=None if trained else True)
+            fully_shard(block, **options)
+    trained = under is None and any(p.requires_grad for p in policy.parameters())
+    fully_shard(policy, **options, reshard_after_forward=None if trained else True)
     for module in policy.modules():
         # One rank's mean is the sum, and dividing it would take a copy
         if isinstance(module, FSDPModule) and world.size > 1:
@@ -67,7 +71,14 @@ def _shard_linear(layer, mesh, precision):
 def materialize(policy, device) -> None:
     """Give parameters that are on the meta device memory on `device`, not yet filled; buffers move there."""
     buffers = {name: buffer for name, buffer in policy.named_buffers()}
+    names = {}  # of those that share a parameter, which torch gives one each
+    for name, parameter in policy.named_parameters(remove_duplicate=False):
+        names.setdefault(parameter, []).append(name)
     policy.to_empty(device=device)
+    for first, *others in names.values():
+        for name in others:
+            owner, _, leaf = name.rpartition(".")
+            policy.get_submodule(owner)._parameters[leaf] = policy.get_parameter(first)
     for name, buffer in buffers.items():
         owner, _, leaf = name.rpartition(".")
         policy.get_submodule(owner)._buffers[leaf] = transfer.upload(buffer, device, "weights")
@@ -76,9 +87,25 @@ def materialize(policy, device) -> None:
 @torch.no_grad()
 def fill(parameter, rows) -> None:
     """Copy this rank's rows of a whole tensor, which `rows[a:b]` reads, into a (possibly sharded) parameter."""
-    target, start = local(parameter), first_row(parameter)
+    target = local(parameter)
     if target.numel():
-        transfer.fill(target, rows[start : start + len(target)], "weights")
+        transfer.fill(target, part(parameter, rows), "weights")
+
+
+def part(parameter, rows) -> torch.Tensor:
+    """This rank's rows of a whole tensor, which `rows[a:b]` reads, for a (possibly sharded) parameter."""
+    start = first_row(parameter)
+    return rows[start : start + len(local(parameter))]
+
+
+@torch.no_grad()
+def exchange(parameters, others) -> None:
+    """Let this rank's parts of parameters, by name, and others like them change places, between two passes."""
+    for name, parameter in parameters.items():
+        mine = local(parameter)
+        before = mine.clone()
+        mine.copy_(others[name])
+        others[name].copy_(before)
 
 
 def first_row(parameter) -> int:
@@ -104,6 +131,11 @@ def iter_full_params(policy):
 def whole(tensor: torch.Tensor) -> torch.Tensor:
     """All of a (possibly sharded) tensor. All ranks must call it."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def is_whole(tensor: torch.Tensor) -> bool:
+    """Whether each rank's part of a tensor is all of it."""
+    return not isinstance(tensor, DTensor) or tensor.device_mesh.size() == 1
 
 
 def local(tensor: torch.Tensor) -> torch.Tensor:

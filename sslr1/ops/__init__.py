@@ -7,6 +7,7 @@ from sslr1 import at_first_use
 from sslr1.ops.chunks import float_logits
 from sslr1.ops.grpo_loss import GrpoLoss, advantages, grpo_loss, token_logprobs
 from sslr1.ops.keys import fold, fold_tensor, generator, uniform
+from sslr1.ops.lora import lora_linear
 from sslr1.ops.patch_spec import PatchSpec
 from sslr1.ops.render import choose_backend, patch_bytes, patches_of, render, render_patches, unpatchify
 from sslr1.ops.sampling import sample
@@ -30,6 +31,7 @@ __all__ += [
     "fold_tensor",
     "generator",
     "grpo_loss",
+    "lora_linear",
     "patch_bytes",
     "patches_of",
     "render",

@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from sslr1.model import parallel
+from sslr1.model import lora, parallel
 from sslr1.model.gated_delta_net import dtypes_of
 from sslr1.ops import transfer
 
@@ -11,30 +11,34 @@ from sslr1.ops import transfer
 class SamplerWeights:
     """A plain model for the engine that follows a sharded policy.
 
-    Where one rank holds everything in the compute dtype, its parameters are the learner's own storage and `refresh` has
-    nothing to do. Elsewhere it is a replica, filled parameter by parameter from the shards.
+    What a rank holds whole in the compute dtype is the learner's own storage, and `refresh` has nothing to do for it:
+    all parameters of one rank that computes in their dtype, and on any rank what is frozen under adapters. The others
+    are a replica, filled parameter by parameter from the shards.
     Make it with the policy before sharding (it takes the structure from there), then `attach` it to the sharded one.
     """
 
     def __init__(self, model, dtype):
         with torch.device("meta"):
             self.model = type(model)(model.config)
+            lora.follow(self.model, model)
         self.model.generation_config = model.generation_config
         self.dtype = dtype
         for name, buffer in model.named_buffers():  # rotary tables: small, not part of the state
             owner, _, leaf = name.rpartition(".")
             self.model.get_submodule(owner)._buffers[leaf] = buffer.detach().clone()
         self.model.eval().requires_grad_(False)
-        self.shared = False
+        self.shared, self.copied = False, []
 
     def attach(self, policy, world):
         for name, buffer in self.model.named_buffers():
             owner, _, leaf = name.rpartition(".")
             self.model.get_submodule(owner)._buffers[leaf] = transfer.upload(buffer, world.device, "weights")
         parameters, dtypes = dict(policy.model.named_parameters()), dtypes_of(policy.model, self.dtype)
-        self.shared = world.size == 1 and all(p.dtype == dtypes[name] for name, p in parameters.items())
+        whole = {name for name, p in parameters.items() if p.dtype == dtypes[name] and parallel.is_whole(p)}
+        self.copied = [name for name in parameters if name not in whole]
+        self.shared = not self.copied
         for name, parameter in parameters.items():
-            if self.shared:
+            if name in whole:
                 tensor = parallel.local(parameter.detach())
             else:
                 tensor = torch.empty(parameter.shape, dtype=dtypes[name], device=world.device)
@@ -47,8 +51,6 @@ class SamplerWeights:
     @torch.no_grad()
     def refresh(self, policy):
         """Copy the policy's parameters after an optimiser step. All ranks must call it."""
-        if self.shared:
-            return
-        mine = dict(self.model.named_parameters())
-        for name, tensor in parallel.iter_full_params(policy):
-            mine[name].copy_(tensor)
+        mine, theirs = dict(self.model.named_parameters()), dict(policy.model.named_parameters())
+        for name in self.copied:
+            mine[name].copy_(parallel.whole(theirs[name].detach()))

@@ -27,6 +27,7 @@ from sslr1 import distributed
 from sslr1.errors import UserError
 from sslr1.files import flush, open_to_all
 from sslr1.learner.adamw import MOMENTS
+from sslr1.model import lora
 from sslr1.model.folder import INDEX, SINGLE, weight_files
 
 TOKENIZER_FILES = (
@@ -59,10 +60,12 @@ def puzzle_rules(path) -> int | None:
 
 
 def _state(policy, optimizer=None) -> dict:
-    """Flat tensors by name: `model.<name>` and, with an optimiser, its moments and step counts."""
-    state = {f"model.{name}": p.detach() for name, p in policy.model.named_parameters()}
+    """Flat tensors by name: `model.<name>` and, with an optimiser, its moments and step counts; of a model with
+    adapters those alone, as nothing else of it changes."""
+    parameters = dict(lora.adapters(policy.model) if lora.lora_of(policy.model) else policy.model.named_parameters())
+    state = {f"model.{name}": p.detach() for name, p in parameters.items()}
     if optimizer is not None:
-        for name, p in policy.model.named_parameters():
+        for name, p in parameters.items():
             moments = optimizer.state.get(p)
             if moments:
                 state |= {f"optimizer.{name}.{m}": moments[m] for m in (*MOMENTS, "step")}
@@ -79,8 +82,9 @@ class Snapshot:
     All ranks take it. Without `copy` it is the state at the time of `write`. Snapshots before it must have been
     written: what lies there unfinished is cleared away.
 
-    sampler: the engine's plain model, equal to the learner's in its compute dtype, which becomes hf/. source: the model
-    folder whose processor files go along. trainer: JSON-able state. records: files to be flushed before the checkpoint
+    sampler: the engine's plain model, equal to the learner's in its compute dtype, which becomes hf/; of a model with
+    adapters they do, as PEFT has them, in float32. source: the model folder whose processor files go along, and which
+    adapters name as their base. trainer: JSON-able state. records: files to be flushed before the checkpoint
     counts, since a run that goes on from it wants their lines up to its step. Afterwards the `keep` newest and those of
     the steps `also` are kept, older ones removed. group: for `write`'s collectives.
     """
@@ -110,9 +114,12 @@ class Snapshot:
         self.trainer = json.dumps(trainer, indent=2) + "\n"
         self.sampler, self.weights, self.problem = sampler, None, None
         self.state = _state(learner.policy, learner.optimizer)
+        self.source, self.lora = source, lora.lora_of(sampler)
+        if self.lora:
+            self.weights = lora.gathered(learner.policy.model)
         if copy:
             self.state = DefaultStager(StagingOptions(False, False, False, False)).stage(self.state)
-            self.weights = _copies(sampler) if world.main else None
+            self.weights = self.weights or (_copies(sampler) if world.main else None)
         if world.main:
             self.problem = self._attempt(self._prepare, tokenizer, source)
 
@@ -139,7 +146,10 @@ class Snapshot:
     def _finish(self):
         partial, final = self.partial, self.final
         (partial / "state" / "trainer.json").write_text(self.trainer, encoding="utf-8")
-        self.sampler.save_pretrained(partial / "hf", state_dict=self.weights)
+        if self.lora:
+            lora.write(partial / "hf", self.weights, self.lora, self.source)
+        else:
+            self.sampler.save_pretrained(partial / "hf", state_dict=self.weights)
         open_to_all([path for path in partial.rglob("*") if path.is_file()], partial)
         for path in (*partial.rglob("*"), partial, *(path for path in self.records if path.exists())):
             flush(path)
@@ -204,6 +214,13 @@ def save_hf(folder, model, tokenizer, source) -> None:
     model.save_pretrained(folder)
     _save_small(folder, tokenizer, source)
     open_to_all(weight_files(folder), folder)
+
+
+def save_adapter(folder, tensors, what, tokenizer, source) -> None:
+    """A folder as a checkpoint's hf/ with adapters: `lora.write`'s, with tokenizer and `source`'s processor files."""
+    lora.write(folder, tensors, what, source)
+    _save_small(Path(folder), tokenizer, source)
+    open_to_all([Path(folder) / lora.ADAPTER[1]], Path(folder))
 
 
 def _save_small(folder, tokenizer, source):

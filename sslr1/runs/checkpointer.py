@@ -5,6 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 import torch
 
 from sslr1 import distributed, puzzles
+from sslr1.model.folder import base_of
 from sslr1.runs import checkpoint
 
 # The step whose checkpoint holds the reference of loss.kl_coef: the same weights at every start, bit for bit
@@ -50,7 +51,7 @@ class Checkpointer:
             learner=self.learner,
             sampler=session.weights.model,
             tokenizer=session.tokenizer,
-            source=session.model_path,
+            source=base_of(session.model_path),
             world=session.world,
             keep=c.checkpoint.keep,
             also=[each for each in (best_step, REFERENCE if c.loss.kl_coef else None) if each is not None],
@@ -66,7 +67,7 @@ class Checkpointer:
 
     @property
     def reference(self):
-        """The Hugging Face folder of loss.kl_coef's reference."""
+        """The Hugging Face folder, or the adapter, of loss.kl_coef's reference."""
         return self.folder / f"step-{REFERENCE:06d}" / "hf"
 
     def failed(self) -> bool:

@@ -13,7 +13,7 @@ from transformers import AttentionInterface
 
 from sslr1 import model, ops, puzzles
 from sslr1.data.stream import CHUNK
-from sslr1.model import gated_delta_net, shared_prefix
+from sslr1.model import gated_delta_net, lora, shared_prefix
 from sslr1.ops.chunks import default_height
 from sslr1.rollout.cache import bytes_a_sample, bytes_a_token, logit_bytes, places_for
 from sslr1.rollout.engine import free_bytes
@@ -41,14 +41,15 @@ class Line:
 @dataclass(kw_only=True)
 class Shapes:
     """What the arithmetic takes of a model and of how it is spread: numbers of parameters (all, those that are trained,
-    of the largest layer or block, and of what is in none of them), bytes of the compute dtype, ranks, and those that
-    share a copy, tokens of a prompt of the mixture's, of which every picture is as large as it may be, and of its
-    longest, and of each tower its layers, width and bytes kept for the backward pass."""
+    and of those that are sharded the largest layer's or block's, and what is in none), bytes of the compute dtype,
+    ranks, and those that share a copy, tokens of a prompt of the mixture's, of which every picture is as large as it
+    may be, and of its longest, and of each tower its layers, width and bytes kept for the backward pass."""
 
     every: int
     trained: int
     largest: int
     rest: int  # embeddings, head and norms: whole during the whole forward and backward
+    adapted: bool  # whether adapters are trained, and the rest lies whole on each rank in the compute dtype
     dtype: int
     ranks: int
     shards: int
@@ -60,6 +61,11 @@ class Shapes:
     patches: int  # of a visual token
     values: int  # of a patch
     seen: int  # numbers that the vision tower gives a visual token
+
+    @property
+    def sharded(self) -> int:
+        """Parameters that ranks share out among them."""
+        return self.trained if self.adapted else self.every
 
     @property
     def own(self) -> bool:
@@ -75,7 +81,15 @@ class Shapes:
 def plan(config, path, ranks: int, device="cuda") -> tuple[list, list]:
     """(memory lines, communication lines) of one rank. config: a Config, or what has its values; path: the model's
     folder, of which config.json is enough, or a name in model.SIZES. Raises UserError as `model.outline` does."""
-    return lines_of(config, shapes_of(config, model.outline(path), ranks, device), device)
+    return lines_of(config, shapes_of(config, outline(config, path), ranks, device), device)
+
+
+def outline(config, path):
+    """The configuration's `model.outline` of a folder or a name, with its adapters. Raises UserError."""
+    network = model.outline(path)
+    if adapted := lora.wanted(config.model.lora, network, path):
+        lora.add(network, adapted, torch.float32)
+    return network
 
 
 def lines_of(config, shapes, device="cuda") -> tuple[list, list]:
@@ -89,14 +103,19 @@ def lines_of(config, shapes, device="cuda") -> tuple[list, list]:
 
 
 def shapes_of(config, network, ranks: int, device="cuda") -> Shapes:
-    """The Shapes of a `model.outline`, which is altered."""
+    """The Shapes of an `outline`, which is altered."""
     model.freeze(network, config.model.frozen)
     narrow = config.model.dtype == "bfloat16" or (config.model.dtype == "auto" and device != "cpu")
     vision = network.config.vision_config
     every = sum(p.numel() for p in network.parameters())
     trained = sum(p.numel() for p in network.parameters() if p.requires_grad)
     towers = network.model.language_model.layers, network.model.visual.blocks
-    parts = [sum(p.numel() for p in part.parameters()) for tower in towers for part in tower]
+    adapted = lora.lora_of(network) is not None
+
+    def sharded(part):
+        return sum(p.numel() for p in part.parameters() if p.requires_grad or not adapted)
+
+    parts = [sharded(part) for tower in towers for part in tower]
     kept = activations(network, torch.bfloat16 if narrow else torch.float32)
     widths = network.config.text_config.hidden_size, vision.hidden_size
     tokens_of, mixture = prompt_lengths(config, vision), config.puzzles.mixture
@@ -105,7 +124,8 @@ def shapes_of(config, network, ranks: int, device="cuda") -> Shapes:
         every=every,
         trained=trained,
         largest=max(parts),
-        rest=every - sum(parts),
+        rest=sharded(network) - sum(parts),
+        adapted=adapted,
         dtype=2 if narrow else 4,
         ranks=ranks,
         shards=ranks // config.train.replicate,
@@ -133,17 +153,24 @@ def prompt_lengths(config, vision):
 def _states(config, shapes) -> list:
     """What is there for as long as the run lasts, and the gradients."""
     s, moment, over = shapes, 2 if config.optim.moments == "bfloat16" else 4, f" / {shapes.shards} shards"
+    frozen = s.every - s.sharded
+    whole = f"{frozen:,} frozen ones x {s.dtype} bytes, whole; " if frozen else ""
     lines = [
-        Line("weights", s.every * MASTER, f"{s.every:,} parameters x {MASTER} bytes{over}"),
+        Line("weights", s.sharded * MASTER, f"{whole}{s.sharded:,} parameters x {MASTER} bytes{over}"),
         Line("gradients", s.trained * MASTER, f"{s.trained:,} trained x {MASTER} bytes{over}", "learner"),
         Line("AdamW's moments", 2 * s.trained * moment, f"twice {moment} bytes a trained parameter{over}"),
     ]
-    if config.loss.kl_coef:
+    if config.loss.kl_coef and s.adapted:  # of a run that begins with new ones nothing: they are switched off
+        lines.append(
+            Line("reference's adapters", s.trained * MASTER, f"where step 0 has any, {MASTER} bytes each{over}")
+        )
+    elif config.loss.kl_coef:
         lines.append(Line("reference's weights", s.every * s.dtype, f"frozen, {s.dtype} bytes each{over}"))
     for line in lines:
         line.gb /= s.shards
-    how = "the learner's own" if s.own else f"whole, {s.dtype} bytes each"
-    return [*lines, Line("sampler's weights", 0 if s.own else s.every * s.dtype, how)]
+    lines[0].gb += frozen * s.dtype
+    how = "the learner's own" if s.own else f"{'adapters, ' if s.adapted else ''}whole, {s.dtype} bytes each"
+    return [*lines, Line("sampler's weights", 0 if s.own else s.sharded * s.dtype, how)]
 
 
 def _pictures(config, shapes) -> list:
@@ -166,22 +193,22 @@ def _learner(config, shapes, device) -> list:
     wide = MASTER + (s.dtype if s.dtype == 2 else 0)
     gathered = (s.rest + 2 * s.largest) * s.dtype if s.gathered else 0
 
+    rest = "adapters in no layer" if s.adapted else "embeddings and head"
+
     def reduced(count):
         """Of a group of parameters: gradients as autograd gives them, or their float32 sum, beside FSDP2's input."""
         return count * (MASTER + max(s.dtype, MASTER / s.shards))
 
     return [
-        Line("gathered weights", gathered, "embeddings and head, two layers", "learner"),
+        Line("gathered weights", gathered, f"{rest}, two layers", "learner"),
         Line(
             "whole gradients", reduced(s.largest) + s.largest * MASTER, "two layers, while they are reduced", "learner"
         ),
-        Line(
-            "whole gradients of the rest", reduced(s.rest), "embeddings and head, when activations are gone", "reduce"
-        ),
+        Line("whole gradients of the rest", reduced(s.rest), f"{rest}, when activations are gone", "reduce"),
         Line(
             "loss",
-            (height + s.text.hidden_size) * s.text.vocab_size * wide,
-            f"logits of {height:,} rows, the head's gradient",
+            (height + s.text.hidden_size * (not s.adapted)) * s.text.vocab_size * wide,
+            f"logits of {height:,} rows" + ", the head's gradient" * (not s.adapted),
             "forward",
         ),
         _activations(config, shapes),
@@ -233,13 +260,13 @@ def _traffic(config, shapes) -> list:
     """What a rank sends and receives."""
     s, train = shapes, config.train
     share = (s.shards - 1) / s.shards
-    gathered = s.every * s.dtype * share
+    gathered = s.sharded * s.dtype * share
     return [
         Line("weights gathered, a micro-batch", 2 * gathered, "once forward, once backward"),
         Line("reference's weights gathered, a micro-batch", bool(config.loss.kl_coef) * gathered, "once forward"),
         Line("gradients reduced, a micro-batch", s.trained * MASTER * share, "once backward"),
         Line("gradients between copies, an update", s.trained * MASTER / s.shards * (train.replicate > 1), "HSDP"),
-        Line("sampler refreshed, a step", 0 if s.own else s.every * MASTER * share, "whole weights, one by one"),
+        Line("sampler refreshed, a step", 0 if s.own else s.sharded * MASTER * share, "whole weights, one by one"),
     ]
 
 

@@ -13,7 +13,8 @@ from sslr1.data import Decoder, ImageFolder, ImageStore, bad
 from sslr1.data.images import ABOUT, SPLIT
 from sslr1.errors import UserError
 from sslr1.files import write_whole
-from sslr1.model import parallel
+from sslr1.model import lora, parallel
+from sslr1.model.folder import base_of, holds_adapter
 from sslr1.puzzles import series
 from sslr1.rollout import Engine, SamplerWeights
 from sslr1.setup import lengths, processors
@@ -66,7 +67,7 @@ def build(
 
     tokenizer = model.load_tokenizer(model_path)
     limits = {k: v for k in ("min_pixels", "max_pixels") if (v := getattr(config.puzzles, k))}
-    spec = ops.PatchSpec.from_pretrained(model_path, dtype=dtype, **limits)
+    spec = ops.PatchSpec.from_pretrained(base_of(model_path), dtype=dtype, **limits)
     if data:
         examples = series.check(lengths.kinds(config), spec, config.puzzles.composed)
     images, evaluation = _images(config, data_path, listing, world.device) if data else (None, None)
@@ -133,7 +134,9 @@ def _prepare(config, listing, data, forms):
     """Make what is missing on disk, and look at what a start would stumble over. On rank 0."""
     model_path, data_path = builtin(config, data)
     _openings(model.load_tokenizer(model_path), config, forms)
-    model.check_patches(model_path, ops.PatchSpec.from_pretrained(model_path))
+    model.check_patches(model_path, ops.PatchSpec.from_pretrained(base_of(model_path)))
+    if config.model.lora.rank or holds_adapter(model_path):
+        lora.wanted(config.model.lora, model.skeleton(model_path), model_path)
     if data and (not listing or not listing.exists()):
         scratch, report = listing and listing.parent, _found("data.path")
         found = ImageFolder.scan(data_path, scratch=scratch, report=report, exclude=config.data.exclude)
@@ -164,10 +167,16 @@ def _networks(config, world, model_path, dtype):
     """The policy, sharded and loaded, and the sampler's weights."""
     network, c = model.skeleton(model_path), config.train
     model.freeze(network, config.model.frozen)
+    if adapted := lora.wanted(config.model.lora, network, model_path):
+        lora.add(network, adapted, dtype)
     weights = SamplerWeights(network, dtype)
     policy = parallel.shard(model.Policy(network), world, dtype, c.replicate, c.recompute, c.compile)
     parallel.materialize(policy, world.device)
     model.load_weights(policy.model, model_path)
+    if holds_adapter(model_path):
+        lora.load(policy.model, model_path)
+    elif adapted:
+        lora.begin(policy.model, c.seed)
     weights.attach(policy, world)
     return policy, weights
 

@@ -4,10 +4,9 @@ arithmetic from data sheets and from the assumptions below, and none of it was m
 from dataclasses import replace
 from functools import lru_cache
 
-from sslr1 import model
 from sslr1.model.cost import CARDS, cost_of
 from sslr1.rollout.cache import bytes_a_sample, bytes_a_token
-from sslr1.setup.budget import MASTER, ROOM, TEXT, lines_of, peak, rows_of, shapes_of, stays
+from sslr1.setup.budget import MASTER, ROOM, TEXT, lines_of, outline, peak, rows_of, shapes_of, stays
 from sslr1.sums import plain_sum
 
 NAMES = {name.lower().replace(" ", ""): name for name in CARDS}  # by what --card takes
@@ -16,7 +15,7 @@ OF_PEAK, OF_BANDWIDTH = 0.4, 0.6  # assumed: what is had of the data sheet's ope
 
 def report(config, path, ranks, name) -> str:
     """What the card of that name in NAMES makes of the plan; path: as for `budget.plan`."""
-    network, card = model.outline(path), CARDS[NAMES[name]]
+    network, card = outline(config, path), CARDS[NAMES[name]]
     sizes = f"{card.memory / 1e9:.0f} GB at {card.bandwidth / 1e12:.3g} TB/s"
     seconds = times(config, network, ranks, card)
     return "\n".join(
@@ -75,7 +74,7 @@ def ladder(config, ranks, prompt) -> dict:
         "rollout.wave_rows": _halves(rows, r.group_size),
         "train.replicate": [1] * (c.train.replicate > 1),
         "optim.moments": ["bfloat16"] * (c.optim.moments != "bfloat16"),
-        "model.frozen": ["vision"] * (c.model.frozen != "vision"),
+        "model.frozen": ["vision"] * (c.model.frozen != "vision" and not c.model.lora.rank),
     }
 
 
@@ -118,9 +117,7 @@ def times(config, network, ranks, card) -> list:
     """(what, seconds, how) of a step's parts. Matrix products and attention are counted as `model.cost` does; a decode
     step takes as long as reading the language model and the keys and values of its rows, or as computing."""
     shapes, r, train = shapes_of(config, network, ranks), config.rollout, config.train
-    learned = cost_of(network)
-    network.requires_grad_(False)
-    forward = cost_of(network)
+    learned, forward = cost_of(network), cost_of(network, forward_only=True)
     groups, rows, prompt = r.prompts // ranks, rows_of(config, ranks), shapes.prompt
     patches = (prompt - TEXT) * shapes.patches
     flops, moved = OF_PEAK * card.flops, OF_BANDWIDTH * card.bandwidth

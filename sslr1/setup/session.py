@@ -11,7 +11,7 @@ from sslr1 import distributed, model, ops, puzzles
 from sslr1.config import Config
 from sslr1.data import ImageStore, PuzzleStream
 from sslr1.errors import UserError
-from sslr1.model import shared_prefix
+from sslr1.model import lora, shared_prefix
 from sslr1.puzzles.reward import Score
 from sslr1.rollout import Engine, SamplerWeights
 from sslr1.setup import budget
@@ -74,8 +74,8 @@ class Session:
         return [f"{store.folder.root}: {store.folder.about}" for store in stores if store.folder.about]
 
     def reference(self, path):
-        """The frozen policy of loss.kl_coef from a checkpoint's hf/ folder, which holds it in the compute dtype. All
-        ranks must call it. Raises UserError."""
+        """The frozen policy of loss.kl_coef from a checkpoint's hf/ folder, which holds it in the compute dtype; with
+        adapters, theirs on the policy's own base. All ranks must call it. Raises UserError."""
         problem, train = None, self.config.train
         if self.world.main and not path.is_dir():
             problem = UserError(
@@ -83,6 +83,8 @@ class Session:
                 "log.name, or set loss.kl_coef=0 and checkpoint.allow_change=true"
             )
         distributed.agree(problem, self.world)
+        if lora.lora_of(self.policy.model):
+            return lora.Reference(self.policy, path)
         return model.load_reference(path, self.world, self.spec.dtype, train.replicate, train.compile)
 
     def make_room(self) -> None:

@@ -9,6 +9,7 @@ import time
 
 from safetensors import safe_open
 
+from sslr1.model.folder import ADAPTER, holds_adapter
 from sslr1.runs import checkpoint
 from tests.conftest import ROOT
 from tests.forks import Program
@@ -110,8 +111,11 @@ def check_whole(run):
                     names.add(name)
         kinds = {name.split(".")[0] for name in names}
         assert kinds == ({"model", "optimizer"} if int(path.name[5:]) else {"model"}), (path, kinds)
-        with safe_open(path / "hf" / "model.safetensors", "pt") as tensors:
+        alone = holds_adapter(path / "hf")
+        weights, settings = ADAPTER[1::-1] if alone else ("model.safetensors", "config.json")
+        with safe_open(path / "hf" / weights, "pt") as tensors:
             assert all(tensors.get_tensor(name) is not None for name in tensors.keys())
-        for name in ("config.json", "generation_config.json", "tokenizer.json", "preprocessor_config.json"):
+        more = () if alone else ("generation_config.json",)
+        for name in (settings, "tokenizer.json", "preprocessor_config.json", *more):
             json.loads((path / "hf" / name).read_text())
     return found

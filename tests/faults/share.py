@@ -6,18 +6,20 @@ import torch
 from safetensors.torch import save_file
 
 from sslr1 import distributed
+from sslr1.config.settings import Lora
 from sslr1.runs import checkpoint
 from tests.learner.test_learner import make_groups, make_learner
 
 
-def main(out, seed, folder, path):
+def main(out, seed, folder, path, rank):
     from skimage import data
 
     photographs = [torch.from_numpy(f().copy()) for f in (data.astronaut, data.coffee, data.chelsea, data.rocket)]
     world = distributed.start("cpu")
     torch.set_num_threads(1)
     torch.use_deterministic_algorithms(True)
-    learner, _ = make_learner(folder, world)
+    adapters = Lora(rank=int(rank), vision="all-linear") if int(rank) else None
+    learner, _ = make_learner(folder, world, lora=adapters)
     checkpoint.load(path, learner=learner)
     groups, rewards = make_groups(folder, photographs, int(seed))
     mine = range(world.rank, len(groups), world.size)

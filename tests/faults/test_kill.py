@@ -6,6 +6,8 @@ import os
 import subprocess
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from tests.faults.runs import check_whole, command, finish, kill, lines, records, same, start, wait_for
 
@@ -54,6 +56,24 @@ def test_a_run_killed_early_and_late_is_the_unbroken_one(tmp_path, unbroken, war
     assert [path.name for path in check_whole(run)] == [path.name for path in check_whole(unbroken)]
     made = [json.loads((r / "checkpoints/step-000006/state/trainer.json").read_text()) for r in (run, unbroken)]
     assert made[0] == made[1]
+
+
+def test_a_run_of_adapters_killed_in_its_middle_is_the_unbroken_one(tmp_path, warm, scenes, draw):
+    """With a reference at step 0, whose adapters the warm-up has moved."""
+    own = ["model.lora={rank: 4, vision: all-linear}", "loss.kl_coef=0.1", "train.steps=4"]
+    whole, run = tmp_path / "whole", tmp_path / "broken" / "run"
+    finish(command(whole, warm, scenes, *own))
+    line = command(tmp_path / "broken", warm, scenes, *own)
+    process = start(line)
+    wait_for(lambda: lines(run / "metrics.jsonl") >= 2 + draw.integers(0, 2), process)
+    kill(process)
+    check_whole(run)
+    assert "going on from" in finish(line)[0]
+    assert same(run, whole / "run") and [path.name for path in check_whole(run)] == ["step-000000", "step-000004"]
+    assert any(float(row["kl"]) > 0 for row in records(run)[1:])
+    for path in (run / "checkpoints").glob("step-*/**/*.safetensors"):
+        mine, theirs = load_file(path), load_file(whole / path.relative_to(tmp_path / "broken"))
+        assert mine.keys() == theirs.keys() and all(torch.equal(mine[name], theirs[name]) for name in mine), path
 
 
 @pytest.mark.slow

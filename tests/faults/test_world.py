@@ -6,15 +6,17 @@ import pytest
 from safetensors.torch import load_file
 
 from sslr1 import model
+from sslr1.config.settings import Lora
 from sslr1.runs import checkpoint
 from tests.faults.runs import check_whole, command, finish, records
 from tests.forks import launch
 from tests.learner.test_learner import make_groups, make_learner
 
 
-def test_recorded_samples_give_the_same_step(tmp_path, tiny, photographs, seed, one_process):
+@pytest.mark.parametrize("rank", [0, 4], ids=["whole", "adapters"])
+def test_recorded_samples_give_the_same_step(tmp_path, tiny, photographs, seed, one_process, rank):
     """Loss and gradient norm of the first step from a checkpoint, in float32, on one rank and on two."""
-    learner, weights = make_learner(tiny, one_process)
+    learner, weights = make_learner(tiny, one_process, lora=Lora(rank=rank, vision="all-linear") if rank else None)
     for again in range(3):
         learner.step(*make_groups(tiny, photographs, seed + again))
     options = dict(sampler=weights.model, tokenizer=model.load_tokenizer(tiny), source=tiny, world=one_process)
@@ -22,7 +24,7 @@ def test_recorded_samples_give_the_same_step(tmp_path, tiny, photographs, seed, 
     found = []
     for ranks in (1, 2):
         out = tmp_path / f"{ranks}.safetensors"
-        launch("tests.faults.share", out, seed + 9, tiny, path, ranks=ranks)
+        launch("tests.faults.share", out, seed + 9, tiny, path, rank, ranks=ranks)
         found.append(load_file(out)["numbers"].tolist())
     assert found[0][1] > 0 and found[0][3] == pytest.approx(1e-3, rel=0.1)  # the schedule's place is kept too
     assert found[1] == pytest.approx(found[0], rel=1e-5)

@@ -10,6 +10,7 @@ import torch
 
 from sslr1 import config, model, ops
 from sslr1.learner import Learner
+from sslr1.model import lora as adapters
 from sslr1.model import parallel, shared_prefix
 from sslr1.rollout import Engine, SamplerWeights
 from sslr1.runs import checkpoint
@@ -29,14 +30,20 @@ def make_learner(
     frozen="none",
     dtype=torch.float32,
     compiled=False,
+    lora=None,
     **changes,
 ):
-    network = model.skeleton(tiny).to(dtype)
-    model.freeze(network, frozen)
+    """lora: a section `model.lora`, whose adapters then begin as a run's do."""
+    network = model.skeleton(tiny)
+    if lora is not None:
+        adapters.add(network, adapters.chosen(network, lora), dtype)
+    else:
+        model.freeze(network.to(dtype), frozen)
     weights = SamplerWeights(network, dtype)
     policy = parallel.shard(model.Policy(network), world, dtype, replicate, recompute, compiled)
     parallel.materialize(policy, world.device)
     model.load_weights(policy.model, tiny)
+    adapters.begin(policy.model, 0)
     weights.attach(policy, world)
     options = dict(
         optim=OPTIONS.optim,

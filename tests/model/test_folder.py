@@ -356,8 +356,14 @@ BROKEN = {
         renamed(SINGLE, "model-00001-of-00002.safetensors"),
         "holds model-00001-of-00002.safetensors, but no model.safetensors.index.json",
     ),
-    "an adapter": (adapter_alone, "is an adapter of Qwen/Qwen2.5-VL-3B-Instruct .*merge it into its base model"),
-    "an adapter's weights": (renamed(SINGLE, "adapter_model.safetensors"), "holds an adapter .*, but no model"),
+    "an adapter": (
+        adapter_alone,
+        "is an adapter of 'Qwen/Qwen2.5-VL-3B-Instruct', which is no folder here: put .*base_model_name_or_path",
+    ),
+    "an adapter's weights": (
+        renamed(SINGLE, "adapter_model.safetensors"),
+        "holds an adapter .*, but no model, and no adapter_config.json that would name its base",
+    ),
     "a value head": (
         renamed(SINGLE, "value_head.safetensors"),
         "value_head.safetensors is not what transformers reads",

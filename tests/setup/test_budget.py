@@ -1,5 +1,6 @@
 """The planner's arithmetic against what a learner holds, and its command."""
 
+import json
 import re
 import sys
 from dataclasses import replace
@@ -11,11 +12,14 @@ import pytest
 import torch
 
 from sslr1 import config, model, ops, train
+from sslr1.config.settings import Lora
 from sslr1.errors import UserError
-from sslr1.model import cost, parallel
+from sslr1.model import cost, lora, parallel
+from sslr1.model.tiny import build_tiny
 from sslr1.ops.chunks import default_height
 from sslr1.rollout.cache import GroupCache, Shape, bytes_a_token
 from sslr1.setup import budget, card, entry, session
+from tests.conftest import launch_anew
 from tests.forks import launch
 from tests.learner.test_learner import make_groups, make_learner
 from tests.model.test_load import COUNTS, PUBLISHED, published
@@ -51,6 +55,107 @@ def test_equal_to_what_a_learner_holds(any_tiny, photographs, seed, one_process,
     for what, size in held.items():
         assert size == pytest.approx(planned[what], rel=1e-9), what
     assert weights.shared and planned["sampler's weights"] == 0
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_equal_to_what_a_learner_of_adapters_holds(any_tiny, photographs, seed, one_process, dtype):
+    """The base in the compute dtype, once with the sampler's; of adapters weights, gradients and moments."""
+    tree = {"model": {"path": "m", "dtype": dtype, "lora": {"rank": 4, "vision": "all-linear"}}}
+    settings = config.check(tree, data=False)
+    planned = {line.what: line.gb * 1e9 for line in budget.plan(settings, any_tiny, 1, device="cpu")[0]}
+    learner, weights = make_learner(any_tiny, one_process, dtype=getattr(torch, dtype), lora=settings.model.lora)
+    held, zero, parameters = {}, learner.optimizer.zero_grad, list(learner.policy.parameters())
+
+    def bytes_of(tensors):
+        return sum(parallel.local(t).numel() * t.element_size() for t in tensors)
+
+    def measured(**options):
+        held["gradients"] = bytes_of(p.grad for p in parameters if p.grad is not None)
+        zero(**options)
+
+    learner.optimizer.zero_grad = measured
+    learner.step(*make_groups(any_tiny, photographs, seed))
+    held["weights"] = bytes_of(parameters)
+    states = learner.optimizer.state.values()
+    held["AdamW's moments"] = bytes_of(s[m] for s in states for m in ("exp_avg", "exp_avg_sq"))
+    theirs = {parallel.local(p).data_ptr() for p in parameters}
+    held["sampler's weights"] = bytes_of(p for p in weights.model.parameters() if p.data_ptr() not in theirs)
+    for what, size in held.items():
+        assert size == pytest.approx(planned[what], rel=1e-9), what
+    two = {line.what: line.gb * 1e9 for line in budget.plan(settings, any_tiny, 2, device="cpu")[0]}
+    trained = sum(parallel.local(p).numel() for p in parameters if p.requires_grad)
+    assert two["weights"] == pytest.approx(planned["weights"] - trained * 4 / 2)  # the base is whole on each rank
+    tree["loss"] = {"kl_coef": 0.1}
+    near = {line.what: line.gb * 1e9 for line in budget.plan(config.check(tree, data=False), any_tiny, 1)[0]}
+    assert near["reference's adapters"] == trained * 4
+
+
+@pytest.mark.parametrize("vision", [None, "all-linear"])
+def test_activations_with_adapters_are_what_a_forward_pass_keeps(any_tiny, photographs, seed, vision):
+    asked = Lora(rank=4, vision=vision)
+    outline = model.skeleton(any_tiny)
+    lora.add(outline, lora.chosen(outline, asked), torch.float32)
+    of_token, of_patch = budget.activations(outline, torch.bfloat16)
+    assert (of_patch == 0) == (vision is None)
+    network = model.skeleton(any_tiny)
+    lora.add(network, lora.chosen(network, asked), torch.bfloat16)
+    parallel.materialize(network, "cpu")
+    network.tie_weights()
+    model.load_weights(network, any_tiny)
+    lora.begin(network, 0)
+    policy = model.Policy(network.bfloat16())  # as FSDP2 hands adapters to layers
+    groups, _ = make_groups(any_tiny, photographs, seed)
+    packed = model.pack(groups, **policy.pack_options)
+    with budget.kept_bytes(network) as kept:
+        policy(packed, lambda hidden, head: (hidden.sum(),))
+    inner = network.model
+    planned = of_token * len(packed.input_ids) * len(inner.language_model.layers)
+    planned += of_patch * len(packed.pixel_values) * len(inner.visual.blocks)
+    assert 0.8 * sum(kept.values()) < planned < 1.02 * sum(kept.values())
+
+
+# (recipe, its size, GB of the card that the plan may take, CUDA's own context, of up to 1 GB, included)
+ADAPTED = [("qwen2.5-vl-3b-lora-24gb", "qwen2.5-vl-3b", 22), ("qwen2.5-vl-7b-lora-48gb", "qwen2.5-vl-7b", 36)]
+
+
+@pytest.mark.parametrize("recipe, size, most", ADAPTED)
+def test_recipes_with_adapters_fit(recipe, size, most):
+    c = config.load(ROOT / "configs" / f"{recipe}.yaml", [f"model.path={size}"], data=False)
+    asked = c.model.lora
+    assert (asked.rank, asked.targets, asked.vision) == (64, "all-linear", "all-linear")
+    assert (c.train.token_budget, c.train.recompute) == (8192, 1)
+    memory, traffic = budget.plan(c, size, 1)
+    assert budget.peak(memory) + 1 <= most and not any(line.gb for line in traffic)
+    network = model.outline(size)
+    count, bytes_each = sum(p.numel() for p in network.parameters()), 2
+    planned = {line.what: line.gb * 1e9 for line in memory}
+    trained = planned["gradients"] / 4
+    assert planned["weights"] == pytest.approx(bytes_each * count + 4 * trained) and 0.02 < trained / count < 0.06
+    card_of = {"qwen2.5-vl-3b": "rtx4090", "qwen2.5-vl-7b": "l40s"}[size]
+    assert "  fits: " in card.report(c, size, 1, card_of)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_a_step_of_adapters_takes_a_third_of_the_full_ones_memory(tmp_path):
+    """What processes take for a step at a tenth of the 3B's size, in bfloat16 with every layer recomputed."""
+    text = dict(hidden_size=640, intermediate_size=3440, num_hidden_layers=36, num_attention_heads=10)
+    text |= dict(vocab_size=48_000, initializer_range=0.02, rope_parameters=HEADS_OF_64)
+    vision = dict(depth=32, hidden_size=400, intermediate_size=1080, num_heads=10, out_hidden_size=640)
+    vision |= dict(fullatt_block_indexes=[7, 15, 23, 31], initializer_range=0.02)
+    folder = build_tiny(tmp_path / "tenth", text=text, vision=vision, max_pixels=320 * 320, dtype="bfloat16")
+    found = []
+    for rank in (64, 0):
+        done = launch_anew("tests.setup.step_memory", folder, rank, timeout=3000)
+        found.append(json.loads(done.stdout))
+        for what in ("weights", "gradients", "AdamW's moments"):
+            assert found[-1][what] == pytest.approx(found[-1]["planned"][what], rel=0.05), what
+    adapted, full = found
+    print(adapted["peak"], full["peak"])
+    assert adapted["peak"] <= 0.35 * full["peak"]
+
+
+HEADS_OF_64 = {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [8, 12, 12]}
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

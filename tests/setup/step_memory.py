@@ -1,0 +1,86 @@
+"""What a process takes for a learner's step in bfloat16, every layer recomputed: python -m tests.setup.step_memory
+FOLDER RANK, where RANK is of adapters on all linears, 0 for training the model itself. Prints JSON, in bytes."""
+
+import json
+import os
+import sys
+
+import torch
+
+from sslr1 import config, distributed, model, ops
+from sslr1.learner import Learner
+from sslr1.model import lora, parallel
+from sslr1.rollout import SamplerWeights
+from sslr1.setup import budget
+
+
+def now(name="VmRSS"):
+    with open("/proc/self/status") as status:
+        return next(int(line.split()[1]) for line in status if line.startswith(name)) * 1024
+
+
+def bytes_of(tensors):
+    return sum(parallel.local(t).numel() * t.element_size() for t in tensors)
+
+
+def main(folder, rank):
+    if os.environ.get("MALLOC_MMAP_THRESHOLD_") != "65536":  # what is freed goes back to the system at once
+        os.execve(sys.executable, sys.orig_argv, {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536"})
+    torch.set_num_threads(2)
+    torch.manual_seed(0)
+    tree = {"model": {"path": folder, "dtype": "bfloat16", "lora": {"rank": int(rank), "vision": "all-linear"}}}
+    c = config.check(tree | {"train": {"recompute": 1}}, data=False)
+    world, spec, tokenizer = (
+        distributed.start("cpu"),
+        ops.PatchSpec.from_pretrained(folder),
+        model.load_tokenizer(folder),
+    )
+    image = torch.randint(0, 256, (1, 320, 320, 3), dtype=torch.uint8)
+    from sslr1 import puzzles
+
+    (prompt,) = model.prompts(puzzles.make(image, "rotation", level=2, spec=spec, thinking=False), tokenizer)
+    samples = [model.Sample(torch.randint(0, 300, (24,)), torch.zeros(24), "", "length") for _ in range(4)]
+    groups, rewards = [model.Group(prompt, samples)], torch.rand(1, 4)
+    base = now()
+
+    network = model.skeleton(folder)
+    model.freeze(network, "none")
+    if adapted := lora.wanted(c.model.lora, network, folder):
+        lora.add(network, adapted, torch.bfloat16)
+    weights = SamplerWeights(network, torch.bfloat16)
+    policy = parallel.shard(model.Policy(network), world, torch.bfloat16, recompute=1)
+    parallel.materialize(policy, world.device)
+    model.load_weights(policy.model, folder)
+    lora.begin(policy.model, 0)
+    weights.attach(policy, world)
+    learner = Learner(
+        policy, world, optim=c.optim, loss=c.loss, temperature=1.0, max_tokens=24, token_budget=16384, steps=10
+    )
+    learner.step(groups, rewards)  # the optimiser's moments begin here
+    found = {"loaded": now() - base}
+    with open("/proc/self/clear_refs", "w") as file:
+        file.write("5")  # the peak is counted anew
+    zero, parameters = learner.optimizer.zero_grad, list(policy.parameters())
+
+    def noted(**options):
+        found["gradients"] = bytes_of(p.grad for p in parameters if p.grad is not None)
+        zero(**options)
+
+    learner.optimizer.zero_grad = noted
+    learner.step(groups, rewards)
+    found |= {
+        "peak": now("VmHWM") - base,
+        "tokens": len(prompt.input_ids) + 4 * 24,
+        "patches": len(prompt.pixel_values),
+    }
+    found["weights"] = bytes_of(parameters)
+    found["AdamW's moments"] = bytes_of(
+        s[m] for s in learner.optimizer.state.values() for m in ("exp_avg", "exp_avg_sq")
+    )
+    found["planned"] = {line.what: line.gb * 1e9 for line in budget.plan(c, folder, 1, device="cpu")[0]}
+    print(json.dumps(found))
+    distributed.stop()
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
