@@ -100,9 +100,8 @@ class _Loader(yaml.SafeLoader):
             self.flatten_mapping(node)  # "<<"
             pairs = [(self._key(key), value) for key, value in node.value]
             return {key: self.made(value, _part(takes, key)) for key, value in pairs}
-        items = _items(takes)
-        if isinstance(node, yaml.SequenceNode) and node.tag == SEQUENCE and items:
-            return [self.made(item, items) for item in node.value]
+        if isinstance(node, yaml.SequenceNode) and node.tag == SEQUENCE and kind in (list, tuple):
+            return [self.made(item, get_args(takes)[0]) for item in node.value]
         if _is_text(takes):
             self._check_quotes(node)
         return _plain(node.value, takes) if node.tag in (PLAIN, MERGE) else self.construct_object(node, deep=True)
@@ -209,17 +208,9 @@ def _is_section(takes) -> bool:
     return isinstance(takes, type) and issubclass(takes, Section)
 
 
-def _items(takes):
-    """The type of what a list of a setting of type `takes` holds, None where it takes no list."""
-    if get_origin(takes) in (Union, UnionType):
-        return next(filter(None, map(_items, get_args(takes))), None)
-    return get_args(takes)[0] if get_origin(takes) in (list, tuple) else None
-
-
 def _is_text(takes) -> bool:
-    """Whether a setting takes text, and no list in its place."""
     if get_origin(takes) in (Literal, Union, UnionType, Annotated):
-        return not _items(takes) and any(map(_is_text, get_args(takes)))
+        return any(map(_is_text, get_args(takes)))
     return takes is str or isinstance(takes, str)
 
 
