@@ -168,7 +168,7 @@ class ImageFolder:
     def thaw(cls, path, listing) -> "ImageFolder":
         """The folder, or the list of sources, as it was listed by `freeze`. Raises UserError if the list is damaged, is
         of other sources, or names files of formats that were read where it was made and are not here."""
-        files, parts = Files.open(listing), parts_of(path)
+        files, parts = Files.open(listing), parts_of(path, gone=True)
         for kind, (names, package) in OPTIONAL.items():
             ending = re.compile(rb"(?i)(?:" + b"|".join(re.escape(name.encode()) for name in names) + rb")\n")
             unread = 0 if kind in formats() else sum(len(ending.findall(part)) for part in files.parts())
@@ -362,9 +362,9 @@ def _is_note(path) -> bool:
         return False
 
 
-def parts_of(path, key="data.path") -> list:
+def parts_of(path, key="data.path", gone=False) -> list:
     """The Parts of a path, a Source (or what has its fields), or a list of either, without their first numbers. Raises
-    UserError where one is nowhere or within another."""
+    UserError where one is within another, or, unless it may be `gone`, where it is nowhere."""
     given = path if isinstance(path, list) else [path]
     sources = [
         Source(os.fspath(one))
@@ -376,7 +376,7 @@ def parts_of(path, key="data.path") -> list:
     for number, source in enumerate(sources, 1):
         part = Part(source, _root(source.path))
         named = f"{key} {source.path!r}".lstrip()
-        if not part.root.is_dir() or not os.path.exists(source.path):
+        if not gone and not (part.root.is_dir() and os.path.exists(source.path)):
             packed = source.path.lower().endswith(COMPRESSED) and os.path.exists(source.path)
             why = f"it is {UNPACK}" if packed else f"it {no_folder(source.path, 'dataset')}"
             raise UserError(f"{named} is not a folder, a {ARCHIVE} archive or a {PARQUET} file: {why}")

@@ -16,14 +16,11 @@ from sslr1.data.decode import decoded
 
 SIDE, KEPT = 32, 8  # px of a thumbnail; frequencies of its hash in each direction
 NEAR = 0.72  # cosine of a candidate's hashes, at least
-ALIKE = (
-    0.9  # likeness of a pair, at least: of 1,000 photographs no two came to 0.84, and of 500 copies one was under 0.96
-)
+# Likeness of a pair, at least: of 1,000 photographs no two came to 0.83, and of 1,000 copies, cropped at random, none
+# was under 0.96
+ALIKE = 0.9
 CROPS = (0.0, 0.015, 0.03)  # shares of a side
-FINE, COARSE = (
-    1.0,
-    6.0,
-)  # px of a thumbnail: the shapes that are compared are larger than the one, smaller than the other
+FINE, COARSE = 1.0, 6.0  # px of a thumbnail: shapes larger than the one and smaller than the other are compared
 ROWS = 2048  # hashes of either set that are compared at once
 PAIRS = 256  # thumbnails that are compared at once
 FLAT = 2.0  # grey levels: the deviation under which a thumbnail shows nothing that could be compared

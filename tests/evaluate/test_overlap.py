@@ -13,10 +13,11 @@ from sslr1.evaluate import overlap
 
 
 @pytest.fixture(scope="module")
-def images(gallery):
-    """Parts of photographs that have nothing in common."""
-    parts = [image[y : y + 256, x : x + 256] for image in gallery for y in (0, 256) for x in (0, 256)]
-    return [part.numpy() for part in parts if part.shape[:2] == (256, 256)]
+def images(photographs):
+    """Parts of photographs that have nothing in common. (A lawn or gravel, without a large shape, is not found again
+    once it is cropped.)"""
+    parts = [image[y : y + 192, x : x + 192] for image in photographs for y in (0, 192) for x in (0, 192, 384)]
+    return [part.numpy() for part in parts if part.shape[:2] == (192, 192)][:16]
 
 
 def encoded(array, kind="JPEG", **options):
@@ -51,7 +52,9 @@ def test_thumbnails_of_any_file_are_alike(images):
     exif[0x0112] = 6
     array = images[0]
     jpeg = likeness.thumbnail(encoded(array, quality=95)).astype(int)
-    assert np.abs(jpeg - likeness.thumbnail(encoded(array, "PNG"))).mean() < 1
+    assert (
+        np.abs(jpeg - likeness.thumbnail(encoded(array, "PNG"))).mean() < 4
+    )  # of 256; decoded at a quarter of its size
     turned = likeness.thumbnail(encoded(np.ascontiguousarray(np.rot90(array)), quality=95, exif=exif))
     assert np.abs(jpeg - turned).mean() < 1
     flat = np.full((2, 32, 32), 90, np.uint8)
@@ -64,10 +67,10 @@ def test_the_command_writes_what_data_exclude_takes(tmp_path, images, draw, monk
     """Against a folder, and against a benchmark's table; what can't be read is said."""
     for folder in ("a", "b", "bench"):
         (tmp_path / folder).mkdir()
-    for i, image in enumerate(images[:30]):
+    for i, image in enumerate(images):
         (tmp_path / "ab"[i % 2] / f"{i:02d}.jpg").write_bytes(encoded(image, quality=90))
     (tmp_path / "a" / "bad.jpg").write_bytes(b"hello")
-    copies = {number: copied(images[number], draw) for number in (4, 7, 20)}
+    copies = {number: copied(images[number], draw) for number in (4, 7, 12)}
     rows = ["index\tquestion\tanswer\timage"]
     for number, data in copies.items():
         (tmp_path / "bench" / f"{number}.jpg").write_bytes(data)
@@ -79,11 +82,11 @@ def test_the_command_writes_what_data_exclude_takes(tmp_path, images, draw, monk
         overlap.main()
         said = capsys.readouterr().out
         assert "1 images can't be read and are not compared, e.g. a/bad.jpg: not an image" in said
-        assert f"3 of 31 images show the same as 3 of 3 of {against}: out.txt, pairs in out.pairs.tsv; set data" in said
-        assert (tmp_path / "out.txt").read_text() == "a/04.jpg\na/20.jpg\nb/07.jpg\n"
+        assert f"3 of 17 images show the same as 3 of 3 of {against}: out.txt, pairs in out.pairs.tsv; set data" in said
+        assert (tmp_path / "out.txt").read_text() == "a/04.jpg\na/12.jpg\nb/07.jpg\n"
         assert len((tmp_path / "out.pairs.tsv").read_text().splitlines()) == 3
-    kept = ImageFolder.scan(["a", "b"], exclude="out.txt")
-    assert len(kept) == 28 and kept.about.startswith("31 files: 28 images, 3 left out by data.exclude")
+    kept = ImageFolder.scan(["a", "b"], exclude="out.txt", fewest=1)
+    assert len(kept) == 14 and kept.about.startswith("17 files: 14 images, 3 left out by data.exclude")
     monkeypatch.setattr(sys, "argv", ["overlap", "a", "--against", "nowhere"])
     with pytest.raises(SystemExit) as end:
         overlap.main()
