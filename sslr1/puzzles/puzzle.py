@@ -140,7 +140,7 @@ class PuzzleBatch:
 
         device: where they are rendered and stay, by default where the images are. On another one, each image goes there
         once, by one copy of them all, as uint8, and no larger than anything shows it: the one road of pictures to a
-        GPU.
+        GPU. What has been decoded there is there already.
         """
         spec = spec or self.spec
         if spec.unit != self.spec.unit:
@@ -148,6 +148,8 @@ class PuzzleBatch:
             raise ValueError(f"{made}, the spec has {spec.unit}: pass it to make()")
         images, plan = self.images, self.plan
         if device is not None and images and images[0].device.type != torch.device(device).type:
+            there = {id(shown.pixels): shown.on_device for puzzle in self for shown in (puzzle.picture, *puzzle.others)}
+            images = [image if (copy := there[id(image)]) is None else copy for image in images]
             images, plan = plan.reduced(images)
             images = transfer.upload_together(images, device, "images")
         return render_patches(images, plan, spec, backend)

@@ -33,3 +33,17 @@ def test_patches_travel_as_bytes(seed, dtype, spec):
     assert torch.equal(ops.patches_of(shown, spec, dtype), patches)
     with pytest.raises(ValueError, match="none of this PatchSpec's"):
         ops.patch_bytes(patches + 1e-2, spec)
+
+
+def test_what_has_been_decoded_on_the_device_is_not_copied_there(seed, monkeypatch):
+    from sslr1.puzzles import puzzle
+    from sslr1.puzzles.picture import Picture
+
+    images, rendered = torch.randint(0, 256, (5, 300, 400, 3), dtype=torch.uint8), []
+    pictures = [Picture(image, image.to("meta")) for image in images[:4]] + [Picture(images[4])]
+    batch = puzzles.make(pictures, ["rotation", "ordering", "similarity", "rotation", "inpainting"], seed=seed)
+    monkeypatch.setattr(puzzle, "render_patches", lambda images, *_: rendered.extend(images))
+    before = ops.transfer.total()
+    batch.render_patches(device="meta")
+    assert len(rendered) == 5 and all(image.is_meta for image in rendered)
+    assert 0 < ops.transfer.total() - before < 2 * images[4].nbytes  # the last one's, aligned
