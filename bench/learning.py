@@ -140,6 +140,7 @@ TABLES = {
     "lora": compared(
         {"only-rotation": "the whole model", "lora-rotation": "adapters of rank 16 on every linear"}, ["rotation"]
     ),
+    "families": compared({"only-rotation": "Qwen2.5-VL", "qwen3.5-rotation": "Qwen3.5"}, ["rotation"]),
     "curriculum": compared(
         {
             "mixed-fixed": "fixed levels",

@@ -58,13 +58,14 @@ FORMS = {
     "pictures": [shares({name: 1 if name in PICTURES else 0.15 for name in PUZZLES}), TINTED],
     "pictures-near": [only(*PICTURES, of=PICTURES), TINTED],
     "points": ["puzzles.mixture={correspondence: 1}"],
+    "qwen3.5": [only(*PUZZLES)],
     "nine": ["puzzles.mixture={ordering: 1}", "puzzles.levels.ordering=3", "rollout.max_tokens=32"],
 }
 # Pictures are compared by a model with a third layer and the published models' theta. The tiny one's, of 2, shows where
 # in an image something is, and hardly in which of five images.
 FAR = {"rope_type": "default", "rope_theta": 10_000.0, "mrope_section": [4, 6, 6]}
 LARGER = {"num_hidden_layers": 3, "rope_parameters": FAR}
-MODELS = {"pictures": LARGER, "points": LARGER}
+MODELS = {"pictures": {"text": LARGER}, "points": {"text": LARGER}, "qwen3.5": {"family": "qwen3_5"}}
 # How it is warmed up to it, unless by FORMAT_ONLY. Which picture belongs to another, or nine tiles' order, a model of
 # random weights can't begin to guess: it is shown right answers until it does so now and then.
 FORMAT_ONLY = ["train.warmup.steps=120"]
@@ -89,6 +90,7 @@ FIXED = "puzzles.curriculum=fixed"
 RUNS = {
     "only-rotation": ("direct", [only("rotation")]),
     "lora-rotation": ("direct", [only("rotation"), *ADAPTERS]),
+    "qwen3.5-rotation": ("qwen3.5", [only("rotation")]),
     "only-ordering": ("direct", [only("ordering"), BONUS, "train.steps=200"]),
     "thinking-rotation": ("thinking", []),
     "only-similarity": ("pictures", [only("similarity"), *MORE]),
@@ -127,7 +129,7 @@ def warmed_up(form, seed) -> Path:
     folder = FOLDER / f"warm-{form}-seed-{seed}"
     if complete(folder):
         return folder
-    model = build_tiny(FOLDER / f"cold-{form}-seed-{seed}", seed=seed, text=MODELS.get(form))
+    model = build_tiny(FOLDER / f"cold-{form}-seed-{seed}", seed=seed, **MODELS.get(form, {}))
     for turn in range(MOST if form in UNTIL else 1):
         part = FOLDER / f"warm-{form}-seed-{seed}-part-{turn}"
         if not complete(part):

@@ -115,7 +115,11 @@ def test_activations_with_adapters_are_what_a_forward_pass_keeps(any_tiny, photo
 
 
 # (recipe, its size, GB of the card that the plan may take, CUDA's own context, of up to 1 GB, included)
-ADAPTED = [("qwen2.5-vl-3b-lora-24gb", "qwen2.5-vl-3b", 22), ("qwen2.5-vl-7b-lora-48gb", "qwen2.5-vl-7b", 36)]
+ADAPTED = [
+    ("qwen2.5-vl-3b-lora-24gb", "qwen2.5-vl-3b", 22),
+    ("qwen2.5-vl-7b-lora-48gb", "qwen2.5-vl-7b", 36),
+    ("qwen3.5-4b-lora-24gb", "qwen3.5-4b", 22),
+]
 
 
 @pytest.mark.parametrize("recipe, size, most", ADAPTED)
@@ -123,7 +127,7 @@ def test_recipes_with_adapters_fit(recipe, size, most):
     c = config.load(ROOT / "configs" / f"{recipe}.yaml", [f"model.path={size}"], data=False)
     asked = c.model.lora
     assert (asked.rank, asked.targets, asked.vision) == (64, "all-linear", "all-linear")
-    assert (c.train.token_budget, c.train.recompute) == (8192, 1)
+    assert (c.train.token_budget, c.train.recompute) == (4096 if size == "qwen3.5-4b" else 8192, 1)
     memory, traffic = budget.plan(c, size, 1)
     assert budget.peak(memory) + 1 <= most and not any(line.gb for line in traffic)
     network = model.outline(size)
@@ -131,7 +135,7 @@ def test_recipes_with_adapters_fit(recipe, size, most):
     planned = {line.what: line.gb * 1e9 for line in memory}
     trained = planned["gradients"] / 4
     assert planned["weights"] == pytest.approx(bytes_each * count + 4 * trained) and 0.02 < trained / count < 0.06
-    card_of = {"qwen2.5-vl-3b": "rtx4090", "qwen2.5-vl-7b": "l40s"}[size]
+    card_of = {"qwen2.5-vl-3b": "rtx4090", "qwen2.5-vl-7b": "l40s", "qwen3.5-4b": "rtx4090"}[size]
     assert "  fits: " in card.report(c, size, 1, card_of)
 
 
