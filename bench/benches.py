@@ -4,6 +4,7 @@ import captures
 import data
 import decode
 import delta
+import hybrid
 import learner
 import lora
 import loss
@@ -28,6 +29,7 @@ BENCHES = {
     "captures": captures.rows,
     "learner": learner.rows,
     "lora": lora.rows,
+    "hybrid": hybrid.rows,
     "trl": lambda mode: [] if mode == "cpu" else step.rows_against_trl(mode),  # a CPU's is step's
 }
 

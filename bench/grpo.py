@@ -19,13 +19,13 @@ from sslr1.learner import Learner
 from sslr1.model import lora, parallel, tiny
 from sslr1.rollout import Engine, SamplerWeights
 
-UNIT = 28  # px a side of a visual token
+UNITS = {"qwen2_5_vl": 28, "qwen3_5": 32}  # px a side of a visual token
 
 
 @dataclass(frozen=True)
 class Shape:
     """called: how rows name the model; text, vision: `build_tiny`'s; dtype: of its files, and what it computes in;
-    token_budget, recompute, moments, frozen, lora: as in the configuration."""
+    token_budget, recompute, moments, frozen, lora: as in the configuration; family: a key of `tiny.FAMILIES`."""
 
     called: str
     text: dict
@@ -37,6 +37,7 @@ class Shape:
     moments: str = "float32"
     frozen: str = "none"
     lora: object = field(default_factory=lambda: SimpleNamespace(rank=0))
+    family: str = "qwen2_5_vl"
 
 
 SMALL = Shape(
@@ -90,11 +91,11 @@ def weights(shape) -> Path:
     """A model folder of the shape, written once for all processes that are given SSLR1_BENCH_MODELS, a folder to keep
     it in."""
     kept = Path(os.environ.get("SSLR1_BENCH_MODELS") or _temporary().name)
-    looks = json.dumps([shape.text, shape.vision, shape.dtype]) + Path(tiny.__file__).read_text("utf-8")
+    looks = json.dumps([shape.family, shape.text, shape.vision, shape.dtype]) + Path(tiny.__file__).read_text("utf-8")
     folder = kept / hashlib.sha256(looks.encode()).hexdigest()[:12]
     if not (folder / "preprocessor_config.json").exists():  # written last
         with torch.device(shape.device):
-            tiny.build_tiny(folder, text=shape.text, vision=shape.vision, dtype=shape.dtype)
+            tiny.build_tiny(folder, text=shape.text, vision=shape.vision, dtype=shape.dtype, family=shape.family)
     return folder
 
 
@@ -109,7 +110,7 @@ def model_folder(shape, max_pixels) -> tempfile.TemporaryDirectory:
     for path in weights(shape).iterdir():
         os.symlink(path, Path(out.name) / path.name)
     settings = Path(out.name) / "preprocessor_config.json"
-    bounded = json.loads(settings.read_text()) | {"max_pixels": max_pixels}
+    bounded = tiny.bounded(json.loads(settings.read_text()), max_pixels)
     settings.unlink()
     settings.write_text(json.dumps(bounded))
     return out
@@ -121,14 +122,15 @@ class Case:
 
     def __init__(self, shape, visual, prompts, group_size, new):
         self.shape, self.visual, self.prompts, self.group_size, self.new = shape, visual, prompts, group_size, new
-        self.side = UNIT * round(visual**0.5)
-        assert (self.side // UNIT) ** 2 == visual
+        unit = UNITS[shape.family]
+        self.side = unit * round(visual**0.5)
+        assert (self.side // unit) ** 2 == visual
         self._folder = model_folder(shape, self.side**2)
         self.folder = Path(self._folder.name)
         self.tokenizer = model.load_tokenizer(self.folder)
         self.dtype = getattr(torch, shape.dtype)
         self.spec = ops.PatchSpec.from_pretrained(self.folder, dtype=self.dtype)
-        edge = self.side + UNIT // 2 + 1
+        edge = self.side + unit // 2 + 1
         self.images = list(torch.randint(0, 256, (prompts, edge, edge, 3), dtype=torch.uint8))
         # the configuration's values, as tests/test_bench.py sees to, but for a learning rate that leaves a random model
         # be

@@ -22,7 +22,7 @@ RESULTS = ROOT / "bench" / "results"
 MACHINE = "amd-epyc-2-cores"  # the one whose results the pages show
 PAGES = ("README.md", "docs/benchmarks.md", "docs/puzzles.md", "docs/results.md")
 PROOF, PHOTOS = "docs/pictures/proof.svg", "docs/pictures/photos.svg"
-ORDER = ("step", "learner", "rollout", "loss", "sampling", "render", "stream", "decode", "delta", "lora")
+ORDER = ("step", "learner", "rollout", "loss", "sampling", "render", "stream", "decode", "delta", "lora", "hybrid")
 
 
 def load(kind):

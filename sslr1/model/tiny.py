@@ -216,15 +216,18 @@ def build_tiny(
         (folder / "generation_config.json").unlink()
     tokenizer.save_pretrained(folder)
     open_to_all(weight_files(folder), folder)
-    processor = dict(own["processor"])
-    if max_pixels and "size" in processor:
-        processor["size"] = processor["size"] | {"longest_edge": max_pixels}
-    elif max_pixels:
-        processor["max_pixels"] = max_pixels
+    processor = bounded(own["processor"], max_pixels) if max_pixels else own["processor"]
     partial = folder / "preprocessor_config.json.partial"
     partial.write_text(json.dumps(processor, indent=2) + "\n")
     os.replace(partial, folder / "preprocessor_config.json")  # last: its presence says that the folder is complete
     return folder
+
+
+def bounded(processor, max_pixels) -> dict:
+    """An image processor's settings with that bound on a canvas, under whichever name it has there."""
+    if "size" in processor:
+        return processor | {"size": processor["size"] | {"longest_edge": max_pixels}}
+    return processor | {"max_pixels": max_pixels}
 
 
 if __name__ == "__main__":
