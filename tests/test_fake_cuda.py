@@ -23,6 +23,7 @@ from sslr1.learner import Learner
 from sslr1.learner.learner import Counts
 from sslr1.model import shared_prefix
 from sslr1.ops import attention, backends, chunks, flash, loss_walk, packed_attention, sampling
+from sslr1.ops.state_layout import Chunks
 from sslr1.rollout import Engine, wave
 from sslr1.rollout.cache import Shape
 from sslr1.rollout.kept import Kept
@@ -79,13 +80,23 @@ class Device(FakeTensorMode):
     def upload_all(self, packed):
         """A `Packed` and its layout, as `to` does."""
         parts = {k: self.upload(x) for k, x in vars(packed).items() if isinstance(x, torch.Tensor)}
-        layout = copy(packed.layout)
+        layout, states = copy(packed.layout), copy(packed.state_layout)
         for name, x in vars(layout).items():
             if isinstance(x, torch.Tensor):
                 setattr(layout, name, self.upload(x))
+        for name, x in vars(states).items() if states else ():
+            if isinstance(x, torch.Tensor):
+                setattr(states, name, self.upload(x))
+            elif isinstance(x, Chunks):
+                there = {field: self.upload(y) for field, y in x._asdict().items()}
+                with unset_fake_temporarily():  # which stays on the CPU
+                    there["steps"] = self.from_tensor(x.steps)
+                setattr(states, name, Chunks(**there))
         prompts = [replace(p, pixel_values=self.upload(p.pixel_values)) for p in packed.prompts]
         return replace(
-            packed, **parts | {"layout": layout, "prompts": prompts, "image_grid_thw": packed.image_grid_thw}
+            packed,
+            **parts
+            | {"layout": layout, "state_layout": states, "prompts": prompts, "image_grid_thw": packed.image_grid_thw},
         )
 
     def take(self, module):

@@ -14,6 +14,7 @@ from transformers import AttentionInterface
 from sslr1 import model, ops, puzzles
 from sslr1.data.stream import CHUNK
 from sslr1.model import gated_delta_net, lora, shared_prefix
+from sslr1.model.gated_delta_net import KEPT
 from sslr1.ops.chunks import default_height
 from sslr1.rollout.cache import bytes_a_sample, bytes_a_token, logit_bytes, places_for
 from sslr1.rollout.engine import free_bytes
@@ -61,6 +62,7 @@ class Shapes:
     patches: int  # of a visual token
     values: int  # of a patch
     seen: int  # numbers that the vision tower gives a visual token
+    wide: int  # bytes that a copy in the compute dtype takes more, for what stays in float32
 
     @property
     def sharded(self) -> int:
@@ -134,6 +136,7 @@ def shapes_of(config, network, ranks: int, device="cuda") -> Shapes:
         text=network.config.text_config,
         layers=(len(towers[0]), widths[0], kept[0]),
         blocks=(len(towers[1]), widths[1], kept[1]),
+        wide=sum(p.numel() for name, p in network.named_parameters() if name.endswith(KEPT)) * (2 if narrow else 0),
         patches=vision.spatial_merge_size**2,
         values=3 * vision.temporal_patch_size * vision.patch_size**2,
         seen=widths[0] * (1 + len(getattr(vision, "deepstack_visual_indexes", None) or ())),
@@ -165,12 +168,12 @@ def _states(config, shapes) -> list:
             Line("reference's adapters", s.trained * MASTER, f"where step 0 has any, {MASTER} bytes each{over}")
         )
     elif config.loss.kl_coef:
-        lines.append(Line("reference's weights", s.every * s.dtype, f"frozen, {s.dtype} bytes each{over}"))
+        lines.append(Line("reference's weights", s.every * s.dtype + s.wide, f"frozen, {s.dtype} bytes each{over}"))
     for line in lines:
         line.gb /= s.shards
-    lines[0].gb += frozen * s.dtype
+    lines[0].gb += frozen * s.dtype + (s.wide if frozen else 0)
     how = "the learner's own" if s.own else f"{'adapters, ' if s.adapted else ''}whole, {s.dtype} bytes each"
-    return [*lines, Line("sampler's weights", 0 if s.own else s.sharded * s.dtype, how)]
+    return [*lines, Line("sampler's weights", 0 if s.own else s.sharded * s.dtype + (0 if s.adapted else s.wide), how)]
 
 
 def _pictures(config, shapes) -> list:

@@ -11,6 +11,7 @@ from torch.distributed.tensor import DTensor
 from sslr1 import config, model
 from sslr1.errors import UserError
 from sslr1.model import cost
+from sslr1.model.gated_delta_net import dtypes_of
 from sslr1.runs import checkpoint
 from sslr1.runs.checkpointer import Checkpointer
 from sslr1.setup import budget
@@ -47,7 +48,9 @@ def test_a_frozen_copy_and_nothing_more(any_tiny, photographs, seed, one_process
     reference = model.load_reference(any_tiny, one_process, torch.bfloat16)
     learner.set_reference(reference)
     before, start = parameters(SimpleNamespace(policy=reference)), parameters(learner)
-    assert before.keys() == start.keys() and all(torch.equal(before[n], start[n].bfloat16()) for n in start)
+    dtypes = dtypes_of(reference.model, torch.bfloat16)
+    assert before.keys() == start.keys() == dtypes.keys()
+    assert all(before[n].dtype == dtypes[n] and torch.equal(before[n], start[n].to(dtypes[n])) for n in start)
     assert "kl" in learner.step(*make_groups(any_tiny, photographs, seed)).metrics
     assert all(torch.equal(p, before[n]) for n, p in parameters(SimpleNamespace(policy=reference)).items())
     held = list(reference.parameters())
@@ -57,7 +60,7 @@ def test_a_frozen_copy_and_nothing_more(any_tiny, photographs, seed, one_process
     lines, traffic = budget.plan(config.check(tree), any_tiny, 1)
     planned = {line.what: line.gb * 1e9 for line in lines}
     assert planned["reference's weights"] == pytest.approx(sum(p.numel() * p.element_size() for p in held), rel=1e-9)
-    assert planned["reference's weights"] == planned["weights"] / 2
+    assert planned["reference's weights"] == pytest.approx(planned["weights"] / 2, rel=1e-3)
     of_two = {line.what: line.gb for line in budget.plan(config.check(tree), any_tiny, 2)[1]}
     assert of_two["reference's weights gathered, a micro-batch"] * 2 == of_two["weights gathered, a micro-batch"]
     plain, _ = budget.plan(config.check(tree | {"loss": {}}), any_tiny, 1)

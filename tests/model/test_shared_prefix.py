@@ -62,10 +62,14 @@ def relative(a, b):
     return ((a - b).norm() / b.norm().clamp(min=1e-300)).item()
 
 
+# Parameters of a few numbers, whose gradients sum what all tokens give them and all but cancels
+CANCELLING = ("linear_attn.A_log", "linear_attn.dt_bias")
+
+
 def assert_equal(got, expected, bound):
     assert abs(got[0] - expected[0]) <= bound * abs(expected[0])
     for name, gradient in expected[1].items():
-        assert relative(got[1][name], gradient) <= bound, name
+        assert relative(got[1][name], gradient) <= bound * (10 if name.endswith(CANCELLING) else 1), name
 
 
 def make(folder, photographs, rewards_of=(4, 3)):

@@ -84,8 +84,8 @@ def test_points_that_look_alike_are_not_distinct(backend):
     assert chosen(0, 10.0) == chosen(2, 10.0) == [1, 2]
     assert chosen(6, 10.0) == chosen(8, 10.0) == [1]  # one is the other, turned
     assert chosen(5, 1.0) == [1]  # nearly so: two places at one edge
-    assert chosen(2, 94.0) == [1, 2]  # they differ by 60 levels and more
-    assert chosen(0, 98.0) == []  # no more than their grain does: what they show is noise
+    assert chosen(2, 88.0) == [1, 2]  # they differ by 60 levels and more
+    assert chosen(0, 92.0) == []  # no more than their grain does: what they show is noise
 
 
 def test_what_a_view_clips_or_dims_tells_nothing(draw, backend):

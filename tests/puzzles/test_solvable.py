@@ -234,6 +234,18 @@ def marks(made):
     return found
 
 
+def unlabelled(made):
+    """Of each canvas float32 [1, 1, side, side]: 0 where a label hides the picture, and near it, 1 elsewhere."""
+    found = [torch.ones(1, 1, *size) for size in made.plan.sizes]
+    sources = made.plan.sources_int.tolist()
+    for (canvas, top, left, height, width, source, _), floats in made.plan.tiles:
+        image, mip = sources[source]
+        if image == ATLAS and round(floats[2] / (CELL >> mip)) != CELLS.index("ring"):
+            rows, columns = slice(max(0, top - 4), top + height + 4), slice(max(0, left - 4), left + width + 4)
+            found[canvas][..., rows, columns] = 0
+    return found
+
+
 def mostly_right(answered):
     """At least 95 % of (answer, truth): of the first 30, and where chance has more than one of those go wrong, of
     all."""
@@ -255,29 +267,32 @@ def test_correspondence_from_pixels(gallery, seed, level):
     def answered():
         for _, made in draws(gallery, "correspondence", level, 200, seed):
             first, second = (pattern(grey(canvas), 5.0)[None, None] for canvas in made.render()[0])
-            rings = marks(made)
+            rings, shown = marks(made), unlabelled(made)
             ref, *others = rings[0] + rings[1]
-            scores = [surroundings_alike(first, ref, second, other, torch.stack(thetas)) for other in others]
+            scores = [surroundings_alike(first, ref, second, other, torch.stack(thetas), shown) for other in others]
             yield "ABCDEFGH"[int(np.argmax(scores))], made.answers[0].value
 
     mostly_right(answered())
 
 
-def surroundings_alike(first, ref, second, other, thetas, n=41, reach=0.2):
+def surroundings_alike(first, ref, second, other, thetas, shown, n=41, reach=0.2):
     """As `alignment`, of the discs around two points (y, x in px), the second turned and scaled by each of `thetas`;
-    what rings hide is left out."""
+    what rings hide is left out, and what labels do (shown: `unlabelled`)."""
     side = first.shape[2]
     span = torch.linspace(-1, 1, n)
     radius = (span[:, None] ** 2 + span**2).sqrt().reshape(-1)
     ring = 24 / 64 * max(12, 0.12 * side) / (reach * side)
     base = torch.stack(torch.meshgrid(span, span, indexing="ij")[::-1], -1).reshape(-1, 2)
     views = []
-    for picture, (y, x), theta in ((first, ref, torch.eye(2)[None]), (second, other, thetas)):
+    sides = (first, shown[0], ref, torch.eye(2)[None]), (second, shown[1], other, thetas)
+    for picture, clear, (y, x), theta in sides:
         where = (base @ theta.transpose(1, 2)) * 2 * reach + torch.tensor([x / side * 2 - 1, y / side * 2 - 1])
         size = theta.det().sqrt()[:, None]
         seen = (where.abs() < 1).all(-1) & (radius < 1) & ((radius * size - ring).abs() > 0.1)
-        values = F.grid_sample(picture.expand(len(theta), -1, -1, -1), where[:, None].float(), align_corners=False)
-        views.append((values[:, 0, 0], seen.float()))
+        where = where[:, None].float()
+        both = (x.expand(len(theta), -1, -1, -1) for x in (picture, clear))
+        values, clear = (F.grid_sample(x, where, align_corners=False) for x in both)
+        views.append((values[:, 0, 0], (seen & (clear[:, 0, 0] > 0.99)).float()))
     (a, seen), (b, also) = views
     both = seen * also
     a, b = (v - (v * both).sum(1, keepdim=True) / both.sum(1, keepdim=True).clamp(min=1) for v in (a.expand_as(b), b))

@@ -14,7 +14,7 @@ import torch
 from sslr1 import config, model, ops, train
 from sslr1.config.settings import Lora
 from sslr1.errors import UserError
-from sslr1.model import cost, lora, parallel
+from sslr1.model import cost, gated_delta_net, lora, parallel
 from sslr1.model.tiny import build_tiny
 from sslr1.ops.chunks import default_height
 from sslr1.rollout.cache import GroupCache, Shape, bytes_a_token
@@ -110,8 +110,10 @@ def test_activations_with_adapters_are_what_a_forward_pass_keeps(any_tiny, photo
         policy(packed, lambda hidden, head: (hidden.sum(),))
     inner = network.model
     planned = of_token * len(packed.input_ids) * len(inner.language_model.layers)
-    planned += of_patch * len(packed.pixel_values) * len(inner.visual.blocks)
-    assert 0.8 * sum(kept.values()) < planned < 1.02 * sum(kept.values())
+    planned += of_patch * sum(len(p.pixel_values) for p in packed.prompts) * len(inner.visual.blocks)
+    # linear layers keep a state for 64 tokens of a prompt and none for completions; the plan counts all as a prompt's
+    most = 1.3 if gated_delta_net.linear_layers(network.config.text_config) else 1.02
+    assert 0.8 * sum(kept.values()) < planned < most * sum(kept.values())
 
 
 # (recipe, its size, GB of the card that the plan may take, CUDA's own context, of up to 1 GB, included)
@@ -176,7 +178,9 @@ def test_activations_are_what_a_forward_pass_keeps(any_tiny, photographs, seed, 
     inner = network.model
     planned = of_token * len(packed.input_ids) * len(inner.language_model.layers)
     planned += of_patch * sum(len(p.pixel_values) for p in packed.prompts) * len(inner.visual.blocks)
-    assert 0.8 * sum(kept.values()) < planned < 1.02 * sum(kept.values())
+    # linear layers keep a state for 64 tokens of a prompt and none for completions; the plan counts all as a prompt's
+    most = 1.3 if gated_delta_net.linear_layers(network.config.text_config) else 1.02
+    assert 0.8 * sum(kept.values()) < planned < most * sum(kept.values())
     model.freeze(frozen := model.skeleton(any_tiny), "vision")
     assert budget.activations(frozen, dtype) == (of_token, 0)
 

@@ -120,7 +120,7 @@ def test_runs_that_start_together_share_the_tiny_model(tmp_path, monkeypatch):
     )
     home = tmp_path / "builtin"
 
-    def build_tiny(folder):
+    def build_tiny(folder, family):
         assert not (home / "tiny").exists()
         other, _ = build.builtin(settings) if calls.pop() else (None, None)  # starts while this one writes
         folder.mkdir(parents=True)
