@@ -17,7 +17,7 @@ from sslr1.puzzles.plan import canvas_size
 
 # level and number of puzzles: new ones each time, more for `make test-slow`
 DRAWS = [
-    pytest.param(level, count, marks=[pytest.mark.slow] * (count > 100))
+    pytest.param(level, count, marks=[pytest.mark.slow, pytest.mark.timeout(3600)] if count > 100 else [])
     for count in (100, 2000)
     for level in (1, 2, 3, 4)
 ]
