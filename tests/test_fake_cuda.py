@@ -17,7 +17,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
 from torch.utils._pytree import tree_leaves
 
-from sslr1 import distributed, model, puzzles
+from sslr1 import distributed, model, ops, puzzles
 from sslr1.data import mixed
 from sslr1.learner import Learner
 from sslr1.learner.learner import Counts
@@ -317,3 +317,28 @@ def test_a_steps_pictures_go_up_together_and_are_rendered_there(device, monkeypa
     pixel_values, grids = batch.render_patches(device=CUDA)
     assert pixel_values.device == CUDA and len(pixel_values) == int(grids.prod(1).sum())
     assert flat == ["images", "plans"] and len(launched) >= 1
+
+
+def test_copies_to_the_device_are_pinned_and_wait_for_nothing(monkeypatch):
+    """Each by itself, and several by one: from pinned memory, of which there is none here, without waiting."""
+    pinned, copies = [], []
+    inner = {"empty": torch.empty, "to": torch.Tensor.to}
+
+    def empty(*sizes, pin_memory=False, **options):
+        pinned.append(pin_memory)
+        return inner["empty"](*sizes, **options)
+
+    def to(x, device, non_blocking=False):
+        copies.append((torch.device(device).type, non_blocking))
+        return inner["to"](x, "meta")
+
+    monkeypatch.setattr(torch, "empty", empty)
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda x: pinned.append(True) or x)
+    sources = [torch.zeros(5, 7, 3, dtype=torch.uint8), torch.zeros(4, dtype=torch.int64)]
+    monkeypatch.setattr(torch.Tensor, "to", to)
+    before = ops.transfer.total()
+    one = ops.transfer.upload(sources[0], "cuda", "images")
+    several = ops.transfer.upload_together(sources, "cuda", "images")
+    assert pinned == [True, True] and copies == [("cuda", True)] * 2
+    assert [(x.shape, x.dtype) for x in (one, *several)] == [(x.shape, x.dtype) for x in (sources[0], *sources)]
+    assert ops.transfer.total() - before == 105 + 112 + 32  # the first of several is followed by what aligns the next
