@@ -145,7 +145,7 @@ def test_a_warm_up_goes_on_until_enough_is_right(bench, tmp_path, monkeypatch):
     started, shares = [], iter([[0.2, 0.5], [0.6, 0.3], [0.4, 0.5]])
     cold = {}
 
-    def build(folder, seed, text):
+    def build(folder, seed, text=None):
         cold[folder] = text
         return folder
 
@@ -163,7 +163,7 @@ def test_a_warm_up_goes_on_until_enough_is_right(bench, tmp_path, monkeypatch):
     monkeypatch.setattr(proof, "FORMS", {"seen": [], "unseen": []})
     monkeypatch.setattr(proof, "WARMUPS", {"seen": ["train.warmup.steps=9"]})
     monkeypatch.setattr(proof, "UNTIL", {"seen": (("rotation",), 0.4)})
-    monkeypatch.setattr(proof, "MODELS", {"seen": {"num_hidden_layers": 5}})
+    monkeypatch.setattr(proof, "MODELS", {"seen": {"text": {"num_hidden_layers": 5}}})
     monkeypatch.setattr(proof, "build_tiny", build)
     monkeypatch.setattr(proof, "call", call)
     folder = proof.warmed_up("seen", 7)
