@@ -144,7 +144,8 @@ class Lora(Section):
         for what, keys in NOT_OURS.items():
             for key in keys:
                 if isinstance(tree, dict) and key in tree:
-                    raise ConfigError(f"model.lora.{key}: {what} is not supported, only plain LoRA")
+                    told = {"key": f"model.lora.{key}", "what": what}
+                    raise PydanticCustomError("lora", "{key}: {what} is not supported, only plain LoRA", told)
         return tree
 
 

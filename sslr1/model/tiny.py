@@ -35,6 +35,16 @@ TEXT = dict(
     initializer_range=0.06,
 )
 VISION = dict(hidden_size=64, intermediate_size=128, num_heads=4, out_hidden_size=128, initializer_range=0.06)
+PATCHES_OF_16 = dict(  # Qwen3-VL's image processor, and Qwen3.5's
+    size={"longest_edge": 128 * 128, "shortest_edge": 64 * 64},
+    patch_size=16,
+    temporal_patch_size=2,
+    merge_size=2,
+    image_mean=[0.5, 0.5, 0.5],
+    image_std=[0.5, 0.5, 0.5],
+    processor_class="Qwen3VLProcessor",
+    image_processor_type="Qwen2VLImageProcessorFast",
+)
 # What a family has of its own: text and vision settings beside those above, and its image processor's as published
 FAMILIES = {
     "qwen2_5_vl": dict(
@@ -66,16 +76,7 @@ FAMILIES = {
             },
         ),
         vision=dict(depth=3, num_position_embeddings=8 * 8, deepstack_visual_indexes=[0, 1]),
-        processor=dict(
-            size={"longest_edge": 128 * 128, "shortest_edge": 64 * 64},
-            patch_size=16,
-            temporal_patch_size=2,
-            merge_size=2,
-            image_mean=[0.5, 0.5, 0.5],
-            image_std=[0.5, 0.5, 0.5],
-            processor_class="Qwen3VLProcessor",
-            image_processor_type="Qwen2VLImageProcessorFast",
-        ),
+        processor=PATCHES_OF_16,
     ),
     "qwen3_5": dict(  # as in published ones: three linear layers a full one, two value heads a key head, gates, a
         # rotary part of the head, the text model's own end that is not a turn's, and no generation_config.json
@@ -95,16 +96,7 @@ FAMILIES = {
             },
         ),
         vision=dict(depth=2, num_position_embeddings=8 * 8),
-        processor=dict(
-            size={"longest_edge": 128 * 128, "shortest_edge": 64 * 64},
-            patch_size=16,
-            temporal_patch_size=2,
-            merge_size=2,
-            image_mean=[0.5, 0.5, 0.5],
-            image_std=[0.5, 0.5, 0.5],
-            processor_class="Qwen3VLProcessor",
-            image_processor_type="Qwen2VLImageProcessorFast",
-        ),
+        processor=PATCHES_OF_16,
         thinks=True,
     ),
 }
