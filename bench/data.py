@@ -50,9 +50,7 @@ def start(path, run, resumed):
         del found
     found = ImageFolder.thaw(path, listing)
     train, _ = found.hold_out(0.05, **split)
-    if split:
-        found.largest(train, 4)
-    else:
+    if not split:  # which sorted its list at each start
         sorted(train, key=lambda number: -found.files[number][1])[:4]
     return len(found)
 

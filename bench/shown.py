@@ -101,9 +101,15 @@ def wanting(rows) -> str:
         [
             [row["what"], row["against"], row.get("failed") or row.get("why_not", "")]
             for row in rows
-            if "ratio" not in row or "failed" in row
+            if "failed" in row or "why_not" in row
         ],
     )
+
+
+def counted(rows) -> str:
+    """Those that count something, which needs no peer and no clock."""
+    kept = [row for row in rows if "copies_mb" in row or "counters" in row]
+    return table(["what", "found"], [[row["what"], "; ".join(notes(row))] for row in kept])
 
 
 def on_gpu(rows) -> str:

@@ -209,6 +209,7 @@ def make_peer(case, suppressed):
         args=GRPOConfig(
             output_dir=tempfile.mkdtemp(),
             report_to="none",
+            chat_template_kwargs={"enable_thinking": False},  # as `Case.draw` has it
             use_cpu=small,
             bf16=not small,
             gradient_checkpointing=not small,

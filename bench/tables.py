@@ -15,14 +15,14 @@ from statistics import mean, stdev
 import journal
 import learning
 from counters import ROW as COUNTERS
-from shown import compared, on_gpu, table, wanting
+from shown import compared, counted, on_gpu, table, wanting
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "bench" / "results"
 MACHINE = "amd-epyc-2-cores"  # the one whose results the pages show
 PAGES = ("README.md", "docs/benchmarks.md", "docs/puzzles.md", "docs/results.md")
 PROOF, PHOTOS = "docs/pictures/proof.svg", "docs/pictures/photos.svg"
-ORDER = ("step", "learner", "rollout", "loss", "sampling", "render", "stream", "decode", "delta", "lora", "hybrid")
+ORDER = ("step", "learner", "rollout", "loss", "sampling", "render", "stream", "decode")  # the others follow
 
 
 def load(kind):
@@ -79,7 +79,7 @@ def photos():
 
 def kernels():
     """Rows of `python bench/`, in the pages' order."""
-    return sorted(load("kernels")["rows"], key=lambda row: ORDER.index(row["bench"]))
+    return sorted(load("kernels")["rows"], key=lambda row: (*ORDER, row["bench"]).index(row["bench"]))
 
 
 def benchmarks():
@@ -89,6 +89,11 @@ def benchmarks():
 def unmeasured():
     """Rows that had no figure on that machine, and why."""
     return wanting(kernels())
+
+
+def counts():
+    """Rows that count and have no peer."""
+    return counted(kernels())
 
 
 def gpu():
@@ -160,6 +165,7 @@ TABLES = {
     "photos": photos,
     "benchmarks": benchmarks,
     "unmeasured": unmeasured,
+    "counts": counts,
     "gpu": gpu,
     "probes": probes,
 }
