@@ -241,12 +241,11 @@ def _order(text, starts):
     n = len(starts) - 1
     small = np.int32 if n < 1 << 31 else np.int64
     heads = _heads(text, starts)
-    order, places = np.arange(n, dtype=small), np.arange(n, dtype=small)
+    order = places = np.arange(n, dtype=small)
     groups, gone, depth = None, [], 0  # groups: of `places`, which are in their order, the first place of the group
     while len(places):
-        rows = order[places] if depth else order
-        keys = _keys(text, starts, heads, rows, depth)
-        moved = np.argsort(keys, kind="stable") if groups is None else np.lexsort((keys, groups))
+        keys = _keys(text, starts, heads, order[places] if depth else order, depth)
+        moved = _moves(keys, groups).astype(small)
         first = np.ones(len(places), bool)
         for at in range(1, len(places), ROWS):  # in pieces: a sorted copy of the keys would be the most that is held
             some = keys[moved[at - 1 : at + ROWS]]
@@ -254,7 +253,11 @@ def _order(text, starts):
         del keys
         if groups is not None:
             first[1:] |= groups[1:] != groups[:-1]
-        order[places] = rows = rows[moved]
+        rows = (order[places] if depth else order)[moved]
+        if depth:
+            order[places] = rows
+        else:
+            order = rows
         del moved
         last = np.ones(len(places), bool)
         last[:-1] = first[1:]
@@ -270,6 +273,19 @@ def _order(text, starts):
         del first, last, tied, ended, lengths, rows  # four bytes a file each, or one, while the next round takes most
         depth += 8
     return np.delete(order, np.concatenate(gone)) if gone else order
+
+
+def _moves(keys, groups):
+    """Places of the keys in their order within each group; those are in order themselves."""
+    if groups is None:
+        return np.argsort(keys, kind="stable")
+    out, at = np.empty(len(keys), groups.dtype), 0
+    while at < len(keys):  # some whole groups at a time: of all at once it would take three times the memory
+        end = np.searchsorted(groups, groups[min(at + ROWS, len(keys)) - 1], "right")
+        out[at:end] = np.lexsort((keys[at:end], groups[at:end]))
+        out[at:end] += at
+        at = end
+    return out
 
 
 def _heads(text, starts):
