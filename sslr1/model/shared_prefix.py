@@ -98,6 +98,11 @@ def see(visual, prompts, grid_thw, like) -> tuple:
     return seen.pooler_output, *(getattr(seen, "deepstack_features", None) or ())
 
 
+def trains_tower(model) -> bool:
+    """Whether anything of a model's vision tower is trained, adapters included."""
+    return any(p.requires_grad for p in model.model.visual.parameters())
+
+
 def keep_seen(model, prompts) -> None:
     """Let prompts keep what a model's vision tower makes of their images, for one that is frozen: from then on none
     looks at them again. Costs a visual token D numbers, and as many for each earlier block that it tells of."""

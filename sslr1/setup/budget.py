@@ -61,7 +61,7 @@ class Shapes:
     blocks: tuple  # (depth, width, bytes a patch) of the vision tower
     patches: int  # of a visual token
     values: int  # of a patch
-    seen: int  # numbers that the vision tower gives a visual token
+    seen: int  # numbers that the vision tower gives a visual token, where it is frozen; else 0
     wide: int  # bytes that a copy in the compute dtype takes more, for what stays in float32
 
     @property
@@ -120,6 +120,7 @@ def shapes_of(config, network, ranks: int, device="cuda") -> Shapes:
     parts = [sharded(part) for tower in towers for part in tower]
     kept = activations(network, torch.bfloat16 if narrow else torch.float32)
     widths = network.config.text_config.hidden_size, vision.hidden_size
+    deepstack = len(getattr(vision, "deepstack_visual_indexes", None) or ())
     tokens_of, mixture = prompt_lengths(config, vision), config.puzzles.mixture
     tokens = {name: tokens_of(name, config.puzzles.levels[name]) for name in mixture}
     return Shapes(
@@ -139,7 +140,7 @@ def shapes_of(config, network, ranks: int, device="cuda") -> Shapes:
         wide=sum(p.numel() for name, p in network.named_parameters() if name.endswith(KEPT)) * (2 if narrow else 0),
         patches=vision.spatial_merge_size**2,
         values=3 * vision.temporal_patch_size * vision.patch_size**2,
-        seen=widths[0] * (1 + len(getattr(vision, "deepstack_visual_indexes", None) or ())),
+        seen=0 if shared_prefix.trains_tower(network) else widths[0] * (1 + deepstack),
     )
 
 
@@ -181,7 +182,7 @@ def _pictures(config, shapes) -> list:
     tower makes of them."""
     s, prompts = shapes, config.rollout.prompts // shapes.ranks
     visual = prompts * (s.prompt - TEXT)
-    seen = visual * s.seen * s.dtype if config.model.frozen == "vision" else 0
+    seen = visual * s.seen * s.dtype
     patches = visual * s.patches
     return [
         Line("pixel patches", 2 * patches * s.values * s.dtype, f"{patches:,} of a step, and the next one's"),

@@ -13,7 +13,7 @@ from sslr1.data import Decoder, ImageFolder, ImageStore, bad
 from sslr1.data.images import ABOUT, SPLIT
 from sslr1.errors import UserError
 from sslr1.files import write_whole
-from sslr1.model import lora, parallel
+from sslr1.model import lora, parallel, shared_prefix
 from sslr1.model.folder import base_of, holds_adapter
 from sslr1.puzzles import series
 from sslr1.rollout import Engine, SamplerWeights
@@ -87,7 +87,7 @@ def build(
         batch_invariant=c.batch_invariant,
         look_every=c.look_every,
         cuda_graphs=c.cuda_graphs,
-        keeps_seen=config.model.frozen == "vision",
+        keeps_seen=not shared_prefix.trains_tower(policy.model),
     )
     return Session(
         config=config,

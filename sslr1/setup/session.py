@@ -53,7 +53,7 @@ class Session:
     @property
     def keep_seen(self):
         """For a `Learner`: by the sampler's model, which is whole on each rank."""
-        if self.config.model.frozen != "vision":
+        if shared_prefix.trains_tower(self.policy.model):
             return None
         return partial(shared_prefix.keep_seen, self.weights.model)
 

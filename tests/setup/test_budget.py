@@ -18,7 +18,7 @@ from sslr1.model import cost, gated_delta_net, lora, parallel
 from sslr1.model.tiny import build_tiny
 from sslr1.ops.chunks import default_height
 from sslr1.rollout.cache import GroupCache, Shape, bytes_a_token
-from sslr1.setup import budget, card, entry, session
+from sslr1.setup import budget, build, card, entry, session
 from tests.conftest import launch_anew
 from tests.forks import launch
 from tests.learner.test_learner import make_groups, make_learner
@@ -88,6 +88,23 @@ def test_equal_to_what_a_learner_of_adapters_holds(any_tiny, photographs, seed, 
     tree["loss"] = {"kl_coef": 0.1}
     near = {line.what: line.gb * 1e9 for line in budget.plan(config.check(tree, data=False), any_tiny, 1)[0]}
     assert near["reference's adapters"] == trained * 4
+
+
+@pytest.mark.parametrize(
+    "asked, keeps",
+    [
+        ({}, False),
+        ({"frozen": "vision"}, True),
+        ({"lora": {"rank": 2}}, True),
+        ({"lora": {"rank": 2, "vision": "all-linear"}}, False),
+    ],
+)
+def test_what_a_tower_saw_is_kept_unless_it_is_trained(tiny, scenes, one_process, asked, keeps):
+    tree = {"model": {"path": str(tiny), **asked}, "data": {"path": str(scenes), "min_side": 112}}
+    settings = config.check(tree)
+    built = build.build(settings, one_process)
+    planned = {line.what: line.gb for line in budget.plan(settings, tiny, 1, device="cpu")[0]}
+    assert built.engine.keeps_seen == (built.keep_seen is not None) == (planned["visual tokens"] > 0) == keeps
 
 
 @pytest.mark.parametrize("vision", [None, "all-linear"])
