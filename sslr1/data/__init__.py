@@ -10,7 +10,8 @@ __getattr__, __all__ = at_first_use(
     {
         "bad": "BadImages",
         "decode": "Decoder",
-        "images": "ImageFolder ImageStore Pool",
+        "images": "ImageFolder",
+        "store": "ImageStore Pool",
         "stream": "PuzzleStream choose_held_out make_held_out",
     },
 )

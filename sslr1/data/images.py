@@ -1,41 +1,25 @@
-"""Images by number: a frozen list of files, their bytes, and a cache of decoded ones."""
+"""Images by number: a frozen list of files, and their bytes."""
 
 import hashlib
 import json
 import os
 import re
 from bisect import bisect_left, bisect_right
-from collections import OrderedDict
 from collections.abc import Sequence
 from contextlib import suppress
-from itertools import accumulate, permutations
+from itertools import accumulate
 from pathlib import Path
-from threading import Lock
-from typing import NamedTuple
 
 import numpy as np
 
-from sslr1.data import parquet, shards
-from sslr1.data.decode import Decoder, formats, why
+from sslr1.data import parquet, shards, sources
+from sslr1.data.decode import formats
 from sslr1.data.listing import Files, Gathered, written
-from sslr1.data.mixed import Decoded
-from sslr1.data.walk import (
-    ARCHIVE,
-    COMPRESSED,
-    CONTAINERS,
-    OPTIONAL,
-    PARQUET,
-    SUFFIXES,
-    UNPACK,
-    Census,
-    Walk,
-    is_aside,
-    is_image,
-)
+from sslr1.data.sources import Part, Source, parts_of
+from sslr1.data.walk import ARCHIVE, OPTIONAL, PARQUET, SUFFIXES, Census, Walk
 from sslr1.errors import UserError
-from sslr1.files import LFS, NOT_FETCHED, no_folder, whole, write_whole
+from sslr1.files import LFS, NOT_FETCHED, whole, write_whole
 from sslr1.ops import keys
-from sslr1.puzzles.picture import MAX_SIDE, MIN_SIDE, Picture
 
 ABOUT = "found.txt"  # beside a run's list: what was not read when it was made
 SPLIT = "split.json"  # beside it: which of its images are held out
@@ -60,31 +44,6 @@ class Rest(Sequence):
             raise IndexError(place)
         place = int(place) % len(self)
         return place + bisect_right(self._before, place)
-
-
-class Source(NamedTuple):
-    """Where images come from: a folder, a .tar archive or a parquet file. weight: its share of the draws beside other
-    sources'; column: what holds the images in parquet files, found unless given."""
-
-    path: str
-    weight: float | None = None
-    column: str | None = None
-
-
-class Part(NamedTuple):
-    """A source as a list has it. first: the number of its first image; before: what its paths begin with there, and do
-    not below `root`."""
-
-    source: Source
-    root: Path
-    before: str = ""
-    first: int = 0
-
-    @property
-    def tag(self) -> str:
-        """What its paths begin with, its archive's name included."""
-        name = Path(self.source.path).name
-        return self.before if self.root == Path(self.source.path) else f"{self.before}{name}/"
 
 
 class ImageFolder:
@@ -135,13 +94,13 @@ class ImageFolder:
         otherwise; report(how many are found): called now and then; exclude: a file of paths, as the list has them, one
         a line, that are left out."""
         parts, census, walks, left_out = parts_of(path, key), Census(), [], 0
-        without = _excluded(exclude)
+        without = sources.excluded(exclude)
 
         def each():
             nonlocal left_out
             for part in parts:
                 found = Gathered(part.before, without, report)
-                _gather(part, found, census, walks, key)
+                sources.gather(part, found, census, walks, key)
                 yield found
                 left_out += found.left_out
                 census.refused += found.refused
@@ -152,7 +111,7 @@ class ImageFolder:
         census.refused = sorted((_printable(name), reason) for name, reason in census.refused)
         census.images, census.empty, census.excluded = len(files), files.empty(), left_out
         about = "" if census.whole() else str(census)
-        also, named = f"; {about}" if about else "", _named(parts, key)
+        also, named = f"; {about}" if about else "", sources.named(parts, key)
         if without and not left_out:
             raise UserError(f"data.exclude {str(exclude)!r} names none of the images, which files.txt would list")
         for part, count in zip(parts, counts):
@@ -162,7 +121,7 @@ class ImageFolder:
         if len(files) < fewest:
             needed = f"at least {fewest} are needed, some to train on and some to hold out"
             raise UserError(f"{named} holds {len(files)} images; {needed}{also}")
-        return cls(_roots(parts), files, census.refused, about, parts)
+        return cls(sources.roots(parts), files, census.refused, about, parts)
 
     @classmethod
     def thaw(cls, path, listing) -> "ImageFolder":
@@ -187,7 +146,7 @@ class ImageFolder:
             parts = [part._replace(first=first) for part, first in zip(parts, firsts)]
         about = Path(listing).with_name(ABOUT)
         about = about.read_text(encoding="utf-8").strip() if about.exists() else ""
-        return cls(_roots(parts), files, about=about, parts=parts)
+        return cls(sources.roots(parts), files, about=about, parts=parts)
 
     def weighted(self) -> list:
         """[(numbers of a source's images, its weight)], [] where none has one; 1 where others have."""
@@ -257,102 +216,6 @@ class ImageFolder:
         return sorted(np.argsort(hashes, kind="stable")[:count].tolist())
 
 
-class ImageStore:
-    """Decoded images by number; keeps the most recent ones up to `cache_bytes`.
-
-    An image is bad, and None, if its bytes can't be read or decoded, its shorter side is under `min_side`, or it is
-    flat. `bad` maps its number to the reason.
-    """
-
-    def __init__(self, folder, decoder, min_side=MIN_SIDE, cache_bytes=1 << 28):
-        self.folder, self.decoder, self.min_side, self.cache_bytes = folder, decoder, min_side, cache_bytes
-        self.bad = {}
-        self._cache, self._held = OrderedDict(), 0
-        self._lock = Lock()  # the stream prepares the next step on a thread of its own
-
-    @classmethod
-    def scan(cls, path, min_side=MIN_SIDE, max_side=MAX_SIDE, threads=1, fewest=FEWEST) -> "ImageStore":
-        """Of a folder as it is now, images reduced as a run's are unless asked otherwise. Raises UserError as
-        `ImageFolder.scan` does."""
-        return cls(ImageFolder.scan(path, "", fewest), Decoder(threads=threads, max_side=max_side), min_side)
-
-    def get(self, numbers) -> list:
-        """uint8 [H, W, 3] tensors, None for bad images, in the order asked for. May be called from several threads."""
-        return [picture and picture.pixels for picture in self.pictures(numbers)]
-
-    def pictures(self, numbers) -> list:
-        """The same as Pictures, which remember what was measured of them."""
-        with self._lock:
-            fresh = self._read([n for n in dict.fromkeys(numbers) if n not in self._cache and n not in self.bad])
-            self._held += sum(map(_size, fresh.values()))
-            asked = [n for n in dict.fromkeys(numbers) if n not in self.bad]
-            found = {n: fresh.get(n) or self._cache.pop(n) for n in asked}
-            self._cache |= found  # as the last ones
-            while self._held > self.cache_bytes:
-                self._held -= _size(self._cache.popitem(last=False)[1])
-            return [found.get(n) for n in numbers]
-
-    def _read(self, numbers) -> dict:
-        """{number: Picture} of the good ones."""
-        data = {}
-        for n in numbers:
-            try:
-                data[n] = self.folder.read(n)
-            except OSError as error:
-                self.bad[n] = f"can't be read: {error.strerror or error}"
-        good = {}
-        for (n, content), image in zip(data.items(), self.decoder.decode(data.values())):
-            picture = None if image is None else Picture(*image) if isinstance(image, Decoded) else Picture(image)
-            if reason := self._reason(picture, content):
-                self.bad[n] = reason
-            else:
-                good[n] = picture
-        return good
-
-    def complaint(self) -> str:
-        """What is bad so far, as the end of a sentence; empty if nothing is."""
-        if not self.bad:
-            return ""
-        first = min(self.bad)
-        return f"; {len(self.bad)} bad so far, e.g. {self.folder.files[first][0]}: {self.bad[first]}"
-
-    def _reason(self, picture, content):
-        if picture is None:
-            return f"can't be decoded: {why(content)}"
-        image = picture.pixels
-        if min(image.shape[:2]) < self.min_side:
-            reduced = ", as reduced to data.max_side" if max(image.shape[:2]) == self.decoder.max_side else ""
-            size = f"{image.shape[1]}x{image.shape[0]} px{reduced}"
-            return f"{size}: the shorter side is under data.min_side {self.min_side}"
-        if picture.flat:
-            return "flat: almost no texture"
-        return None
-
-
-class Pool:
-    """Some of a store's images by position, as `puzzles.make` wants its pool. A bad one is replaced by the next good
-    one."""
-
-    def __init__(self, store, numbers):
-        self.store, self.numbers = store, numbers
-
-    def __len__(self):
-        return len(self.numbers)
-
-    def __getitem__(self, i) -> Picture:
-        for step in range(len(self)):
-            (picture,) = self.store.pictures([self.numbers[(i + step) % len(self)]])
-            if picture is not None:
-                return picture
-        first = self.store.bad[self.numbers[0]]
-        raise UserError(f"none of the {len(self)} images of the pool is usable; the first: {first}")
-
-
-def _size(picture):
-    """Bytes that a cached one takes."""
-    return picture.pixels.numel() + Picture.KEPT
-
-
 def _is_note(path) -> bool:
     """Whether a file is Git LFS's note of one; not, where it can't be read."""
     try:
@@ -362,109 +225,6 @@ def _is_note(path) -> bool:
         return False
 
 
-def parts_of(path, key="data.path", gone=False) -> list:
-    """The Parts of a path, a Source (or what has its fields), or a list of either, without their first numbers. Raises
-    UserError where one is within another, or, unless it may be `gone`, where it is nowhere."""
-    given = path if isinstance(path, list) else [path]
-    sources = [
-        Source(os.fspath(one))
-        if isinstance(one, str | os.PathLike)
-        else Source(os.fspath(one.path), one.weight, one.column)
-        for one in given
-    ]
-    parts, tags = [], set()
-    for number, source in enumerate(sources, 1):
-        part = Part(source, _root(source.path))
-        named = f"{key} {source.path!r}".lstrip()
-        if not gone and not (part.root.is_dir() and os.path.exists(source.path)):
-            packed = source.path.lower().endswith(COMPRESSED) and os.path.exists(source.path)
-            why = f"it is {UNPACK}" if packed else f"it {no_folder(source.path, 'dataset')}"
-            raise UserError(f"{named} is not a folder, a {ARCHIVE} archive or a {PARQUET} file: {why}")
-        if len(sources) > 1:
-            whole = part.root == Path(source.path)
-            part = part._replace(before=f"{os.path.basename(os.path.abspath(source.path)) or number}/" if whole else "")
-            if part.tag in tags:  # of another source of that name
-                part = part._replace(before=f"{number}/{part.before}")
-            tags.add(part.tag)
-        parts.append(part)
-    real = [os.path.realpath(source.path) for source in sources]
-    for one, inner in permutations(range(len(sources)), 2):
-        if real[one] == real[inner] or real[inner].startswith(real[one].rstrip("/") + "/"):
-            within = "named twice" if real[one] == real[inner] else f"within {sources[one].path!r}"
-            raise UserError(f"{key}: {sources[inner].path!r} is {within}: each image is to have one name")
-    return parts
-
-
-def _named(parts, key):
-    return f"{key} {', '.join(repr(part.source.path) for part in parts)}".lstrip()
-
-
-def _roots(parts):
-    """The folder of a list, or the sources in words."""
-    return parts[0].root if len(parts) == 1 else ", ".join(part.source.path for part in parts)
-
-
-def _root(path):
-    """The folder of what `path` names: itself, or the one that the archive or the parquet file is in."""
-    path = Path(path)
-    return path.parent if path.suffix.lower() in CONTAINERS and not path.is_dir() else path
-
-
-def _excluded(path) -> frozenset:
-    if path is None:
-        return frozenset()
-    try:
-        return frozenset(line for line in Path(path).read_text("utf-8").split("\n") if line)
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"data.exclude {str(path)!r} can't be read: {getattr(error, 'strerror', None) or error}"
-        ) from None
-
-
-def _gather(part, found, census, walks, key) -> None:
-    """All images of a source. walks: those of the sources before, to which this one's is added."""
-    path = Path(part.source.path)
-    if part.root == path:
-        walks.append(Walk(part.root, census, walks[-1] if walks else None))
-        files = walks[-1]
-    else:
-        files = [(path.name, None)]
-    for name in found.add_all(files):
-        if name.lower().endswith(ARCHIVE):
-            _add_members(found, part.root, name, census)
-            continue
-        column = part.source.column
-        try:
-            rows, size = parquet.count(part.root / name, column), os.path.getsize(part.root / name)
-        except (OSError, parquet.Unfit) as error:
-            if column is not None and os.access(part.root / name, os.R_OK):  # which is meant for this file, too
-                raise UserError(f"{key} {part.source.path!r}: {name}: {error}".lstrip()) from None
-            census.refused.append((name, getattr(error, "strerror", None) or str(error)))
-            continue
-        width = len(str(rows - 1))  # so that rows are sorted as they stand
-        for row in range(rows):
-            found.add(f"{name}/{row:0{width}}", size, row)
-
-
-def _add_members(found, root, name, census) -> None:
-    """The images in an archive; counts what else is there."""
-    refused = []
-    for member in shards.index(root / name, refused):
-        if _hidden(member.name):
-            census.aside += 1
-        elif is_image(member.name):
-            found.add(f"{name}/{member.name}", member.size, member.offset)
-        elif member.name.lower().endswith((ARCHIVE, *COMPRESSED)):
-            reason = f"an archive within an archive, which is not read: unpack {name}"
-            census.refused.append((f"{name}/{member.name}", reason))
-        else:
-            census.count(member.name)
-    census.refused += [
-        (f"{name}/{inner}" if inner else name, reason) for inner, reason in refused if not _hidden(inner)
-    ]
-    census.aside += sum(_hidden(inner) for inner, _ in refused)
-
-
 def _kept(path) -> dict:
     """What was written there; nothing where that is gone or damaged."""
     try:
@@ -472,10 +232,6 @@ def _kept(path) -> dict:
     except (OSError, ValueError):
         return {}
     return found if isinstance(found, dict) else {}
-
-
-def _hidden(name):
-    return any(map(is_aside, name.split("/")))
 
 
 def _printable(name):

@@ -13,7 +13,7 @@ from itertools import accumulate
 
 from sslr1 import model, puzzles
 from sslr1.data.draws import Draws
-from sslr1.data.images import Pool
+from sslr1.data.store import Pool
 from sslr1.errors import UserError
 from sslr1.ops import keys
 

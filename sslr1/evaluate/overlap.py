@@ -13,7 +13,8 @@ import numpy as np
 
 from sslr1.__main__ import parsed
 from sslr1.data import likeness
-from sslr1.data.images import ImageFolder, Source
+from sslr1.data.images import ImageFolder
+from sslr1.data.sources import Source
 from sslr1.errors import UserError
 from sslr1.evaluate import benchmarks
 from sslr1.files import write_whole

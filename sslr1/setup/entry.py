@@ -159,7 +159,8 @@ class Claim:
 
     def _lists(self, data) -> bool:
         """Whether the run's list of images is that of the section `data`."""
-        from sslr1.data.images import Files, ImageFolder
+        from sslr1.data.images import ImageFolder
+        from sslr1.data.listing import Files
 
         listing = self.folder / "files.txt"
         if data.path == configuration.BUILTIN_IMAGES or not listing.is_file():

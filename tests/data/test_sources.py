@@ -15,8 +15,8 @@ from sslr1 import model
 from sslr1.data import Decoder, ImageFolder, ImageStore, parquet, walk
 from sslr1.data.decode import formats
 from sslr1.data.draws import Draws, dealt
-from sslr1.data.images import Source
 from sslr1.data.scenes import scene
+from sslr1.data.sources import Source
 from sslr1.errors import UserError
 from tests.data.test_data import content, stream
 from tests.data.test_shards import archive
