@@ -228,10 +228,8 @@ def scan_back(
         at = later + (chunk * HEADS + head) * size + tile
         tl.store(at, d.to(later.dtype.element_ty), mask=inside)
         given = load_rows(grad + (row * HEADS + head) * D_V, real, HEADS * D_V, j, D_V).to(DOT)
-        below = place[:, None] <= place[None, :]
-        turned = tl.where(below, tl.exp(tl.where(below, total[None, :] - total[:, None], 0.0)), 0.0)
-        turned *= tl.dot(keys, tl.trans(queries), input_precision="ieee")
-        du = tl.dot(turned.to(DOT), given, input_precision="ieee")
+        scores = tl.dot(queries, tl.trans(keys), input_precision="ieee") * decays_of(total, place, False)
+        du = tl.dot(tl.trans(scores.to(DOT)), given, input_precision="ieee")
         du += tl.exp(whole - total)[:, None] * tl.dot(keys, d.to(DOT), input_precision="ieee")
         factor = tl.trans(tl.load(inverse + (chunk * HEADS + head) * C * C + square))
         found = tl.dot(factor, du.to(DOT), input_precision="ieee")
