@@ -11,6 +11,6 @@ __getattr__, __all__ = at_first_use(
         "bad": "BadImages",
         "decode": "Decoder",
         "images": "ImageFolder ImageStore Pool",
-        "stream": "PuzzleStream choose_held_out make_held_out",
+        "stream": "PuzzleStream ask_held_out choose_held_out make_held_out",
     },
 )
