@@ -117,7 +117,10 @@ class Table:
         with self._lock:
             if self._near is None or not 0 <= row - self._near[0] < len(self._near[1]):
                 group = bisect_right(self._firsts, row) - 1
-                self._near = next(near for near in self._batches(group) if row < near[0] + len(near[1]))
+                near = (near for near in self._batches(group) if row < near[0] + len(near[1]))
+                self._near = next(near, None)
+                if self._near is None:
+                    raise OSError("the file has fewer rows than when the run began")
             return self._near[1].slice(row - self._near[0], 1).to_pylist()[0]
 
     def each(self):

@@ -47,7 +47,8 @@ def open_tasks(config, tokenizer, spec, functions=(), folder=None, keep=False, r
         task = found[name] = Task(name, settings, rows, judge, config.train.threads)
         asked = _asked(config, task, spec)
         known = kept.get(name, {})
-        if started and keep and known and known["asked"]["file"] != rows.digest and not config.checkpoint.allow_change:
+        before = known.get("asked", {}).get("file", rows.digest)
+        if started and keep and before != rows.digest and not config.checkpoint.allow_change:
             raise UserError(
                 f"tasks.{name}.path {settings.path!r} has changed since {folder} was started: put the file back, give "
                 "this run a log.name of its own, or set checkpoint.allow_change=true"
