@@ -73,7 +73,7 @@ class Run:
         stores = {"": session.images.store} | (
             {f"{session.evaluation.store.folder.root}/": session.evaluation.store} if c.eval.path else {}
         )
-        stores |= session.tasks
+        stores |= {f"tasks.{name}: ": task for name, task in session.tasks.items()}
         self.watch = Watch(c, BadImages(session.folder, stores, world), world.main)
         self.signals = Signals(self.recorder.say)
         self.clock, self.usage = Clock(), Usage()

@@ -41,6 +41,7 @@ def test_a_run_is_made_once_and_collected(bench, tmp_path, scenes, monkeypatch):
     monkeypatch.setattr(proof, "WARMUPS", {})
     monkeypatch.setattr(proof, "SEEDS", (5,))
     monkeypatch.setattr(proof, "write_scenes", lambda *_, **__: None)
+    monkeypatch.setattr(proof, "write_disks", lambda *_: None)
     monkeypatch.setattr(proof, "results_file", lambda kind, found: tmp_path / f"{kind}.json")
     monkeypatch.setattr(sys, "argv", ["proof.py", "--jobs", "1"])
     monkeypatch.setattr(proof, "subprocess", SimpleNamespace(run=fork))

@@ -9,7 +9,6 @@ mod n of epoch i div n's keyed permutation of its n training rows.
 """
 
 from bisect import bisect_right
-from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
@@ -70,7 +69,7 @@ class PuzzleStream:
         self.store, self.numbers, self.tokenizer = store, numbers, tokenizer
         self.mixture = {name: share for name, share in mixture.items() if share > 0}
         self.tasks = tasks or {}
-        self._before = [Counter()]  # of each step, how many slots of each kind come before it
+        self._before = {name: [0] for name in self.tasks}  # of each step, how many slots of each come before it
         self.levels, self.batch, self.seed = levels, batch, seed
         self.form, self.device, self.pool = form, device, Pool(store, numbers)
         self.mine = range(rank, batch, world_size)
@@ -106,10 +105,12 @@ class PuzzleStream:
 
     def row(self, step, name, earlier) -> tuple[int, int]:
         """(epoch, row) of a task's slot that `earlier` ones of its step come before."""
-        while len(self._before) <= step:
-            self._before.append(self._before[-1] + Counter(self.names(len(self._before) - 1)))
+        while (known := len(self._before[name])) <= step:
+            names = self.names(known - 1)
+            for task, before in self._before.items():
+                before.append(before[-1] + names.count(task))
         train = self.tasks[name].train
-        epoch, place = divmod(self._before[step][name] + earlier, len(train))
+        epoch, place = divmod(self._before[name][step] + earlier, len(train))
         return epoch, train[self._rows(name, epoch)[place]]
 
     def again(self, batch: StreamBatch, places) -> StreamBatch:

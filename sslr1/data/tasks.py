@@ -188,7 +188,7 @@ def _chance(answer):
 
 
 def _judged(judge, row, text):
-    return judge(text, row)
+    return judge(text, dict(row))
 
 
 # --- pictures ---------------------------------------------------------------------------------------------------------

@@ -80,8 +80,11 @@ class Session:
             f"{images.store.decoder.backend}, rendered by {ops.choose_backend('auto', world.device)}; "
             f"{world.size} {world.device.type} rank(s), {torch.get_num_threads()} thread(s) each, "
             f"{self.spec.dtype}".replace("torch.", "")
-            + "".join(f", {len(task.train):,} + {len(task.held_out):,} of {name}" for name, task in self.tasks.items())
             + (f", attention by {ops.flash.library()}" if world.device.type == "cuda" else "")
+            + "".join(
+                f"; {name}: {len(task.train):,} questions to train on, {len(task.held_out):,} held out"
+                for name, task in self.tasks.items()
+            )
         )
 
     def not_read(self) -> list:
@@ -110,7 +113,7 @@ class Session:
 
     @cached_property
     def _memory(self) -> list:
-        return budget.plan(self.config, self.model_path, self.world.size)[0]
+        return budget.plan(self.config, self.model_path, self.world.size, longest=self.longest)[0]
 
     def form(self, thinking=None) -> puzzles.Form:
         """How the configuration's puzzles are put; thinking or not as given."""

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import sys
 from collections import Counter
@@ -23,6 +24,7 @@ from sslr1.puzzles.curriculum import chance_reward, gain, margin
 from sslr1.puzzles.reward import Answer
 from sslr1.setup import entry
 from sslr1.setup import tasks as own
+from tests.conftest import ROOT
 from tests.data import judges
 
 pa = pytest.importorskip("pyarrow")
@@ -610,3 +612,23 @@ def test_what_was_found_is_kept(tmp_path, tiny, scenes, tokenizer, monkeypatch):
     write(path, rows_of(tmp_path, 41))
     with pytest.raises(UserError, match=r"has changed since .* was started"):
         opened(tiny, c, run, True, tokenizer)
+
+
+def test_the_pages_example(tmp_path, tiny, scenes, tokenizer, monkeypatch):
+    """docs/your-questions.md: its files, as they stand there, repeated until they are enough."""
+    blocks = dict(re.findall(r"```(json|yaml|python)\n(.*?)```", (ROOT / "docs/your-questions.md").read_text(), re.S))
+    for number in range(3):
+        disk(tmp_path, number)
+        Image.open(tmp_path / f"pictures/{number:04d}.png").save(tmp_path / f"pictures/{number}.jpg")
+    (tmp_path / "questions.jsonl").write_text(blocks["json"] * 8)
+    (tmp_path / "run.yaml").write_text(blocks["yaml"])
+    (tmp_path / "my_rewards.py").write_text(blocks["python"])
+    monkeypatch.chdir(tmp_path)
+    c = config.load("run.yaml", [f"model.path={tiny}", f"data.path={scenes}", "puzzles.max_pixels=12544"])
+    tasks = opened(tiny, c, tokenizer=tokenizer)
+    assert config.shares(c.model_dump())["counting"] == 0.3
+    form = Form(spec=SPEC)
+    for name, said, accuracy in (("counting", "3", 1), ("naming", "a 3 b", 1), ("naming", "b", 0)):
+        (puzzle,) = tasks[name].puzzles([at(0, name)], form)
+        assert score(puzzle.answer, f"\\boxed{{{said}}}", thinking=False).accuracy == accuracy
+    assert [len(puzzle.plan.sizes) for puzzle in tasks["naming"].puzzles([at(0), at(1)], form)] == [1, 2]
