@@ -1,6 +1,7 @@
 """The tasks of a configuration, opened: every row looked at before a model is loaded, and what was found kept in the
 run's folder, so that a later start need not look again."""
 
+import hashlib
 import json
 from contextlib import suppress
 from functools import lru_cache
@@ -126,7 +127,7 @@ def _looked_through(task, config, tokenizer, spec, report) -> dict:
             raise UserError(f"{task.key}: {task.named(row)}: {error}") from None
         except OSError as error:
             raise UserError(f"{task.key}: {task.named(row)} can't be read: {error.strerror or error}") from None
-        pictures[row] = keys.fold("holdout", *(_digest(place) for place in places))
+        pictures[row] = keys.fold("holdout", *map(_digest, asked.pictures))
         if len(values) <= MOST_ANSWERS:
             values[asked.answer.value] = None
         # of no byte more than one token is made
@@ -143,10 +144,9 @@ def _looked_through(task, config, tokenizer, spec, report) -> dict:
     }
 
 
-def _digest(place) -> str:
-    import hashlib
-
-    return hashlib.blake2b(place, digest_size=8).hexdigest() if isinstance(place, bytes) else str(place)
+def _digest(picture) -> str:
+    """Of a picture as its row names it: wherever the file and its pictures lie, the same rows are held out."""
+    return hashlib.blake2b(picture, digest_size=8).hexdigest() if isinstance(picture, bytes) else picture
 
 
 def held_out(pictures, share) -> list:

@@ -68,7 +68,7 @@ def at(row, name="vqa", attempt=0):
 def configured(tiny, scenes, path, *overrides):
     given = [f"model.path={tiny}", f"data.path={scenes}", f"tasks.vqa.path={path}", "tasks.vqa.kind=text"]
     kept = [one for one in given if not any(one.startswith("tasks.vqa.kind") and "function" in o for o in overrides)]
-    return config.load("configs/tiny.yaml", [*kept, *overrides])
+    return config.load(ROOT / "configs/tiny.yaml", [*kept, *overrides])
 
 
 def opened(tiny, c, folder=None, keep=False, tokenizer=None):
@@ -478,7 +478,7 @@ def many(tmp_path_factory, tiny, scenes, tokenizer):
     given = [f"model.path={tiny}", f"data.path={scenes}", "puzzles.mixture={rotation: 2, ordering: 1}"]
     for name in "ab":
         given += [f"tasks.{name}.path={folder}/{name}.jsonl", f"tasks.{name}.kind=text", f"tasks.{name}.share=0.2"]
-    c = config.load("configs/tiny.yaml", given)
+    c = config.load(ROOT / "configs/tiny.yaml", given)
     return c, opened(tiny, c, tokenizer=tokenizer)
 
 
@@ -583,6 +583,21 @@ def test_held_out_rows_are_few_and_frozen(draw):
     assert len(shared) == 50 and shared != list(range(50))
     grouped = own.held_out(np.repeat(pictures[:100], 3), 0.1)
     assert len(grouped) in (66, 64, 65) or len(grouped) % 3 == 0
+
+
+def test_the_same_rows_are_held_out_wherever_the_file_lies(tmp_path, tiny, scenes, tokenizer, monkeypatch):
+    """By a relative path, an absolute one, and after a move: what was trained on is not asked about."""
+    folder = tmp_path / "first"
+    folder.mkdir()
+    write(folder / "q.jsonl", rows_of(folder, 40))
+    monkeypatch.chdir(tmp_path)
+    found = [
+        opened(tiny, configured(tiny, scenes, path), tokenizer=tokenizer)["vqa"].held_out
+        for path in ("first/q.jsonl", folder / "q.jsonl")
+    ]
+    folder.rename(tmp_path / "second")
+    found.append(opened(tiny, configured(tiny, scenes, "second/q.jsonl"), tokenizer=tokenizer)["vqa"].held_out)
+    assert found[0] == found[1] == found[2] and len(found[0]) == 20
 
 
 def test_held_out_questions(many):
