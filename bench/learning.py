@@ -75,6 +75,22 @@ def alone(names):
     return make
 
 
+def together(name, asked):
+    """A table of what one run trains on. asked: {puzzle or task: what it is called}."""
+
+    def make(found):
+        rows = []
+        for kind, called in asked.items() if (runs := of(found, name)) else ():
+            n, chance = runs[0]["held_out"][1][kind]["n"], runs[0]["held_out"][1][kind]["chance"]
+            before, after = shares(runs, kind, 0), shares(runs, kind, 1)
+            cells = [called, f"{runs[0]['mixture'][kind]:.0%}", str(runs[0]["steps"]), f"{chance:.1%}"]
+            cells += [said(before, n), said(after, n), f"{each(before)} → {each(after)}", verdict(before, after, n)]
+            rows.append(cells)
+        return ["", "of the slots", "steps", "chance", "before", "after", "seeds", "intervals apart"], rows
+
+    return make
+
+
 def transfer(found):
     """What training on one puzzle (rows) does to each (columns): points of held-out accuracy gained, and the answers
     that keep the form afterwards, means over the seeds."""
@@ -150,6 +166,7 @@ TABLES = {
         ["rotation", "ordering"],
         levels=True,
     ),
+    "own": together("own-questions", {"rotation": "rotation, level 2", "disk": "the disk's colour"}),
     "nine": compared({"nine-default": "`default`", "nine-exact": "`exact`"}, ["ordering"], "accuracy"),
 }
 

@@ -21,9 +21,13 @@ from threading import Lock
 
 import yaml
 from machine import machine, results_file
+from PIL import Image, ImageDraw
 
-from sslr1.data.scenes import write_scenes
+from sslr1 import config
+from sslr1.data.scenes import scene, write_scenes
+from sslr1.files import write_whole
 from sslr1.model.tiny import build_tiny
+from sslr1.ops import keys
 from sslr1.runs.records import JsonLines
 from sslr1.setup import processors
 
@@ -31,6 +35,7 @@ ROOT = Path(__file__).parent.parent
 CONFIG = ROOT / "configs" / "proof.yaml"
 FOLDER = Path("runs") / "proof"
 SEEDS = (0, 1, 2)
+COLOURS = {"red": "#d02020", "green": "#20b030", "blue": "#2040d0", "yellow": "#e8d020"}
 PUZZLES = ("rotation", "ordering", "similarity", "inpainting", "correspondence")
 PICTURES = ("similarity", "inpainting")  # which compare pictures' hues
 
@@ -45,6 +50,7 @@ def only(*trained, of=PUZZLES):
 
 
 TINTED = f"data.path={FOLDER / 'tinted'}"
+DISKS = FOLDER / "disks" / "disks.jsonl"  # questions of our own, a made task
 # What a model is warmed up to: the settings of the form that it learns, which its runs share.
 FORMS = {
     "direct": [only(*PUZZLES)],
@@ -60,6 +66,7 @@ FORMS = {
     "points": ["puzzles.mixture={correspondence: 1}"],
     "qwen3.5": [only(*PUZZLES)],
     "nine": ["puzzles.mixture={ordering: 1}", "puzzles.levels.ordering=3", "rollout.max_tokens=32"],
+    "own": ["puzzles.mixture={rotation: 1}", f"tasks.disk={{path: {DISKS}, kind: text, share: 0.3}}"],
 }
 # Pictures are compared by a model with a third layer and the published models' theta. The tiny one's, of 2, shows where
 # in an image something is, and hardly in which of five images.
@@ -103,10 +110,29 @@ RUNS = {
     "mixed-resampled": ("levels", [BONUS, "train.steps=250", FIXED, "rollout.resample=2"]),
     "nine-default": ("nine", []),
     "nine-exact": ("nine", ["puzzles.rule=exact"]),
+    "own-questions": ("own", []),
 }
 
 
 LOCKS = defaultdict(Lock)  # a model is warmed up once
+
+
+def write_disks(path, count=2000, size=128) -> None:
+    """A scene with a disk in one of four colours on it and a question about that, for each of `count` rows of a JSONL
+    file; a file that is there already is left alone."""
+    if path.exists():
+        return
+    (path.parent / "pictures").mkdir(parents=True, exist_ok=True)
+    rows = []
+    for number in range(count):
+        rng, picture = keys.generator("disks", number), Image.fromarray(scene(number, size, seed=1))
+        colour = sorted(COLOURS)[int(rng.integers(0, len(COLOURS)))]
+        radius = rng.uniform(0.18, 0.28) * size
+        x, y = rng.uniform(radius, size - radius, 2)
+        ImageDraw.Draw(picture).ellipse((x - radius, y - radius, x + radius, y + radius), COLOURS[colour])
+        picture.save(path.parent / "pictures" / f"{number:04d}.jpg", quality=92)
+        rows.append({"images": f"pictures/{number:04d}.jpg", "question": "What colour is the disk?", "answer": colour})
+    write_whole(path, "".join(json.dumps(row) + "\n" for row in rows))
 
 
 def runs():
@@ -188,7 +214,7 @@ def found_in(folder) -> dict:
     settings = yaml.safe_load((FOLDER / folder / "config.yaml").read_text())
     held_out = [row for row in rows if evaluated(row)]
     steps = [row for row in rows if "timing_s/step" in row]
-    shares = {"mixture": settings["puzzles"]["mixture"], "levels": settings["puzzles"]["levels"]}
+    shares = {"mixture": config.shares(settings), "levels": config.levels(settings)}
     return {
         **shares,
         "steps": settings["train"]["steps"],
@@ -288,6 +314,7 @@ def main():
     todo = [f for f in runs() if re.search(arguments.only, f) and not arguments.collect and not finished(f)]
     write_scenes(FOLDER / "builtin" / "scenes-2000", 2000)
     write_scenes(FOLDER / "tinted", 2000, tint=True)
+    write_disks(DISKS)
     with ThreadPoolExecutor(arguments.jobs) as pool:
         for folder, seconds in zip(todo, pool.map(train, todo)):
             print(f"{folder}: {seconds:.0f} s", flush=True)

@@ -264,7 +264,9 @@ GLOSSARY = {
 
 def regex(pattern: str) -> str:
     """A pattern as a regular expression for whole names."""
-    return re.escape(pattern).replace("<puzzle>", r"[a-z_]+").replace("<k>", r"\d+").replace("<alarm>", "[a-z]+")
+    return (
+        re.escape(pattern).replace("<puzzle>", r"[a-z][a-z0-9_-]*").replace("<k>", r"\d+").replace("<alarm>", "[a-z]+")
+    )
 
 
 def find(name: str) -> str | None:

@@ -99,7 +99,10 @@ def configuration() -> str:
             section(*one)
 
     for name, field in config.Config.model_fields.items():
-        section(field.annotation, name)
+        if get_origin(field.annotation) is dict:
+            section(get_args(field.annotation)[1], f"{name}.NAME")
+        else:
+            section(field.annotation, name)
     return "\n\n".join(parts)
 
 

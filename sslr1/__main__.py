@@ -44,6 +44,14 @@ class _Help(argparse.ArgumentDefaultsHelpFormatter):
         return super()._get_help_string(action)
 
 
+def _allow_functions(parser):
+    parser.add_argument(
+        "--allow-functions",
+        action="store_true",
+        help="import functions (tasks.NAME.function) that a configuration in a run's or a model's folder names",
+    )
+
+
 def train(parser):
     parser.add_argument("config", nargs="?", help="a YAML file, e.g. configs/tiny.yaml; the defaults with --size")
     parser.add_argument("overrides", **OVERRIDES)
@@ -54,6 +62,7 @@ def train(parser):
         help="print memory and communication of each of so many GPUs, and start nothing; config.json is enough",
     )
     parser.add_argument("--size", metavar="NAME", help="with --plan: of a published model, e.g. qwen2.5-vl-7b")
+    _allow_functions(parser)
     parser.add_argument("--card", metavar="NAME", help="with --plan: fit and time on a GPU, e.g. h100 or rtx4090")
 
 
@@ -70,6 +79,7 @@ def _settle_train(parser, arguments):
 def warmup(parser):
     parser.add_argument("config", help="a YAML file")
     parser.add_argument("out", help="folder for the warmed-up model")
+    _allow_functions(parser)
     parser.add_argument("overrides", **OVERRIDES)
 
 
@@ -83,12 +93,18 @@ def evaluate(parser):
     parser.add_argument(
         "--levels", nargs="+", choices=("all", "1", "2", "3", "4"), help="of all puzzles (default: the configuration's)"
     )
-    parser.add_argument("--puzzle", **PUZZLES, help=f"of {', '.join(NAMES)} (default: the configuration's)")
+    parser.add_argument(
+        "--puzzle",
+        nargs="+",
+        metavar="NAME",
+        help=f"of {', '.join(NAMES)} and the configuration's tasks (default: the configuration's, all tasks)",
+    )
     parser.add_argument(
         "--form",
         choices=("direct", "thinking", "both"),
         help="(default: the configuration's, and direct for a benchmark)",
     )
+    _allow_functions(parser)
     parser.add_argument("--benchmark", metavar="FILE.tsv", help="a benchmark in VLMEvalKit's form")
     parser.add_argument("--name", help="the benchmark's (default: the file's)")
     parser.add_argument("--circular", action="store_true", help="also with the options rotated: right if all are")

@@ -8,6 +8,7 @@ import torch
 
 from sslr1 import config, distributed, ops, puzzles
 from sslr1.data import BadImages
+from sslr1.errors import UserError
 from sslr1.evaluate.held_out import Evaluator
 from sslr1.learner import Learner
 from sslr1.model import cost
@@ -65,13 +66,14 @@ class Run:
             keep_seen=session.keep_seen,
         )
         session.engine.expect(c.rollout.prompts // world.size, c.rollout.group_size, session.longest)
-        levels = {name: puzzles.LEVELS[name] for name in c.puzzles.mixture}
-        self.curriculum = Curriculum(c.puzzles.curriculum, levels, c.puzzles.levels, c.train.seed)
+        levels = {name: puzzles.LEVELS.get(name, (level,)) for name, level in session.levels.items()}
+        self.curriculum = Curriculum(c.puzzles.curriculum, levels, session.levels, c.train.seed)
         self.recorder = Recorder(session.folder, world.main, page.write)
         self.checkpoints = Checkpointer(session, self.learner, self.recorder.files)
         stores = {"": session.images.store} | (
             {f"{session.evaluation.store.folder.root}/": session.evaluation.store} if c.eval.path else {}
         )
+        stores |= {f"tasks.{name}: ": task for name, task in session.tasks.items()}
         self.watch = Watch(c, BadImages(session.folder, stores, world), world.main)
         self.signals = Signals(self.recorder.say)
         self.clock, self.usage = Clock(), Usage()
@@ -140,6 +142,17 @@ class Run:
         self.interrupted = gravest == self.signals.received == INTERRUPT  # where others had it, as after SIGTERM
         return gravest > 0
 
+    def check_judges(self) -> None:
+        """Raises what a task's function has done wrong on any rank, before anything is learnt from it: the steps so far
+        are saved."""
+        try:
+            self.session.check_judges()
+        except UserError:
+            if self.checkpoints.saved != self.step:
+                self.checkpoint()
+            self.checkpoints.wait()
+            raise
+
     def count(self, batch, drawn, trained) -> StepTotals:
         """A step's completions over all ranks. drawn: of the first puzzle of every slot, which nearly all metrics
         count; trained: what the learner was given. Raises UserError if too many images are bad."""
@@ -148,7 +161,7 @@ class Run:
             batch.puzzles,
             drawn,
             trained,
-            mixture=c.mixture,
+            mixture=self.session.levels,
             rule=c.rule,
             device=self.world.device,
             images=(*batch.images_asked(), self.watch.bad_images.untold()),
@@ -207,8 +220,8 @@ class Run:
 
     def evaluate(self) -> None:
         """Answer the held-out puzzles, and add their metrics to the step's line."""
-        (found, self.answers), names = self.evaluator.run(), self.config.puzzles.mixture
-        exact = {name: found[f"eval/{name}/exact"] for name in names}
+        found, self.answers = self.evaluator.run()
+        exact = {key.split("/")[1]: share for key, share in found.items() if key.endswith("/exact")}
         mean = plain_sum(exact.values()) / len(exact)
         if mean >= self.best:  # of equals the one that was trained longer
             self.best, self.best_step = mean, self.step

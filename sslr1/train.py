@@ -26,6 +26,7 @@ def train(session, run):
                 batch = stream.get(step)
             drawn = roll_out(session, batch, run.clock)
             trained = resample(session, stream, batch, drawn, run.clock)
+            run.check_judges()
             session.make_room()
             with run.clock("learner"):
                 learned = run.learner.step(learnable(trained.groups, c.rollout.truncated), trained.rewards)
@@ -119,7 +120,8 @@ def main():
     arguments = parsed("train")
     if arguments.plan is not None:
         return entry.plan(arguments.config, arguments.overrides, arguments.plan, arguments.size, arguments.card)
-    with entry.session(arguments.config, arguments.overrides, run=True) as session:
+    allowed = arguments.allow_functions
+    with entry.session(arguments.config, arguments.overrides, run=True, allow_functions=allowed) as session:
         from sslr1.run import Run  # after the configuration's check: what it imports takes seconds
 
         with Run(session) as run:

@@ -94,7 +94,8 @@ def main():
     from sslr1.setup import entry
 
     arguments = parsed("warmup")
-    with entry.session(arguments.config, arguments.overrides) as session:
+    allowed = arguments.allow_functions
+    with entry.session(arguments.config, arguments.overrides, allow_functions=allowed) as session:
         warm_up(session, Progress(session.world.main))
         out, tokenizer, network = Path(arguments.out), session.tokenizer, session.policy.model
         adapters, source = lora.gathered(network), base_of(session.model_path)

@@ -2,12 +2,13 @@
 
 import re
 import runpy
+from typing import get_args, get_origin
 
 import pytest
 
 from docs import glossary
 from sslr1 import config, model, puzzles
-from sslr1.config.settings import Section
+from sslr1.config.settings import Section, Task
 from sslr1.setup import budget, card
 from tests.conftest import ROOT
 from tests.model.test_load import published
@@ -42,6 +43,8 @@ def keys(section=config.Config, path=""):
         yield f"{path}{name}"
         if isinstance(field.annotation, type) and issubclass(field.annotation, Section):
             yield from keys(field.annotation, f"{path}{name}.")
+        elif get_origin(field.annotation) is dict and get_args(field.annotation)[1] is Task:
+            yield from keys(Task, f"{path}{name}.NAME.")
 
 
 def test_pages_are_fresh(make):

@@ -41,6 +41,7 @@ def test_a_run_is_made_once_and_collected(bench, tmp_path, scenes, monkeypatch):
     monkeypatch.setattr(proof, "WARMUPS", {})
     monkeypatch.setattr(proof, "SEEDS", (5,))
     monkeypatch.setattr(proof, "write_scenes", lambda *_, **__: None)
+    monkeypatch.setattr(proof, "write_disks", lambda *_: None)
     monkeypatch.setattr(proof, "results_file", lambda kind, found: tmp_path / f"{kind}.json")
     monkeypatch.setattr(sys, "argv", ["proof.py", "--jobs", "1"])
     monkeypatch.setattr(proof, "subprocess", SimpleNamespace(run=fork))
@@ -136,6 +137,8 @@ def test_what_is_told_apart(bench):
     ):
         found = made_up(before, after)
         assert learning.TABLES["accuracy"](found)[1][0][-1] == said
+    row = learning.together("only-rotation", {"rotation": "turns"})(made_up([0.2, 0.3, 0.25], [0.9, 0.95, 1.0]))[1][0]
+    assert row[:4] == ["turns", "100%", "9", "25.0%"] and row[-1] == "**yes**"
     rows = learning.transfer(made_up([0.2, 0.3, 0.25], [0.5, 0.6, 0.55]))[1]
     assert rows[0][1].startswith("**+30.0 ±") and rows[0][2] == "–"
 

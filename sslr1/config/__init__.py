@@ -1,7 +1,7 @@
 """Configuration: its keys, and the files and overrides that set them."""
 
 from sslr1.config.file import IMMATERIAL, check, check_unchanged, dump, load, of_run
-from sslr1.config.settings import BUILTIN_IMAGES, BUILTIN_MODELS, Config, ConfigError, nearest
+from sslr1.config.settings import BUILTIN_IMAGES, BUILTIN_MODELS, Config, ConfigError, levels, nearest, shares
 
 __all__ = [
     "BUILTIN_IMAGES",
@@ -12,7 +12,9 @@ __all__ = [
     "check",
     "check_unchanged",
     "dump",
+    "levels",
     "load",
     "nearest",
     "of_run",
+    "shares",
 ]

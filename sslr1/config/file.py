@@ -75,8 +75,12 @@ def load(path, overrides=(), data=True) -> Config:
 
 def meant(key) -> list:
     """The settings with the last part of a key; the key itself where it is one, and where there are none."""
-    known = [other for other in _keys(Config) if other.rpartition(".")[2] == key.rpartition(".")[2]]
-    return [key] if key in known or not known else known
+    takes = Config
+    for part in key.split("."):
+        takes = _part(takes, part)
+    if takes is not None:  # of a mapping's, too
+        return [key]
+    return [other for other in _keys(Config) if other.rpartition(".")[2] == key.rpartition(".")[2]] or [key]
 
 
 def _keys(section):
@@ -262,6 +266,8 @@ IMMATERIAL = (
     *(f"train.{key}" for key in ("threads", "device", "token_budget", "replicate", "recompute", "compile")),
 )
 PLACES = ("model.path", "data.path", "eval.path")
+TASK_PLACE = re.compile(r"tasks\.[^.]+\.(path|root)")  # and these
+NEWER = (("data.exclude", None), ("tasks", {}))  # than runs whose names are hashes of all settings
 
 
 def _material(tree) -> dict:
@@ -273,7 +279,7 @@ def _material(tree) -> dict:
             where = f"{path}{key}"
             if where in IMMATERIAL or (where == "train.steps" and constant):
                 continue
-            if where == "data.exclude" and value is None:  # newer than runs whose names are hashes of all settings
+            if (where, value) in NEWER:
                 continue
             if isinstance(value, dict) and value and where not in PLACES:
                 yield from leaves(value, f"{where}.")
@@ -293,7 +299,7 @@ def check_unchanged(started: Path, config: Config, same_images=lambda: False) ->
         raise ConfigError(f"{started}: {str(error).removeprefix(f'{started}: ')}") from None
     before, now = (_material(c.model_dump(mode="json")) for c in (was, config))
     differ = [k for k in sorted({*before, *now}) if before.get(k) != now.get(k)]
-    differ = [k for k in differ if not (k in PLACES and _one_place(before.get(k), now.get(k)))]
+    differ = [k for k in differ if not (_is_place(k) and _one_place(before.get(k), now.get(k)))]
     moved = "data.path" in differ and same_images()
     if moved:
         differ.remove("data.path")
@@ -305,6 +311,10 @@ def check_unchanged(started: Path, config: Config, same_images=lambda: False) ->
         )
     places = f"{before.get('data.path')} → {now.get('data.path')}"
     return f"data.path: {places}, the same images by name and size: the run goes on with them" if moved else ""
+
+
+def _is_place(key) -> bool:
+    return key in PLACES or TASK_PLACE.fullmatch(key) is not None
 
 
 def _one_place(a, b) -> bool:
@@ -352,6 +362,9 @@ def _explain(error) -> str:
         return str(error["ctx"]["error"]) if "ctx" in error else error["msg"]
     owner, field = Config, None
     for part in error["loc"]:
+        if get_origin(owner) is dict and _is_section(get_args(owner)[1]):
+            owner = get_args(owner)[1]
+            continue
         fields = getattr(owner, "model_fields", {})
         if part not in fields:
             break

@@ -3,6 +3,7 @@ documentation."""
 
 import difflib
 import os
+import re
 from pathlib import PurePath
 from typing import Annotated, Literal
 
@@ -19,10 +20,14 @@ from pydantic import (
 from pydantic_core import PydanticCustomError
 
 from sslr1.errors import UserError
+from sslr1.sums import plain_sum
 
 BUILTIN_IMAGES = "builtin:scenes"
 # What is built in, and of which family
 BUILTIN_MODELS = {"builtin:tiny": "qwen2_5_vl", "builtin:tiny-qwen3-vl": "qwen3_vl", "builtin:tiny-qwen3.5": "qwen3_5"}
+
+
+TASK_NAME = re.compile("[a-z][a-z0-9_-]*")
 
 
 class ConfigError(UserError):
@@ -219,7 +224,9 @@ class Warmup(Section):
         "model that can't begin to solve a puzzle and so has nothing for GRPO to reward",
     )
     right_for: list[str] = Field(
-        [], description="puzzles that answers=right is for, all if empty; the others are shown with random answers"
+        [],
+        description="puzzles and tasks that answers=right is for, all if empty; the others are shown with random "
+        "answers",
     )
 
 
@@ -438,10 +445,56 @@ class Eval(Section):
         return value
 
 
+class Task(Section):
+    """Questions of the user's own."""
+
+    path: Place = Field(
+        description="a JSONL file, an object a line, or a parquet file (which needs pyarrow): a question a row"
+    )
+    kind: Literal["letter", "number", "yes/no", "sequence", "text"] | None = Field(
+        None,
+        description="what answers are: letter, of an option; number; yes/no; sequence, a permutation of 1 to K; text, "
+        "compared word for word without its case. Needed unless a function judges them",
+    )
+    tolerance: float = Field(0.0, ge=0, description="how far a number may lie from the answer and be right")
+    function: str | None = Field(
+        None,
+        pattern=r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*$",
+        description="package.module:name of what judges answers, in place of a kind: called with the text in the box "
+        "and the row as a dict, it returns a number from 0 to 1 within 10 s",
+    )
+    share: float = Field(
+        0.1, ge=0, le=1, description="of a step's slots; puzzles share what tasks leave. 0 only evaluates"
+    )
+    images: str = Field("images", min_length=1, description="column of a row's pictures, one or a list")
+    question: str = Field(
+        "question", min_length=1, description="column of the question; <image> may say where each picture goes"
+    )
+    answer: str = Field("answer", min_length=1, description="column of the right answer")
+    choices: str = Field(
+        "choices", min_length=1, description="column of the options' texts, a list, which need not be there"
+    )
+    root: Place | None = Field(
+        None, description="the folder that pictures' paths begin in; the file's own unless given"
+    )
+
+    @model_validator(mode="after")
+    def _judged(self):
+        told = {"name": "function" if self.function else "kind"}
+        if (self.kind is None) == (self.function is None):
+            raise PydanticCustomError("judged", "give either kind or function", told)
+        if self.tolerance and self.kind != "number":
+            raise PydanticCustomError("judged", "tolerance is for kind: number", told)
+        return self
+
+
 class Config(Section):
     model: Model
     data: Data = Data()  # whose path is asked for where images are needed
     puzzles: Puzzles = Puzzles()
+    tasks: dict[str, Task] = Field(
+        {}, description="questions of your own beside the puzzles, {name: settings}; see docs/your-questions.md"
+    )
     rollout: Rollout = Rollout()
     loss: Loss = Loss()
     optim: Optim = Optim()
@@ -456,9 +509,10 @@ class Config(Section):
 
         named = {"puzzles.mixture": self.puzzles.mixture, "puzzles.levels": self.puzzles.levels}
         for key, given in (named | {"train.warmup.right_for": self.train.warmup.right_for}).items():
+            known = [*NAMES, *(self.tasks if key == "train.warmup.right_for" else ())]
             for name in given:
-                if name not in NAMES:
-                    raise ConfigError(f"{key}.{name} is not a puzzle; {nearest(name, NAMES)}")
+                if name not in known:
+                    raise ConfigError(f"{key}.{name} is not a puzzle; {nearest(name, known)}")
         for name, share in self.puzzles.mixture.items():
             if share < 0:
                 raise ConfigError(f"puzzles.mixture.{name} is {share}: a share is 0 or more")
@@ -469,6 +523,13 @@ class Config(Section):
                 raise ConfigError(
                     f"puzzles.levels.{name} is {level}; {name} has levels {', '.join(map(str, LEVELS[name]))}"
                 )
+        for name in self.tasks:
+            if not TASK_NAME.fullmatch(name):
+                raise ConfigError(f"tasks.{name}: a task's name is of the letters a to z, digits, - and _")
+            if name in NAMES:
+                raise ConfigError(f"tasks.{name} is a puzzle's name: give the task another one")
+        if (total := plain_sum(task.share for task in self.tasks.values())) > 1 + 1e-9:
+            raise ConfigError(f"tasks have shares of {total:g} together: puzzles share what they leave of 1")
         if self.model.frozen == "vision" and self.model.lora.vision is not None:
             raise ConfigError("model.frozen=vision and model.lora.vision exclude each other: set one of them")
         if self.rollout.group_size == 1:
@@ -479,6 +540,22 @@ class Config(Section):
         object.__setattr__(self.puzzles, "levels", {**levels, **self.puzzles.levels})
         object.__setattr__(self.puzzles, "rule", self.puzzles.rule or rule)
         return self
+
+
+def shares(settings: dict) -> dict:
+    """{name: share of the slots} of the puzzles and tasks of a configuration as config.yaml holds it; without tasks the
+    puzzles' mixture."""
+    mixture, tasks = settings["puzzles"]["mixture"], settings.get("tasks") or {}
+    if not tasks:
+        return mixture
+    own = {name: task["share"] for name, task in tasks.items()}
+    left, whole = max(0.0, 1 - plain_sum(own.values())), plain_sum(mixture.values())
+    return {name: left * share / whole for name, share in mixture.items()} | own
+
+
+def levels(settings: dict) -> dict:
+    """{name: level} of the same; a task has one, 1."""
+    return settings["puzzles"]["levels"] | dict.fromkeys(settings.get("tasks") or {}, 1)
 
 
 def nearest(name, known):

@@ -12,6 +12,6 @@ __getattr__, __all__ = at_first_use(
         "decode": "Decoder",
         "images": "ImageFolder",
         "store": "ImageStore Pool",
-        "stream": "PuzzleStream choose_held_out make_held_out",
+        "stream": "PuzzleStream ask_held_out choose_held_out make_held_out",
     },
 )

@@ -13,7 +13,8 @@ REFUSED = "refused: "
 
 
 class BadImages:
-    """The list in a run's folder. stores: {what to put before its files' names: ImageStore}. All ranks make one.
+    """The list in a run's folder. stores: {what to put before its files' names: ImageStore or Task}. All ranks make
+    one.
 
     `update` is for all ranks together, `save` for any rank alone; only the main one writes.
     """
@@ -56,14 +57,14 @@ class BadImages:
     def _met(self):
         met = {}
         for before, store in self.stores.items():
-            met |= {before + store.folder.files[n].path: reason for n, reason in list(store.bad.items())}
-            met |= {before + name: reason for name, reason in refusals(store.folder).items()}
+            met |= {before + store.named(n): reason for n, reason in list(store.bad.items())}
+            met |= {before + name: reason for name, reason in refusals(store).items()}
         return met
 
 
 def refusals(folder) -> dict:
-    """{name: reason} of what an ImageFolder's scan refused: no images of the run, which are told from them by the
-    reason."""
+    """{name: reason} of what an ImageFolder's, or a store's, scan refused: no images of the run, which are told from
+    them by the reason."""
     return {name: f"{REFUSED}{reason}" for name, reason in folder.refused}
 
 

@@ -58,7 +58,7 @@ class _Table:
     def __init__(self, path, column, size=None):
         if os.path.isfile(path) and size is not None and os.path.getsize(path) != size:
             raise OSError(f"its file's size has changed: it had {size:,} bytes when the run began")
-        parquet, self.errors = _pyarrow()
+        parquet, self.errors = pyarrow_parquet()
         try:
             self.file = parquet.ParquetFile(path, buffer_size=1 << 20, pre_buffer=False)
         except self.errors as error:
@@ -88,7 +88,7 @@ class _Table:
         raise OSError("the file has fewer rows than when the run began")
 
 
-def _pyarrow():
+def pyarrow_parquet():
     """(its parquet module, what it raises)."""
     try:
         import pyarrow

@@ -29,6 +29,13 @@ class ImageStore:
         `ImageFolder.scan` does."""
         return cls(ImageFolder.scan(path, "", fewest), Decoder(threads=threads, max_side=max_side), min_side)
 
+    @property
+    def refused(self) -> list:
+        return self.folder.refused
+
+    def named(self, number) -> str:
+        return self.folder.files[number].path
+
     def get(self, numbers) -> list:
         """uint8 [H, W, 3] tensors, None for bad images, in the order asked for. May be called from several threads."""
         return [picture and picture.pixels for picture in self.pictures(numbers)]

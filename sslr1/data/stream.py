@@ -3,6 +3,9 @@
 Slot q = step * batch + j is place q mod n of epoch q div n's keyed permutation of n training images, whatever the world
 size; where sources have weights, of n places that Draws deals out among them. A slot whose image is bad, or can't
 decide any puzzle, or whose puzzle has taught nothing (`again`), takes a substitute by key; other slots don't move.
+
+A slot of a task (`sslr1.data.tasks`) shows a question of the user's own: the i-th slot of a task that there has been, i
+mod n of epoch i div n's keyed permutation of its n training rows.
 """
 
 from bisect import bisect_right
@@ -14,6 +17,7 @@ from itertools import accumulate
 from sslr1 import model, puzzles
 from sslr1.data.draws import Draws
 from sslr1.data.store import Pool
+from sslr1.data.tasks import LEVEL
 from sslr1.errors import UserError
 from sslr1.ops import keys
 
@@ -40,9 +44,10 @@ class StreamBatch:
 
 
 class PuzzleStream:
-    """store: ImageStore; numbers: images to train on; mixture: {puzzle: share}; levels: (step, slot, puzzle) -> level,
-    asked in the background while the step before trains; batch: puzzles a step over all ranks, of which this rank takes
-    every `world_size`-th; device: where they are rendered, and their patches stay; sources: as Draws has them."""
+    """store: ImageStore; numbers: images to train on; mixture: {puzzle or task: share}; levels: (step, slot, puzzle) ->
+    level, asked in the background while the step before trains; batch: puzzles a step over all ranks, of which this
+    rank takes every `world_size`-th; device: where they are rendered, and their patches stay; sources: as Draws has
+    them; tasks: {name: Task}."""
 
     def __init__(
         self,
@@ -59,14 +64,20 @@ class PuzzleStream:
         rank=0,
         world_size=1,
         sources=(),
+        tasks=None,
     ):
         self.store, self.numbers, self.tokenizer = store, numbers, tokenizer
         self.mixture = {name: share for name, share in mixture.items() if share > 0}
+        self.tasks = tasks or {}
+        self._before = {name: [0] for name in self.tasks}  # of each step, how many slots of each come before it
         self.levels, self.batch, self.seed = levels, batch, seed
         self.form, self.device, self.pool = form, device, Pool(store, numbers)
         self.mine = range(rank, batch, world_size)
         self.draws = Draws(numbers, seed, sources)
         self._permutation = lru_cache(2)(lambda epoch: keys.generator("epoch", seed, epoch).permutation(len(numbers)))
+        self._rows = lru_cache(2 * len(self.tasks))(
+            lambda name, epoch: keys.generator("rows", seed, name, epoch).permutation(len(self.tasks[name].train))
+        )
         self._worker = ThreadPoolExecutor(1, "puzzles")
         self._ahead = {}
         self.found = False  # a usable image, so far
@@ -90,7 +101,17 @@ class PuzzleStream:
 
     def build(self, step: int) -> StreamBatch:
         names = self.names(step)
-        return self._fill(step, [_Slot(self, step, j, names[j]) for j in self.mine])
+        return self._fill(step, [_Slot(self, step, j, names) for j in self.mine])
+
+    def row(self, step, name, earlier) -> tuple[int, int]:
+        """(epoch, row) of a task's slot that `earlier` ones of its step come before."""
+        while (known := len(self._before[name])) <= step:
+            names = self.names(known - 1)
+            for task, before in self._before.items():
+                before.append(before[-1] + names.count(task))
+        train = self.tasks[name].train
+        epoch, place = divmod(self._before[name][step] + earlier, len(train))
+        return epoch, train[self._rows(name, epoch)[place]]
 
     def again(self, batch: StreamBatch, places) -> StreamBatch:
         """Other puzzles for the slots at `places` of a batch, as a batch of their own: from other images, of the same
@@ -104,14 +125,20 @@ class PuzzleStream:
     def _fill(self, step, slots):
         decided = {}  # slot -> its puzzle
         while open_slots := [slot for slot in slots if slot.j not in decided]:
+            for slot, puzzle in self._asked([slot for slot in open_slots if slot.task]):
+                if puzzle is None:
+                    slot.bad += 1
+                    slot.other_image()
+                else:
+                    decided[slot.j] = puzzle
+            open_slots = [slot for slot in open_slots if not slot.task]
             for slot, image in zip(open_slots, self.store.pictures([slot.number for slot in open_slots])):
                 if image is None:
                     slot.bad += 1
                     slot.other_image()
                     continue
                 level = self.levels(step, slot.j, slot.name)
-                address = puzzles.Address(slot.name, level, self.seed, slot.epoch, slot.attempt, slot.number)
-                puzzle = _decidable(address, image, self.form, self.pool)
+                puzzle = _decidable(slot.address(level), image, self.form, self.pool)
                 if puzzle:
                     decided[slot.j] = puzzle
                     self.found = True
@@ -123,18 +150,32 @@ class PuzzleStream:
             prompt.id = slot.j
         return StreamBatch(step, made, prompts, [slot.number for slot in slots], slots)
 
+    def _asked(self, slots):
+        """(slot, its Puzzle or None) of slots of tasks, a task at a time."""
+        for name in dict.fromkeys(slot.name for slot in slots):
+            own = [slot for slot in slots if slot.name == name]
+            yield from zip(own, self.tasks[name].puzzles([slot.address(LEVEL) for slot in own], self.form))
+
 
 class _Slot:
-    def __init__(self, stream, step, j, name):
+    def __init__(self, stream, step, j, names):
+        name = names[j]
         self.stream, self.j, self.q, self.attempt = stream, j, step * stream.batch + j, 0
         self.bad = 0  # of its attempt + 1 images so far
         self.drawn_from = 0  # its attempt when it was last drawn
+        self.first, self.name, self.tried = name, name, {name}
+        self.task = stream.tasks.get(name)
+        if self.task:
+            self.epoch, self.number = stream.row(step, name, names[:j].count(name))
+            return
         epoch, place = divmod(self.q, len(stream.numbers))
         self.epoch, self.number = stream.draws.at(epoch, stream._permutation(epoch)[place])
-        self.first, self.name, self.tried = name, name, {name}
+
+    def address(self, level):
+        return puzzles.Address(self.name, level, self.stream.seed, self.epoch, self.attempt, self.number)
 
     def other_puzzle(self):
-        left = [name for name in self.stream.mixture if name not in self.tried]
+        left = [name for name in self.stream.mixture if name not in self.tried and name not in self.stream.tasks]
         if not left:
             return self.other_image()
         self.name = left[keys.fold("fallback", self.stream.seed, self.q, self.attempt, len(left)) % len(left)]
@@ -147,8 +188,16 @@ class _Slot:
     def other_image(self):
         self.attempt += 1
         tries = self.attempt - self.drawn_from
+        if self.task:
+            if tries > SUBSTITUTES:
+                first = next(iter(self.task.bad.items()))
+                example = f"{self.task.named(first[0])}: {first[1]}"
+                raise UserError(f"no usable row after {tries - 1} tries in {self.task.key}, e.g. {example}")
+            self.number = self.task.substitute(self.stream.seed, self.epoch, self.q, self.attempt)
+            return
         if tries > (PATIENCE if self.stream.found else SUBSTITUTES):
-            store, wanted = self.stream.store, " or ".join(self.stream.mixture)
+            store = self.stream.store
+            wanted = " or ".join(name for name in self.stream.mixture if name not in self.stream.tasks)
             where = repr(str(store.folder.root))
             raise UserError(f"no usable image after {tries - 1} tries in {where} for {wanted}{store.complaint()}")
         key = keys.fold("substitute", self.stream.seed, self.epoch, self.q, self.attempt)
@@ -185,6 +234,15 @@ def choose_held_out(store, numbers, name, level, count, *, seed, form) -> list:
             return chosen
     made = f"only {len(chosen)} of {count} {name} puzzles could be made"
     raise UserError(f"{made} from {len(numbers)} held-out images{store.complaint()}")
+
+
+def ask_held_out(task, addresses, *, form):
+    """The questions of a task at these addresses, as PuzzleBatches of at most CHUNK, made as they are asked for;
+    without those that can't be read any more."""
+    for start in range(0, len(addresses), CHUNK):
+        whole = [puzzle for puzzle in task.puzzles(addresses[start : start + CHUNK], form) if puzzle is not None]
+        if whole:
+            yield puzzles.PuzzleBatch(whole, form)
 
 
 def _wanted(addresses, image, turn, form, pool):

@@ -69,13 +69,18 @@ def evaluate_puzzles(arguments, console):
         folder = None  # there is no list of the images that it was started with
     overrides = ["rollout.batch_invariant=true", *given, *arguments.overrides]
     asked = FORMS[arguments.form] if arguments.form else ()
-    with entry.session(source, overrides, folder=folder, forms=asked, learns=False) as session:
+    options = {"forms": asked, "learns": False, "allow_functions": arguments.allow_functions}
+    with entry.session(source, overrides, folder=folder, **options) as session:
         c, progress, records = session.config.puzzles, Progress(session.world.main), []
-        names = arguments.puzzle or (puzzles.NAMES if arguments.levels else list(c.mixture))
+        names = arguments.puzzle or [*(puzzles.NAMES if arguments.levels else c.mixture), *session.tasks]
+        known = [*puzzles.NAMES, *session.tasks]
+        if unknown := next((name for name in names if name not in known), None):
+            raise UserError(f"--puzzle {unknown} is neither a puzzle nor a task; {config.nearest(unknown, known)}")
         forms = asked or (("thinking",) if c.thinking else ("direct",))
         missing = []
         for name in names:
-            for level in _levels(arguments.levels, name, c.levels[name]):
+            own = session.levels.get(name) or c.levels[name]
+            for level in [own] if name in session.tasks else _levels(arguments.levels, name, own):
                 try:
                     chosen = choose(session, name, level)
                 except UserError as error:  # images that can't decide one puzzle may well decide the others
@@ -100,7 +105,7 @@ def evaluate_puzzles(arguments, console):
         if session.world.main:
             if arguments.out:
                 write(arguments.out, numbers, records)
-            trained = {(name, c.levels[name]) for name in c.mixture} if source else set()
+            trained = {*session.levels.items()} if source else set()
             console.print(f"{session.model_path} on held-out images of {numbers['images']}, greedy", soft_wrap=True)
             for line in session.not_read():
                 console.print(line, soft_wrap=True, highlight=False)
@@ -176,6 +181,10 @@ def _check(arguments):
 def main():
     arguments = parsed("evaluate")
     if arguments.probes is not None:
+        with entry.one_line():
+            for name in arguments.puzzle or ():
+                if name not in puzzles.NAMES:
+                    raise UserError(f"--puzzle {name} is not a puzzle; {config.nearest(name, puzzles.NAMES)}")
         raise SystemExit(blind.report(arguments.probes or None, arguments.count, arguments.puzzle or puzzles.NAMES))
     with entry.one_line():
         _check(arguments)

@@ -7,7 +7,7 @@ from functools import cached_property
 import torch
 
 from sslr1 import distributed, model, puzzles
-from sslr1.data import choose_held_out, make_held_out
+from sslr1.data import ask_held_out, choose_held_out, make_held_out
 from sslr1.errors import UserError
 from sslr1.evaluate import scoring
 from sslr1.evaluate.logs import gather
@@ -27,16 +27,21 @@ class Evaluator:
 
     @cached_property
     def batches(self) -> dict:
-        """{puzzle: this rank's PuzzleBatches}"""
+        """{puzzle: this rank's PuzzleBatches}, of the puzzles that are none of the user's own."""
         thinking = self.session.config.puzzles.thinking
-        return {name: list(batches_at(self.session, some, thinking)) for name, some in self.addresses.items()}
+        kept = {name: some for name, some in self.addresses.items() if name not in self.session.tasks}
+        return {name: list(batches_at(self.session, some, thinking)) for name, some in kept.items()}
 
     def run(self) -> tuple[dict, dict]:
         """({eval/<puzzle>/exact, accuracy, format, chance, n} over all ranks, {puzzle: a character for each of its
         addresses, in order: 1 for the exact answer, 0 for another, - where the image can't be read any more})."""
         out, marks = {}, {}
-        for name, batches in self.batches.items():
+        thinking = self.session.config.puzzles.thinking
+        for name, some in self.addresses.items():
+            # a task's pictures may be large, and are read again
+            batches = self.batches[name] if name in self.batches else batches_at(self.session, some, thinking)
             own = answers(self.session, batches)
+            self.session.check_judges()
             marks[name] = self._marks(name, own)
             sums = [plain_sum(r[key] for r in own) for key in ("score", "accuracy", "format", "chance")]
             sums = torch.tensor([*sums, len(own)], dtype=torch.float64)
@@ -49,8 +54,8 @@ class Evaluator:
 
     def _marks(self, name, own) -> str:
         """own: this rank's lines of the log. All ranks must call it."""
-        files, addresses = self.session.evaluation.store.folder.files, self.addresses[name]
-        places = {(files[at.index][0], at.epoch, at.attempt): place for place, at in enumerate(addresses)}
+        addresses = self.addresses[name]
+        places = {(_source(self.session, at), at.epoch, at.attempt): place for place, at in enumerate(addresses)}
         found = torch.zeros(len(addresses), dtype=torch.int64)
         for r in own:
             found[places[r["image"], r["epoch"], r["attempt"]]] = 2 if r["score"] else 1
@@ -59,9 +64,8 @@ class Evaluator:
 
 
 def chosen(session) -> dict:
-    """{puzzle: addresses} of the configured puzzles and levels."""
-    c = session.config.puzzles
-    return {name: choose(session, name, c.levels[name]) for name in c.mixture}
+    """{puzzle: addresses} of the configured puzzles and levels, and of the tasks."""
+    return {name: choose(session, name, level) for name, level in session.levels.items()}
 
 
 def frozen(session) -> dict:
@@ -70,13 +74,15 @@ def frozen(session) -> dict:
     path, c, spec, problem = session.folder / FROZEN, session.config, session.spec, None
     asked = {
         "rules": puzzles.RULES,
-        "levels": {name: c.puzzles.levels[name] for name in c.puzzles.mixture},
+        "levels": session.levels,
         "count": c.eval.count,
         "seed": c.train.seed,
         "pixels": [spec.patch, spec.merge, spec.min_pixels, spec.max_pixels],
         "composed": c.puzzles.composed,
         "images": [session.evaluation.store.folder.files[number][0] for number in session.evaluation.held_out],
     }
+    if session.tasks:
+        asked["tasks"] = {name: [task.rows.digest, task.held_out] for name, task in session.tasks.items()}
     if session.world.main and _kept(path).get("asked") != asked:
         try:
             addresses = {name: [astuple(each) for each in some] for name, some in chosen(session).items()}
@@ -96,8 +102,10 @@ def _kept(path) -> dict:
 
 
 def choose(session, name, level) -> list:
-    """Addresses of the held-out puzzles of one kind and level, the same in both forms. Raises UserError where the
-    images make too few."""
+    """Addresses of the held-out puzzles of one kind and level, or of a task's questions, the same in both forms. Raises
+    UserError where the images make too few."""
+    if name in session.tasks:
+        return session.tasks[name].held_out_addresses(session.config.eval.count, session.config.train.seed)
     images, c, form = session.evaluation, session.config, session.form(False)
     return choose_held_out(images.store, images.held_out, name, level, c.eval.count, seed=c.train.seed, form=form)
 
@@ -106,17 +114,27 @@ def batches_at(session, addresses, thinking):
     """This rank's share of the puzzles at these addresses, thinking or direct, as PuzzleBatches."""
     images, world = session.evaluation, session.world
     own = addresses[world.rank :: world.size]
+    if own and own[0].puzzle in session.tasks:
+        return ask_held_out(session.tasks[own[0].puzzle], own, form=session.form(thinking))
     return make_held_out(images.store, images.held_out, own, form=session.form(thinking))
 
 
 def ask(session, batches, report) -> list:
     """As `answers`, of all ranks, which must all call it."""
-    return gather(answers(session, batches, report))
+    found = answers(session, batches, report)
+    session.check_judges()
+    return gather(found)
+
+
+def _source(session, at) -> str:
+    """What a puzzle was cut out of: its image, or a task's row."""
+    task = session.tasks.get(at.puzzle)
+    return task.named(at.index) if task else session.evaluation.store.folder.files[at.index][0]
 
 
 def answers(session, batches, report=lambda done: None) -> list:
     """A line of the log for the greedy answer to each puzzle of PuzzleBatches. report(done): how many are answered."""
-    files, rule, records = session.evaluation.store.folder.files, session.config.puzzles.rule, []
+    rule, records = session.config.puzzles.rule, []
     for batch in batches:
         opening = model.opening(session.tokenizer, batch.thinking)
         prompts = model.prompts(batch, session.tokenizer, device=session.world.device)
@@ -129,7 +147,7 @@ def answers(session, batches, report=lambda done: None) -> list:
                     "puzzle": at.puzzle,
                     "level": at.level,
                     "form": "thinking" if batch.thinking else "direct",
-                    "image": files[at.index][0],
+                    "image": _source(session, at),
                     "epoch": at.epoch,
                     "attempt": at.attempt,
                     "rules": puzzles.RULES,

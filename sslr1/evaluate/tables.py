@@ -20,11 +20,12 @@ def puzzle_table(cells, trained) -> Table:
     for column in ("puzzle", "form", *(f"level {level}" for level in levels)):
         table.add_column(column, justify="left" if column in ("puzzle", "form") else "right", no_wrap=True)
     found = {(cell["puzzle"], cell["form"], cell["level"]): cell for cell in cells}
-    for name in puzzles.NAMES:
+    own = dict.fromkeys(cell["puzzle"] for cell in cells if cell["puzzle"] not in puzzles.NAMES)
+    for name in (*puzzles.NAMES, *own):
         for form in ("direct", "thinking"):
-            own = {level: found[name, form, level] for level in levels if (name, form, level) in found}
-            if own:
-                texts = [_cell(own[level], (name, level) in trained) if level in own else "" for level in levels]
+            row = {level: found[name, form, level] for level in levels if (name, form, level) in found}
+            if row:
+                texts = [_cell(row[level], (name, level) in trained) if level in row else "" for level in levels]
                 table.add_row(name, form, *texts)
     return table
 

@@ -1,4 +1,5 @@
-r"""What a written answer says: a letter, a number of degrees or a list of numbers. Imports nothing but Python.
+r"""What a written answer says: a letter, a number of degrees, a list of numbers, any number, yes or no, or its words.
+Imports nothing but Python.
 
 `choice`, `number` and `sequence` accept what `dress` leaves word by word: what they don't know is no answer, so
 alternatives, negations, other units and further entries are none. Nothing here raises on any string, and time is linear
@@ -7,7 +8,7 @@ in its length.
 
 import re
 
-from sslr1.puzzles.dress import atoms, folded
+from sslr1.puzzles.dress import atoms, folded, plain
 
 LONGEST = 20_000  # characters of a box, dress included; more is no answer
 _MOST = 500  # words, numbers and signs of an answer
@@ -35,6 +36,10 @@ _AGAINST_CHINESE = re.compile("[不非没沒或错錯否和与與]")
 _IN_TEXT = frozenset(".,:;()[]{}-'\"!°=% \n") | {"\\\\"}
 _CLOCKWISE = {"clockwise": 1, "cw": 1, "counterclockwise": -1, "anticlockwise": -1, "ccw": -1, "acw": -1}
 DIRECTIONS = {"": 1, "clockwise": 1, "counter-clockwise": -1}
+_AROUND = {"(": ")", "[": "]", '"': '"', "'": "'"}
+_FIRST = re.compile(r"(?:(?:the|final|correct|answer|is|it|number|count|total|value|of|so|therefore)\b ?|[:=] ?)+")
+_PLAIN_NUMBER = re.compile(r"([-+] ?)?(\d{1,3}(?:,\d{3})+|\d+)?(\.\d+)?(e[-+]?\d{1,3})?")
+_LONGEST_NUMBER = 40  # characters
 _DEGREES = frozenset(("°", "degrees", "degree", "deg", "degs"))
 
 
@@ -285,3 +290,41 @@ def sequence(content) -> tuple | None:
     if semicolons and len(rows[0]) == 1:
         return None
     return tuple(value for row in rows for value in row)
+
+
+def words(content) -> str | None:
+    """The words of a box in lower case with one blank between them, without what dresses them, brackets and quotation
+    marks around them all, and a full stop at their end."""
+    if len(content) > LONGEST:
+        return None
+    text = " ".join(plain(content).casefold().split())
+    while True:
+        before = text
+        text = text.rstrip(".!, ").strip()
+        if len(text) > 1 and _AROUND.get(text[0]) == text[-1] and text[0] not in text[1:-1]:
+            text = text[1:-1]
+        if text == before:
+            return text or None
+
+
+def quantity(content) -> int | float | None:
+    """A number that stands alone, after words that say no more than that it comes: with sign, commas between thousands,
+    decimals or a power of ten (1.5e3)."""
+    text = _after_first(content)
+    found = _PLAIN_NUMBER.fullmatch(text) if text and len(text) <= _LONGEST_NUMBER else None
+    if not found or not (found[2] or found[3]):
+        return None
+    value = float(text.replace(",", "").replace(" ", ""))
+    if value in (float("inf"), float("-inf")):
+        return None
+    return int(value) if value.is_integer() else value
+
+
+def yes_or_no(content) -> str | None:
+    text = _after_first(content)
+    return text if text in ("yes", "no") else None
+
+
+def _after_first(content) -> str | None:
+    text = words(content)
+    return words(text[_FIRST.match(text).end() :]) if text and _FIRST.match(text) else text

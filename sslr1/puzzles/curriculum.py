@@ -11,7 +11,7 @@ from functools import lru_cache
 from math import comb, factorial
 
 from sslr1.ops import keys
-from sslr1.puzzles.reward import Answer, score, to_text
+from sslr1.puzzles.reward import OWN, Answer, score, to_text
 from sslr1.sums import plain_sum
 
 LAG = 2  # while step k trains, step k + 1 is prepared: the last update that it can know of is that of step k - 1
@@ -37,9 +37,14 @@ def margin(answer, score, rule="default") -> float:
 
 def chance_reward(answer, rule="default") -> float:
     """Expected reward of a uniformly random well-formed answer, exact: over the choices of a single answer, over the K!
-    permutations of a sequence. ValueError for a single answer that doesn't list its choices."""
+    permutations of a sequence. Of users' own questions whose valid answers can't be counted, what one earns that is
+    wrong. ValueError for a puzzle's single answer that doesn't list its choices."""
     if answer.kind == "sequence":
         return _chance_of_sequence(len(answer.value), rule)
+    if answer.kind in OWN and not answer.choices:
+        return _earned(Answer("choice", "A"), "B", rule)
+    if answer.kind == "quantity":
+        return _chance_of_quantity(answer, rule)
     if not answer.choices:
         raise ValueError(f"a {answer.kind} answer without choices: what a random one earns is not known")
     return _chance_of_choice(answer.kind, answer.choices, rule)
@@ -49,6 +54,11 @@ def chance_reward(answer, rule="default") -> float:
 def _chance_of_choice(kind, choices, rule):
     truth = Answer(kind, choices[0], choices)
     return plain_sum(_earned(truth, choice, rule) for choice in choices) / len(choices)
+
+
+@lru_cache(256)
+def _chance_of_quantity(truth, rule):
+    return plain_sum(_earned(truth, choice, rule) for choice in truth.choices) / len(truth.choices)
 
 
 @lru_cache(256)

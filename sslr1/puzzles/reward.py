@@ -8,11 +8,13 @@ length.
 """
 
 import re
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 
 from sslr1.puzzles import answers
 
-KINDS = ("choice", "number", "sequence")
+KINDS = ("choice", "number", "sequence")  # of puzzles
+OWN = ("quantity", "yes/no", "text", "function")  # and of users' own questions
 RULES = ("default", "paper", "visual_jigsaw", "exact")
 _BOX = "\\boxed{"
 _BRACE = re.compile(r"[{}]")
@@ -27,20 +29,24 @@ _MENTION = re.compile(  # of the tags, in a thought
 @dataclass(frozen=True)
 class Answer:
     """kind "choice" (value: a letter), "number" (an integer, degrees modulo 360) or "sequence" (K integers, a
-    permutation of 1…K). choices: every valid value of a single answer, for drawing a random one; a sequence's follow
-    from K. direction: in which a number of degrees was asked for, "clockwise" or "counter-clockwise"; "" is taken for
-    clockwise where an answer names one."""
+    permutation of 1…K); of users' own questions also "quantity" (any number), "yes/no", "text" (compared as `words`
+    has it) and "function" (its text). choices: every valid value of a single answer, for drawing a random one, () where
+    they can't be counted; a sequence's follow from K. direction: in which a number of degrees was asked for,
+    "clockwise" or "counter-clockwise"; "" is taken for clockwise where an answer names one. tolerance: how far a
+    quantity may lie from it. judge: of a function's, (text in the box) -> accuracy from 0 to 1; no part of its dict."""
 
     kind: str
-    value: str | int | tuple
+    value: str | int | float | tuple
     choices: tuple = ()
     direction: str = ""
+    tolerance: float = 0.0
+    judge: Callable | None = field(default=None, compare=False, repr=False)
 
     def __post_init__(self):
         if self.direction not in answers.DIRECTIONS:
             raise ValueError(f"direction {self.direction!r} is not one of {tuple(answers.DIRECTIONS)}")
-        if self.kind not in KINDS:
-            raise ValueError(f"answer kind {self.kind!r} is not one of {KINDS}")
+        if self.kind not in (*KINDS, *OWN):
+            raise ValueError(f"answer kind {self.kind!r} is not one of {(*KINDS, *OWN)}")
         if self.kind == "sequence":
             object.__setattr__(self, "value", tuple(int(v) for v in self.value))
             if sorted(self.value) != list(range(1, len(self.value) + 1)):
@@ -54,12 +60,13 @@ class Answer:
 
     def to_dict(self) -> dict:
         value = list(self.value) if self.kind == "sequence" else self.value
-        direction = {"direction": self.direction} if self.direction else {}
-        return {"kind": self.kind, "value": value, "choices": list(self.choices), **direction}
+        more = {key: held for key in ("direction", "tolerance") if (held := getattr(self, key))}
+        return {"kind": self.kind, "value": value, "choices": list(self.choices), **more}
 
     @classmethod
     def from_dict(cls, d: dict) -> "Answer":
-        return cls(d["kind"], d["value"], tuple(d.get("choices", ())), d.get("direction", ""))
+        more = d.get("direction", ""), d.get("tolerance", 0.0)
+        return cls(d["kind"], d["value"], tuple(d.get("choices", ())), *more)
 
 
 @dataclass(frozen=True)
@@ -71,7 +78,7 @@ class Score:
     exact: float
     accuracy: float
     format_ok: bool
-    parsed: str | int | tuple | None
+    parsed: str | int | float | tuple | None
 
 
 def to_text(value) -> str:
@@ -79,18 +86,24 @@ def to_text(value) -> str:
 
 
 def random_answer_text(answer: Answer, rng) -> str:
-    """Text of an answer that is valid and uniformly random; rng: a NumPy generator."""
+    """Text of an answer that is valid and uniformly random; rng: a NumPy generator. Where valid ones can't be counted,
+    a digit or a letter."""
     if answer.kind == "sequence":
         return to_text(tuple(int(v) + 1 for v in rng.permutation(len(answer.value))))
+    if answer.kind in OWN and not answer.choices:
+        return ("0123456789" if answer.kind == "quantity" else "ABCDEFGH")[int(rng.integers(0, 8))]
     return to_text(answer.choices[int(rng.integers(0, len(answer.choices)))])
 
 
 def score(answer, completion, rule="default", thinking=True) -> Score:
-    """Score a completion. answer: Answer or its dict. ValueError for an unknown rule, never for any completion."""
+    """Score a completion. answer: Answer or its dict. ValueError for an unknown rule, and where a function has no
+    judge, never for any completion."""
     if rule not in RULES:
         raise ValueError(f"reward rule {rule!r} is not one of {RULES}")
     if not isinstance(answer, Answer):
         answer = Answer.from_dict(answer)
+    if answer.kind == "function" and answer.judge is None:
+        raise ValueError("an answer that a function judges can't be scored without its judge")
     thought, body, whole = thought_of(completion if isinstance(completion, str) else "")
     boxes = boxes_of(body or "")
     format_ok = len(boxes) == 1 and boxes[0] is not None and body.count(_BOX) == 1 and not _answers_in(thought)
@@ -100,6 +113,12 @@ def score(answer, completion, rule="default", thinking=True) -> Score:
     if parsed is not None:
         if answer.kind == "sequence":
             accuracy = sum(a == b for a, b in zip(parsed, answer.value)) / len(answer.value)
+        elif answer.kind == "quantity":
+            accuracy = float(abs(parsed - answer.value) <= answer.tolerance + 1e-12 * abs(answer.value))
+        elif answer.kind == "text":
+            accuracy = float(parsed == answers.words(answer.value))
+        elif answer.kind == "function":
+            accuracy = float(answer.judge(parsed))
         else:
             accuracy = float(parsed == answer.value)
     exact = float(accuracy == 1.0)
@@ -113,11 +132,13 @@ def _reward(answer, rule, format_ok, exact, accuracy):
     if rule == "paper":
         return 0.1 + accuracy
     if rule == "visual_jigsaw":
-        return 0.2 + (1.0 if exact else 0.2 * accuracy if K > 4 else 0.0)
+        return 0.2 + (1.0 if exact else 0.2 * accuracy if K > 4 or answer.kind == "function" else 0.0)
     if exact:
         return 1.0
     if rule == "exact":
         return 0.1
+    if answer.kind == "function":
+        return 0.1 + 0.9 * accuracy
     partial = 0.5 if K >= 6 else 0.2 if K >= 4 else 0.0
     return 0.1 + (0.9 * partial * max(0.0, (accuracy - 1 / K) / (1 - 1 / K)) if partial else 0.0)
 
@@ -179,5 +200,8 @@ def _parse(answer, content):
         return answers.choice(content)
     if answer.kind == "number":
         return answers.number(content, answer.direction)
+    if answer.kind in OWN:
+        read = {"quantity": answers.quantity, "yes/no": answers.yes_or_no, "text": answers.words, "function": str.strip}
+        return read[answer.kind](content)
     values = answers.sequence(content)
     return values if values and sorted(values) == list(range(1, len(answer.value) + 1)) else None

@@ -3,6 +3,7 @@ a chart of its own gets one at the end, so that a new one is seen without a line
 
 import math
 
+from sslr1.config import shares
 from sslr1.report.mends import events
 from sslr1.sums import plain_sum
 
@@ -51,7 +52,7 @@ def sections(records, config) -> list:
     zero (the axis begins there), log (it is logarithmic), stack, raw (not smoothed), points (held-out: a list of name,
     colour, steps, values, errors), lines (chance: name, colour, value), marks (`events`).
     """
-    mixture = [name for name, part in config["puzzles"]["mixture"].items() if part > 0]
+    mixture = [name for name, part in shares(config).items() if part > 0]
     run = _Run(records)
     phases = _phases(run.keys)
     charts = {

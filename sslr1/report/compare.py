@@ -15,6 +15,8 @@ from pathlib import Path
 from statistics import NormalDist
 
 from sslr1.__main__ import parsed
+from sslr1.config import levels as levels_of
+from sslr1.config import shares
 from sslr1.errors import UserError
 from sslr1.report import charts
 from sslr1.report.layout import render
@@ -35,7 +37,7 @@ def page(a, b) -> str:
     folders = [Path(a), Path(b)]
     configs, _, runs = zip(*map(read, folders))
     names = _names(folders)
-    mixture = list(dict.fromkeys(name for c in configs for name, part in c["puzzles"]["mixture"].items() if part > 0))
+    mixture = list(dict.fromkeys(name for c in configs for name, part in shares(c).items() if part > 0))
     found = differences(folders, configs, runs, mixture)
     steps = [next((row["found"][i]["step"] for row in found if row["found"][i]), None) for i in (0, 1)]
     return render(
@@ -86,7 +88,7 @@ def differences(folders, configs, runs, mixture) -> list:
     same ones, "paired": the difference (second less first), its interval and how many only one of them solved; else
     "why" there is none, in words."""
     tables = [
-        {row["puzzle"]: row for row in held_out(records, config["puzzles"]["mixture"], config["puzzles"]["levels"])}
+        {row["puzzle"]: row for row in held_out(records, shares(config), levels_of(config))}
         for config, records in zip(configs, runs)
     ]
     asked = [_asked(folder, config) for folder, config in zip(folders, configs)]
@@ -116,7 +118,7 @@ def _asked(folder, config) -> dict | None:
         same += [asked.get("rules", 1), config["eval"]["path"], config["data"]["min_side"], config["data"]["max_side"]]
     except (OSError, ValueError, LookupError, TypeError):
         return None
-    return {"cut_from": [*same, listed], "addresses": addresses}
+    return {"cut_from": [*same, listed], "tasks": asked.get("tasks") or {}, "addresses": addresses}
 
 
 def _marks(folder, records) -> dict:
@@ -138,6 +140,8 @@ def _why_not(name, rows, asked, marks) -> str:
             return f"the {which} run's folder doesn't say which puzzles it solved (held_out.json, {ANSWERS})"
     if asked[0]["cut_from"] != asked[1]["cut_from"]:
         return "held-out puzzles of other images, or of another train.seed or size, or by other rules"
+    if asked[0]["tasks"].get(name) != asked[1]["tasks"].get(name):
+        return "questions of another file, or others of it held out"
     if not set(map(tuple, asked[0]["addresses"][name])) & set(map(tuple, asked[1]["addresses"][name])):
         return "other held-out puzzles"
     return ""

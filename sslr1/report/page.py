@@ -14,6 +14,7 @@ from pathlib import Path
 
 import yaml
 
+from sslr1.config import levels, shares
 from sslr1.errors import UserError
 from sslr1.report import charts, mends
 from sslr1.report.layout import render
@@ -75,7 +76,7 @@ def page(folder, going=False) -> str:
         config=config,
         settings=settings,
         summary=summary(records, config),
-        held_out=held_out(records, config["puzzles"]["mixture"], config["puzzles"]["levels"]),
+        held_out=held_out(records, shares(config), levels(config)),
         first_called=first_called(config["train"]["warmup"]["steps"]),
         images=images(folder),
         events=events,

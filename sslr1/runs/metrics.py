@@ -24,13 +24,15 @@ class StepTotals:
     @classmethod
     def gather(cls, batch, drawn, trained, *, mixture, rule, device, images=(0, 0, 0)):
         """batch: this rank's PuzzleBatch; drawn, trained: the `Rollout` of its first puzzles and the one that the
-        learner was given. All ranks must call it. What is reduced has a place for every level of every puzzle of the
-        mixture, whether or not a rank has met it. images: counts by the names of IMAGES.
+        learner was given; mixture: names, of puzzles and tasks. All ranks must call it. What is reduced has a
+        place for every level of every one, whether or not a rank has met it. images: counts by the names of IMAGES.
 
         "flat" and "resampled" count what was trained on. All else counts the first draw of every slot: groups are drawn
         again where every completion earned the same, so leaving those out would move the means, and the curriculum."""
         overall = dict.fromkeys(OVERALL, 0.0) | dict(zip(IMAGES, map(float, images)))
-        levels = {name: {level: dict.fromkeys(PER_LEVEL, 0.0) for level in puzzles.LEVELS[name]} for name in mixture}
+        levels = {
+            name: {level: dict.fromkeys(PER_LEVEL, 0.0) for level in puzzles.LEVELS.get(name, (1,))} for name in mixture
+        }
         overall["flat"] += int((trained.rewards.amax(1) == trained.rewards.amin(1)).sum())
         overall["resampled"] += trained.resampled
         asked = zip(batch.names, batch.levels, batch.answers, batch.chance, drawn.scores, drawn.groups)

@@ -3,6 +3,7 @@
 import time
 from pathlib import Path
 
+from sslr1.config import levels, shares
 from sslr1.files import write_whole
 from sslr1.runs import records
 from sslr1.runs.progress import Progress
@@ -76,9 +77,9 @@ class Recorder:
         self.say(*lines)
         if self.main:
             self._trackers.close()
-            c = config.puzzles
-            warmup = config.train.warmup.steps
-            self.progress.table(records.final_table(self.metrics.read(), c.mixture, c.levels, warmup))
+            settings, warmup = config.model_dump(mode="json"), config.train.warmup.steps
+            asked = shares(settings), levels(settings)
+            self.progress.table(records.final_table(self.metrics.read(), *asked, warmup))
             self.say(
                 f"{step} of {config.train.steps} steps in {self.folder}, {time.monotonic() - self.began:.0f} s in this "
                 "process; report.html there shows what it learnt"

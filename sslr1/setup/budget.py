@@ -80,10 +80,14 @@ class Shapes:
         return self.shards > 1 or self.dtype != MASTER
 
 
-def plan(config, path, ranks: int, device="cuda") -> tuple[list, list]:
+def plan(config, path, ranks: int, device="cuda", longest=0) -> tuple[list, list]:
     """(memory lines, communication lines) of one rank. config: a Config, or what has its values; path: the model's
-    folder, of which config.json is enough, or a name in model.SIZES. Raises UserError as `model.outline` does."""
-    return lines_of(config, shapes_of(config, outline(config, path), ranks, device), device)
+    folder, of which config.json is enough, or a name in model.SIZES; longest: tokens of a prompt at least that the
+    longest is taken to have, where there are tasks, whose rows this doesn't read. Raises UserError as `model.outline`
+    does."""
+    shapes = shapes_of(config, outline(config, path), ranks, device)
+    shapes.longest = max(shapes.longest, longest)
+    return lines_of(config, shapes, device)
 
 
 def outline(config, path):

@@ -18,6 +18,7 @@ from sslr1.model.folder import base_of, holds_adapter
 from sslr1.puzzles import series
 from sslr1.rollout import Engine, SamplerWeights
 from sslr1.setup import lengths, processors
+from sslr1.setup import tasks as own
 from sslr1.setup.session import Images, Session, form_of
 
 FOUND_EVERY_S = 5.0
@@ -50,12 +51,20 @@ def builtin(config: Config, data=True) -> tuple:
 
 
 def build(
-    config: Config, world: distributed.World, folder: Path | None = None, data=True, forms=(), learns=True
+    config: Config,
+    world: distributed.World,
+    folder: Path | None = None,
+    data=True,
+    forms=(),
+    learns=True,
+    stored: Path | None = None,
 ) -> Session:
     """Build everything. Rank 0 makes what is missing on disk first. Errors that a user can mend are raised before the
     model is loaded wherever possible. With a run folder, its frozen list of images is used, or made. Without `data`
     there are no images, and the configuration's are not looked at. forms: those that are asked for by --form, "direct"
-    and "thinking", in place of the configuration's. learns: whether a Learner will be given what is rolled out."""
+    and "thinking", in place of the configuration's. learns: whether a Learner will be given what is rolled out. stored:
+    the folder of somebody's run or model that the configuration was found in: functions of tasks are not imported from
+    it."""
     torch.set_num_threads(processors.threads(config.train.threads))
     if world.device.type == "cpu":
         torch.use_deterministic_algorithms(True)
@@ -70,6 +79,19 @@ def build(
     spec = ops.PatchSpec.from_pretrained(base_of(model_path), dtype=dtype, **limits)
     if data:
         examples = series.check(lengths.kinds(config), spec, config.puzzles.composed)
+    tasks = {}
+
+    def open_tasks():
+        report = (lambda name: _found(f"tasks.{name}", "rows looked at")) if world.main else None
+        functions = own.functions(config, [stored, folder])
+        tasks.update(own.open_tasks(config, tokenizer, spec, functions, folder, learns and world.main, report))
+        if learns:
+            own.check_token_budget(config, tasks)
+
+    if data:  # rank 0 looks through the rows, and where there is a run's folder the others read there what it found
+        distributed.agree(_problem(open_tasks) if world.main else None, world)
+        if not world.main:
+            open_tasks()
     images, evaluation = _images(config, data_path, listing, world.device) if data else (None, None)
     longest = None
     if data and learns:
@@ -101,8 +123,9 @@ def build(
         policy=policy,
         weights=weights,
         engine=engine,
-        longest=longest.tokens if longest else 0,
+        longest=max([longest.tokens, *(task.longest[0] for task in tasks.values())]) if longest else 0,
         opening=_openings(tokenizer, config, forms),
+        tasks=tasks,
     )
 
 
@@ -150,15 +173,15 @@ def _prepare(config, listing, data, forms):
         ImageFolder.scan(config.eval.path, "eval.path", report=_found("eval.path"))
 
 
-def _found(key):
-    """What says now and then how many images are found, to whom waits for it."""
+def _found(key, what="images found"):
+    """What says now and then how many images, or what else, are found, to whom waits for it."""
     last = time.monotonic()
 
     def report(count):
         nonlocal last
         if time.monotonic() - last >= FOUND_EVERY_S:
             last = time.monotonic()
-            print(f"{key}: {count:,} images found so far", flush=True)
+            print(f"{key}: {count:,} {what} so far", flush=True)
 
     return report
 

@@ -29,17 +29,21 @@ def one_line(alike=True):
 
 
 @contextmanager
-def session(path, overrides, run=False, folder=None, data=True, forms=(), learns=True):
+def session(path, overrides, run=False, folder=None, data=True, forms=(), learns=True, allow_functions=False):
     """A Session: everything that the configuration names, built; processes are joined before and left after.
 
     run: in the run's own folder, locked, and refused if it was started with other settings. folder: a run folder, whose
-    frozen list of images is used. data: images too. forms, learns: as for `build.build`. A UserError, here or in the
+    frozen list of images is used. data: images too. forms, learns: as for `build.build`. allow_functions: whether
+    functions are imported that a configuration in a run's or a model's folder names. A UserError, here or in the
     body, ends the program with its line on stderr and exit code 2; a KeyboardInterrupt ends it as Ctrl-C does, without
     a word if it has words of its own.
     """
     with one_line():
         config = configuration.load(path, overrides, data)
         _check_paths(config, data)
+        stored = _stored(path)
+        if data and stored and not allow_functions:
+            _check_functions(config, path, overrides)
     folder = Path(config.log.dir) / config.log.name if run else folder
     claim = problem = interrupted = built = None
     if run and os.environ.get("RANK", "0") == "0":
@@ -63,7 +67,7 @@ def session(path, overrides, run=False, folder=None, data=True, forms=(), learns
     try:
         world = distributed.start(config.train.device)
         distributed.agree(problem, world)
-        built = build.build(config, world, folder, data, forms, learns)
+        built = build.build(config, world, folder, data, forms, learns, stored)
         for remark in model.remarks(built.model_path, built.policy.model) if world.main else ():
             print(f"warning: {remark}", file=sys.stderr, flush=True)
         processors.collect_as_usual()
@@ -119,6 +123,29 @@ def _check_paths(config, data):
     for key, path in (("data.path", config.data.path), ("eval.path", config.eval.path)) if data else ():
         if path not in (None, configuration.BUILTIN_IMAGES):
             ImageFolder.check(path, key)
+    for name, task in config.tasks.items() if data else ():
+        for key in ("path", "root"):
+            if (place := getattr(task, key)) is not None and not os.path.exists(place):
+                raise UserError(f"tasks.{name}.{key} {place!r} does not exist")
+
+
+def _stored(path) -> Path | None:
+    """The folder of a configuration that lies in a run's or a model's: None for one of the user's own."""
+    folder = Path(path).resolve().parent if path else None
+    signs = ("checkpoints", "files.txt", "metrics.jsonl", "run.lock", "config.json", "adapter_config.json")
+    return folder if folder and any((folder / sign).exists() for sign in signs) else None
+
+
+def _check_functions(config, path, overrides):
+    """Raises UserError for a function of a task that no override names."""
+    given = {override.partition("=")[0] for override in overrides}
+    for name, task in config.tasks.items():
+        if task.function and not given & {"tasks", f"tasks.{name}", f"tasks.{name}.function"}:
+            raise UserError(
+                f"{path} has tasks.{name}.function={task.function}, and what a run's or a model's folder names is only "
+                "imported with --allow-functions: look at that function first, or give one by "
+                f"tasks.{name}.function=… on the command line"
+            )
 
 
 class Claim:

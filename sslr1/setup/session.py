@@ -1,15 +1,16 @@
 """What a configuration comes to."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
 
 import torch
 
-from sslr1 import distributed, model, ops, puzzles
+from sslr1 import config, distributed, model, ops, puzzles
 from sslr1.config import Config
 from sslr1.data import ImageStore, PuzzleStream
+from sslr1.data.tasks import LEVEL
 from sslr1.errors import UserError
 from sslr1.model import lora, shared_prefix
 from sslr1.puzzles.reward import Score
@@ -43,6 +44,7 @@ class Session:
     engine: Engine
     longest: int = 0  # tokens of a prompt at most, where a Learner will be given what is rolled out
     opening: str = ""  # what the chat template has written of every completion
+    tasks: dict = field(default_factory=dict)  # {name: Task}
 
     def score(self, answer, text) -> Score:
         """Of a completion by the configuration's rule; its text is what the model wrote after the chat template's
@@ -50,12 +52,25 @@ class Session:
         c = self.config.puzzles
         return puzzles.score(answer, self.opening + text, c.rule, c.thinking)
 
+    def check_judges(self) -> None:
+        """Raises UserError, on all ranks, where a task's function has failed on one. All ranks must call it."""
+        judges = [task.judge for task in self.tasks.values() if task.judge]
+        if judges:
+            failed = next((judge.failed for judge in judges if judge.failed), None)
+            distributed.agree(failed and UserError(failed), self.world)
+
     @property
     def keep_seen(self):
         """For a `Learner`: by the sampler's model, which is whole on each rank."""
         if shared_prefix.trains_tower(self.policy.model):
             return None
         return partial(shared_prefix.keep_seen, self.weights.model)
+
+    @property
+    def levels(self) -> dict:
+        """{name: level} of every puzzle of the mixture and every task: of what is asked held out."""
+        c = self.config.puzzles
+        return {name: c.levels[name] for name in c.mixture} | dict.fromkeys(self.tasks, LEVEL)
 
     def summary(self) -> str:
         """One line for the start of a run: what was found, and what was chosen where there was a choice."""
@@ -66,6 +81,10 @@ class Session:
             f"{world.size} {world.device.type} rank(s), {torch.get_num_threads()} thread(s) each, "
             f"{self.spec.dtype}".replace("torch.", "")
             + (f", attention by {ops.flash.library()}" if world.device.type == "cuda" else "")
+            + "".join(
+                f"; {name}: {len(task.train):,} questions to train on, {len(task.held_out):,} held out"
+                for name, task in self.tasks.items()
+            )
         )
 
     def not_read(self) -> list:
@@ -94,7 +113,7 @@ class Session:
 
     @cached_property
     def _memory(self) -> list:
-        return budget.plan(self.config, self.model_path, self.world.size)[0]
+        return budget.plan(self.config, self.model_path, self.world.size, longest=self.longest)[0]
 
     def form(self, thinking=None) -> puzzles.Form:
         """How the configuration's puzzles are put; thinking or not as given."""
@@ -108,7 +127,7 @@ class Session:
             self.images.store,
             self.images.train,
             self.tokenizer,
-            mixture=c.puzzles.mixture,
+            mixture=config.shares(c.model_dump()),
             levels=levels or (lambda step, slot, name: c.puzzles.levels[name]),
             batch=batch or c.rollout.prompts,
             seed=c.train.seed,
@@ -117,6 +136,7 @@ class Session:
             rank=self.world.rank,
             world_size=self.world.size,
             sources=self.images.store.folder.weighted(),
+            tasks=self.tasks,
         )
 
 

@@ -1,12 +1,16 @@
-"""A run of each kind of source: killed and gone on with, evaluated, exported."""
+"""A run of each kind of source, and of tasks beside one: killed and gone on with, evaluated, exported."""
 
 import json
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from tests.data.test_shards import archive
 from tests.data.test_sources import loose, table
 from tests.faults.runs import command, finish, kill, lines, same, start, wait_for
+
+JUDGE = "tests.data.judges:right"
 
 
 def _archives(folder, files):
@@ -33,6 +37,19 @@ def _phone(folder, files):
     return folder
 
 
+def _tasks(folder, files) -> list:
+    """Overrides: questions of the user's own, as lines with pictures' paths and as a parquet file with pictures."""
+    rows = [{"images": f"{i:04d}.jpg", "question": f"Is {i} odd?", "answer": i % 2 == 1} for i in range(40)]
+    loose(folder, files[:40])
+    (folder / "odd.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    letters = [{"image": {"bytes": data, "path": None}, "question": "A or B?", "answer": "B"} for data in files[:40]]
+    pq.write_table(pa.Table.from_pylist(letters), folder / "letters.parquet", row_group_size=9)
+    return [
+        f"tasks.odd={{path: {folder}/odd.jsonl, share: 0.25, kind: yes/no}}",
+        f"tasks.letters={{path: {folder}/letters.parquet, share: 0.25, images: image, function: {JUDGE}}}",
+    ]
+
+
 def _mixed(folder, files):
     weights = {_archives(folder / "tars", files[:40]): 2, _hub(folder / "hub", files[40:80]): 1}
     parts = [f"{{path: {path}, weight: {weight}}}" for path, weight in weights.items()]
@@ -50,6 +67,8 @@ def test_a_run_of_each_kind_of_source(tmp_path, warm, scenes, draw, kind):
     files = [path.read_bytes() for path in sorted(scenes.iterdir())[:120]]
     images = kind(tmp_path / "images", files)
     settings = ("train.steps=4", "train.warmup.steps=0", "checkpoint.every=1", "eval.every=4")
+    tasks = kind is _mixed
+    settings = (*settings, *_tasks(tmp_path / "tasks", files)) if tasks else settings
     unbroken, killed = tmp_path / "unbroken", tmp_path / "killed"
     said, _ = finish(command(unbroken, warm, images, *settings))
     assert "60 images to train on, 60 held out" in said
@@ -62,7 +81,13 @@ def test_a_run_of_each_kind_of_source(tmp_path, warm, scenes, draw, kind):
     assert (run / "files.txt").read_bytes() == (unbroken / "run" / "files.txt").read_bytes()
     assert json.loads((run / "split.json").read_text())["share"] == 0.2
     python = command(killed, warm, images)[:2]
-    said, _ = finish([*python, "sslr1.evaluate", str(run), "eval.count=4"])
-    assert "rotation" in said and "ordering" in said
+    evaluate = [*python, "sslr1.evaluate", str(run), "eval.count=4"]
+    if tasks:
+        assert (run / "tasks.json").read_bytes() == (unbroken / "run" / "tasks.json").read_bytes()
+        _, err = finish(evaluate, code=2)
+        assert "only imported with --allow-functions" in err and err.count("\n") == 1
+        evaluate.append("--allow-functions")
+    said, _ = finish(evaluate)
+    assert "rotation" in said and "ordering" in said and tasks == ("letters" in said and "odd" in said)
     finish([*python, "sslr1.export", "model", str(run), str(tmp_path / "model")])
     assert (tmp_path / "model" / "model.safetensors").exists()
