@@ -228,9 +228,14 @@ def decode_attention(
     return torch.ops.sslr1.decode_attention(*tensors, **options)
 
 
+def fits(dtype, head_size) -> bool:
+    """Whether the kernel takes them."""
+    return dtype in KERNEL_DTYPES and head_size in KERNEL_HEAD_SIZES
+
+
 def _choose_backend(backend, q) -> str:
     unfit = None
-    if q.dtype not in KERNEL_DTYPES or q.shape[-1] not in KERNEL_HEAD_SIZES:
+    if not fits(q.dtype, q.shape[-1]):
         unfit = (
             f"takes bfloat16 and float32 and head sizes {KERNEL_HEAD_SIZES}, got {q.dtype} and {q.shape[-1]}: "
             "use backend 'reference'"
