@@ -33,11 +33,21 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from sslr1 import model, ops
-from sslr1.model import load
+from sslr1.model import decode_layers, load
 from sslr1.model.gated_delta_net import dtypes_of, linear_layers
 from sslr1.model.shared_prefix import no_mask, plug_in
 from sslr1.model.sizes import SIZES
-from sslr1.ops import attention, backends, chunks, delta_rule, sampling, short_conv
+from sslr1.ops import (
+    attention,
+    backends,
+    chunks,
+    decode_attend,
+    decode_delta,
+    decode_rows,
+    delta_rule,
+    sampling,
+    short_conv,
+)
 from sslr1.rollout import cache as caches
 from sslr1.rollout import wave
 
@@ -107,10 +117,25 @@ WRITES = {
     "pick": ("tokens", "logprobs"),
     "step": ("out",),
     "conv_step": ("out",),
+    "norms": ("out",),
+    "swiglu_rows": ("out",),
+    "split_turn": ("q",),
+    "gather_gate": ("out",),
+    "delta": ("out",),
+    "gate_norm": ("out",),
 }
 # {kernel: {argument: bytes read, bytes written}} of buffers of which it takes a part
 PARTS = {
     "pick": {"logits": lambda a: (a["blocks"].shape[0] * (4096 + 1) * a["logits"].element_size(), 0)},
+    "split_turn": {
+        "q_norm": lambda a: (a["NORM"] * size(a["q_norm"]), 0),
+        "k_norm": lambda a: (a["NORM"] * size(a["k_norm"]), 0),
+        "own_k": lambda a: (0, len(a["samples"]) * a["heads_kv"] * a["D"] * a["q"].element_size()),
+        "own_v": lambda a: (0, len(a["samples"]) * a["heads_kv"] * a["D"] * a["q"].element_size()),
+        "qkv": lambda a: (size(a["qkv"]) - (a["EACH"] > a["D"]) * size(a["q"]), 0),  # gates are read later
+    },
+    "gather_gate": {"qkv": lambda a: (a["GATED"] * size(a["out"]), 0)},
+    "delta": {"states": lambda a: (_rows(a["states"], len(a["samples"])),) * 2},
     "step": {"states": lambda a: (_rows(a["states"], len(a["samples"])),) * 2},
     "conv_step": {"tails": lambda a: (_rows(a["tails"], len(a["samples"])),) * 2},
 }
@@ -222,16 +247,21 @@ class Launch:
 @contextlib.contextmanager
 def pretended(counter):
     """A GPU's way through our code with FakeTensorMode's tensors; kernels are told to counter()."""
-    from sslr1.kernels import decode, recurrent, sample
+    from sslr1.kernels import decode, recurrent, sample, step
     from triton.runtime.jit import JITFunction
 
     launched = {decode: ("prompt_part", "own_part", "join"), sample: ("statistics", "pick")}
     launched |= {recurrent: ("step", "conv_step")}
+    launched |= {step: ("norms", "swiglu_rows", "split_turn", "gather_gate", "delta", "gate_norm")}
     operators = {
         "sample": sampling._op_sample,
         "decode_attention": attention._op_decode_attention,
         "gated_delta_step": delta_rule._op_step,
         "causal_conv_step": short_conv._op_step,
+        "step_norm": decode_rows._op_step_norm,
+        "swiglu": decode_rows._op_swiglu,
+        "step_attention": decode_attend._op_step_attention,
+        "step_delta": decode_delta._op_step_delta,
     }
 
     def product(a, b, dtype, out=None):  # with sums of another dtype, which can't be traced on a CPU
@@ -306,13 +336,23 @@ def network_of(name, layers, device=CUDA):
 
 
 def engine_step(network):
-    """Our step."""
+    """Our step, on a replica: weights of one product lie together."""
     plug_in(network)
+    together(network)
     P = ROWS // GROUP
     shape = caches.Shape(places=P, longest=PROMPT, group_size=GROUP, max_tokens=OWN, rows=ROWS)
     found = wave.Wave(network, shape, stop=[1], suppressed=[2, 3], batch_invariant=False)
     found.begin(7, {"temperature": 1.0, "top_p": 1.0, "top_k": 0}, OWN)
     return lambda: found.step(0, ROWS, 0, P)
+
+
+def together(network):
+    """As `SamplerWeights` lays a replica's weights."""
+    known = dict(network.named_parameters())
+    dtypes = {key: p.dtype for key, p in known.items()}
+    for key, tensor in decode_layers.joined(network, known, dtypes, CUDA).items():
+        owner, _, leaf = key.rpartition(".")
+        setattr(network.get_submodule(owner), leaf, torch.nn.Parameter(tensor, requires_grad=False))
 
 
 def generates_step(network):

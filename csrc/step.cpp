@@ -53,10 +53,7 @@ IN_EACH_CLONE void norm(const float* x, const float* weight, float* out, Index n
   for (Index i = 0; i < n; ++i) out[i] = x[i] * by * (plus + weight[i]);
 }
 
-VECTORISED void add_norm_row(float* x, const float* delta, const float* weight, float* out, Index n, float eps, bool zero_centred) {
-  if (delta) {
-    for (Index i = 0; i < n; ++i) x[i] += delta[i];
-  }
+VECTORISED void norm_row(const float* x, const float* weight, float* out, Index n, float eps, bool zero_centred) {
   norm(x, weight, out, n, eps, zero_centred);
 }
 
@@ -150,11 +147,10 @@ VECTORISED void gated_norm(const float* x, const float* weight, const float* z, 
 
 }  // namespace
 
-void add_norm(std::uintptr_t x, std::uintptr_t delta, std::uintptr_t weight, std::uintptr_t out, std::int64_t rows,
-              std::int64_t width, std::int64_t delta_stride, double eps, bool zero_centred) {
+void step_norm(std::uintptr_t x, std::uintptr_t weight, std::uintptr_t out, std::int64_t rows, std::int64_t width, double eps,
+               bool zero_centred) {
   for (Index row = 0; row < rows; ++row) {
-    add_norm_row(at(x) + row * width, delta ? at(delta) + row * delta_stride : nullptr, at(weight), at(out) + row * width, width,
-                 static_cast<float>(eps), zero_centred);
+    norm_row(at(x) + row * width, at(weight), at(out) + row * width, width, static_cast<float>(eps), zero_centred);
   }
 }
 

@@ -5,9 +5,9 @@
 
 namespace sslr1 {
 
-// x [rows, width] += delta (if given, `delta_stride` floats a row), and out its RMS norm, times weight or 1 + weight.
-void add_norm(std::uintptr_t x, std::uintptr_t delta, std::uintptr_t weight, std::uintptr_t out, std::int64_t rows,
-              std::int64_t width, std::int64_t delta_stride, double eps, bool zero_centred);
+// x [rows, width] -> out, its RMS norm times weight or 1 + weight.
+void step_norm(std::uintptr_t x, std::uintptr_t weight, std::uintptr_t out, std::int64_t rows, std::int64_t width, double eps,
+               bool zero_centred);
 
 // gate_up [rows, 2 width] -> out [rows, width]
 void swiglu(std::uintptr_t gate_up, std::uintptr_t out, std::int64_t rows, std::int64_t width);

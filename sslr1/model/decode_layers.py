@@ -2,8 +2,8 @@
 what transformers' layers hold is read from outside, and its modules stay as they are.
 
 A layer is: norm | product for q, k, v (or a linear layer's q, k, v, z, b, a) | attention (or convolution and delta
-rule), up to the output's product | product | residual and norm | product for gate and up | SwiGLU | product; the
-residual's sum joins the next norm. Products of the same input are one where their weights lie one behind the other
+rule), up to the output's product | product, added to the residual in its own sum | norm | product for gate and up |
+SwiGLU | product, added. Products of the same input are one where their weights lie one behind the other
 (`joined`), as the sampler's replica has them; otherwise they are written side by side.
 """
 
@@ -80,6 +80,14 @@ class Product:
         return out
 
 
+def add_product(x, y, linear):
+    """x += linear(y), in place."""
+    if linear.bias is not None or isinstance(linear, LoraLinear):
+        x += linear(y)
+    else:
+        x.addmm_(y, linear.weight.t())
+
+
 @dataclass
 class Norm:
     weight: torch.Tensor
@@ -92,8 +100,8 @@ class Norm:
             return cls(module.weight, module.variance_epsilon, False)
         return cls(module.weight, module.eps, True)
 
-    def __call__(self, x, delta):
-        return ops.add_norm(x, delta, self.weight, self.eps, zero_centred=self.zero_centred)
+    def __call__(self, x):
+        return ops.step_norm(x, self.weight, self.eps, zero_centred=self.zero_centred)
 
 
 class Layer:
@@ -107,8 +115,7 @@ class Layer:
             Product([getattr(part, name) for name in TOGETHER[key]])
             for part, key in ((self.mixer, kind), (layer.mlp, "mlp"))
         )
-        self.out = Product([self.mixer.out_proj if self.linear else self.mixer.o_proj])
-        self.down = Product([layer.mlp.down_proj])
+        self.out, self.down = self.mixer.out_proj if self.linear else self.mixer.o_proj, layer.mlp.down_proj
         if self.linear:
             return
         norms = [Norm.of(getattr(self.mixer, name)) for name in ("q_norm", "k_norm") if hasattr(self.mixer, name)]
@@ -126,10 +133,10 @@ class Layer:
         given = m.conv1d.weight[:, 0], m.A_log, m.dt_bias, m.norm.weight
         return cache.recur(self.number, rows, *given, m.norm.variance_epsilon)
 
-    def __call__(self, x, delta, cos, sin, cache):
-        """x: the residual's sum without `delta`, which is added to it. Returns what is to be added next."""
-        delta = self.out(self.mix(self.before(x, delta), cos, sin, cache))
-        return self.down(ops.swiglu(self.up(self.behind(x, delta))))
+    def __call__(self, x, cos, sin, cache):
+        """x [R, D], the residual, moves on in place."""
+        add_product(x, self.mix(self.before(x), cos, sin, cache), self.out)
+        add_product(x, ops.swiglu(self.up(self.behind(x))), self.down)
 
 
 class DecodeLayers:
@@ -146,7 +153,6 @@ class DecodeLayers:
         """tokens, positions int64 [R] -> final states [R, D]. cache: a `GroupCache` behind `begin_step`."""
         x = self.embed_tokens(tokens)
         cos, sin = (part[0] for part in self.rotary(x[None], positions.expand(3, 1, -1)))
-        delta = None
         for layer in self.layers:
-            delta = layer(x, delta, cos, sin, cache)
-        return self.norm(x, delta)
+            layer(x, cos, sin, cache)
+        return self.norm(x)

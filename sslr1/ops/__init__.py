@@ -21,7 +21,7 @@ __getattr__, __all__ = at_first_use(
         "state_layout": "StateLayout",
         "decode_attend": "step_attention",
         "decode_delta": "step_delta",
-        "decode_rows": "add_norm swiglu",
+        "decode_rows": "step_norm swiglu",
     },
 )
 __all__ += [

@@ -15,7 +15,7 @@ from sslr1.ops import backends, flash, packed_attention, transfer  # noqa: F401 
 
 # What kernels/triton/decode.py is compiled and tested for; anything else takes the plain form.
 KERNEL_DTYPES = (torch.bfloat16, torch.float32)
-KERNEL_HEAD_SIZES = (64, 128)
+KERNEL_HEAD_SIZES = (64, 128, 256)
 
 
 def _repeat_heads(x, times):

@@ -41,7 +41,7 @@ def step_attention(
 
     qkv [R, W], R >= n, contiguous: heads * d queries (each head's followed by its gate where gated), H_kv * d keys, as
     many values. cos, sin [R, rotary] turn the first `rotary` of each head (first half against second). q_norm, k_norm
-    [d] or None: RMS norms' weights, eps and zero_centred as `add_norm` has them. prompt_k, prompt_v [P, H_kv, L, d];
+    [d] or None: RMS norms' weights, eps and zero_centred as `step_norm` has them. prompt_k, prompt_v [P, H_kv, L, d];
     prompt_lengths int32 [P]; own_k, own_v [P, G, H_kv, C, d], written to, contiguous; own_lengths int32 [P, G]: keys of
     each sample with this step's, 0 for those that are done; samples int64 [n]: p * G + s, ascending; written int64 [n]:
     where in the own buffers the new key goes, which is behind the others.
@@ -50,7 +50,9 @@ def step_attention(
     """
     width, d = qkv.shape[1], prompt_k.shape[-1]
     if width != ((2 if gated else 1) * heads + 2 * prompt_k.shape[1]) * d or not qkv.is_contiguous():
-        raise ValueError(f"qkv is {list(qkv.shape)}, not {heads} heads of {d} with {prompt_k.shape[1]} keys, contiguous")
+        raise ValueError(
+            f"qkv is {list(qkv.shape)}, not {heads} heads of {d} with {prompt_k.shape[1]} keys, contiguous"
+        )
     if not (own_k.is_contiguous() and own_v.is_contiguous()):
         raise ValueError("own_k and own_v must be contiguous: they are written to")
     tensors = qkv, cos, sin, q_norm, k_norm, prompt_k, prompt_v, prompt_lengths, own_k, own_v, own_lengths
@@ -128,16 +130,17 @@ def _op_step_attention(
     out = out.view(P * G, heads, d)
     if backend == "triton":
         if dense and not gated and rows == n:
-            return out.view(rows, -1)
+            return out.view(rows, heads * d)
         return kernel.finish(out, qkv, samples, gated)
     out = out if dense else out.index_select(0, samples)
     if gated:
         out = out * gate.sigmoid()
-    return F.pad(out.reshape(n, -1), (0, 0, 0, rows - n)) if rows > n else out.reshape(n, -1)
+    return F.pad(out.reshape(n, heads * d), (0, 0, 0, rows - n))
 
 
 def _choose(backend, qkv, d):
-    if backend == "auto" and qkv.device.type == "cpu" and (d > WIDEST or d % 4):
+    fits = (d <= WIDEST and not d % 4) if qkv.device.type == "cpu" else not d & (d - 1)
+    if backend == "auto" and not fits:
         return "reference"
     return choose("step_attention", backend, qkv)
 

@@ -49,23 +49,23 @@ def _op_step_delta(rows, weight, A_log, dt_bias, norm, states, tails, samples, e
         from sslr1.kernels import recurrent, step
 
         mixed = recurrent.causal_conv_step(tails, x, weight, samples)
-        q, k, v = _heads(mixed, keys, d_k, d_v)
+        q, k, v = _heads(mixed, keys, heads, d_k, d_v)
         found = step.delta_step(states, q, k, v, a, b, A_log, dt_bias, samples)
         return step.gated_norm(found, z, norm, eps, len(rows))
     wide = torch.promote_types(rows.dtype, torch.float32)
     mixed = short_conv._op_step(tails, x, weight.to(x.dtype), samples, "reference")
     g = -A_log.to(wide).exp() * F.softplus(a.to(wide) + dt_bias.to(x.dtype))
     found = delta_rule._op_step(
-        states, *_heads(mixed, keys, d_k, d_v), g, b.sigmoid(), samples, d_k**-0.5, True, "reference"
+        states, *_heads(mixed, keys, heads, d_k, d_v), g, b.sigmoid(), samples, d_k**-0.5, True, "reference"
     ).to(wide)
     found = (found * torch.rsqrt(found.pow(2).mean(-1, keepdim=True) + eps)).to(rows.dtype)
-    out = (norm * found * F.silu(z.unflatten(-1, (heads, d_v)).to(wide))).to(rows.dtype).reshape(n, -1)
+    out = (norm * found * F.silu(z.unflatten(-1, (heads, d_v)).to(wide))).to(rows.dtype).reshape(n, heads * d_v)
     return F.pad(out, (0, 0, 0, len(rows) - n)) if len(rows) > n else out
 
 
-def _heads(mixed, keys, d_k, d_v):
-    q, k, v = mixed.split((keys, keys, mixed.shape[1] - 2 * keys), -1)
-    return q.unflatten(-1, (-1, d_k)), k.unflatten(-1, (-1, d_k)), v.unflatten(-1, (-1, d_v))
+def _heads(mixed, keys, heads, d_k, d_v):
+    q, k, v = mixed.split((keys, keys, heads * d_v), -1)
+    return q.unflatten(-1, (keys // d_k, d_k)), k.unflatten(-1, (keys // d_k, d_k)), v.unflatten(-1, (heads, d_v))
 
 
 backends.register(

@@ -1,12 +1,10 @@
-"""What stands between the products of a decode step, row by row: the residual's sum with the norm behind it, and
-SwiGLU. No gradients.
+"""What stands between the products of a decode step, row by row: RMS norms and SwiGLU. No gradients.
 
-add_norm: x += delta in place; out = x / sqrt(mean(x^2) + eps), times weight (Qwen2.5-VL, Qwen3-VL: rounded to x's dtype
-before the weight) or 1 + weight (`zero_centred`, Qwen3.5: rounded behind it). swiglu: silu(gate) up. Sums are float32
-(float64 for float64). A row depends on nothing but itself.
+step_norm: x / sqrt(mean(x^2) + eps), times weight (Qwen2.5-VL, Qwen3-VL: rounded to x's dtype before the weight) or
+1 + weight (`zero_centred`, Qwen3.5: rounded behind it). swiglu: silu(gate) up. Sums are float32 (float64 for float64).
+A row depends on nothing but itself.
 
-Cost with B bytes a number: add_norm 4 B rows width (3 without delta's write back), swiglu 3 B rows width, one launch
-each.
+Cost with B bytes a number, one launch each: step_norm 2 B rows width, swiglu 3 B rows width.
 """
 
 import torch
@@ -15,24 +13,19 @@ import torch.nn.functional as F
 from sslr1.ops import backends
 
 
-def add_norm(x, delta, weight, eps, *, zero_centred=False, backend="auto"):
-    """x [R, D], contiguous, becomes x + delta, where delta [R, D] of its dtype is given; returns its norm [R, D].
-    weight [D].
+def step_norm(x, weight, eps, *, zero_centred=False, backend="auto"):
+    """x [R, D], contiguous, weight [D] -> [R, D] of x's dtype.
 
     backend: "reference" (float64 too), "cpp" (float32 on the CPU), "triton" (CUDA), or "auto". Raises ValueError for
     shapes that don't fit.
     """
     if x.ndim != 2 or not x.is_contiguous() or weight.shape != x.shape[1:]:
-        raise ValueError(
-            f"x must be [R, D], contiguous, and weight [D], got {list(x.shape)} and {list(weight.shape)}"
-        )
-    if delta is not None and (delta.shape != x.shape or delta.dtype != x.dtype):
-        raise ValueError(f"delta must be {x.dtype} {list(x.shape)}, got {delta.dtype} {list(delta.shape)}")
-    return torch.ops.sslr1.add_norm(x, delta, weight, eps, zero_centred, backend)
+        raise ValueError(f"x must be [R, D], contiguous, and weight [D], got {list(x.shape)} and {list(weight.shape)}")
+    return torch.ops.sslr1.step_norm(x, weight, eps, zero_centred, backend)
 
 
 def swiglu(gate_up, *, backend="auto"):
-    """gate_up [R, 2 I], gates first, contiguous -> [R, I]. backend: as for `add_norm`."""
+    """gate_up [R, 2 I], gates first, contiguous -> [R, I]. backend: as for `step_norm`."""
     if gate_up.ndim != 2 or gate_up.shape[1] % 2 or not gate_up.is_contiguous():
         raise ValueError(f"gate_up must be [R, 2 I], contiguous, got {list(gate_up.shape)}")
     return torch.ops.sslr1.swiglu(gate_up, backend)
@@ -56,45 +49,38 @@ def rms_norm(x, weight, eps, zero_centred):
 
 
 @torch.no_grad()
-def _op_add_norm(x, delta, weight, eps, zero_centred, backend):
-    backend = choose("add_norm", backend, x)
+def _op_step_norm(x, weight, eps, zero_centred, backend):
+    backend = choose("step_norm", backend, x)
     if backend == "reference":
-        if delta is not None:
-            x += delta
         return rms_norm(x, weight, eps, zero_centred)
     if backend == "triton":
         from sslr1.kernels import step as kernel
 
-        return kernel.add_norm(x, delta, weight, eps, zero_centred)
+        return kernel.norm_rows(x, weight, eps, zero_centred)
     out, weight = torch.empty_like(x), weight.float().contiguous()
-    stride = 0
-    if delta is not None:
-        delta = delta if delta.stride(1) == 1 else delta.contiguous()
-        stride = delta.stride(0)
-    given = x.data_ptr(), 0 if delta is None else delta.data_ptr(), weight.data_ptr(), out.data_ptr()
-    backends._C.add_norm(*given, *x.shape, stride, eps, zero_centred)
+    backends._C.step_norm(x.data_ptr(), weight.data_ptr(), out.data_ptr(), *x.shape, eps, zero_centred)
     return out
 
 
 @torch.no_grad()
 def _op_swiglu(gate_up, backend):
     backend = choose("swiglu", backend, gate_up)
-    R, I = gate_up.shape[0], gate_up.shape[1] // 2
+    R, width = gate_up.shape[0], gate_up.shape[1] // 2
     if backend == "reference":
-        gate, up = gate_up.split(I, -1)
+        gate, up = gate_up.split(width, -1)
         return F.silu(gate) * up
     if backend == "triton":
         from sslr1.kernels import step as kernel
 
         return kernel.swiglu(gate_up)
-    out = gate_up.new_empty(R, I)
-    backends._C.swiglu(gate_up.data_ptr(), out.data_ptr(), R, I)
+    out = gate_up.new_empty(R, width)
+    backends._C.swiglu(gate_up.data_ptr(), out.data_ptr(), R, width)
     return out
 
 
 backends.register(
-    "add_norm(Tensor(a!) x, Tensor? delta, Tensor weight, float eps, bool zero_centred, str backend) -> Tensor",
-    _op_add_norm,
+    "step_norm(Tensor x, Tensor weight, float eps, bool zero_centred, str backend) -> Tensor",
+    _op_step_norm,
     lambda x, *rest: torch.empty_like(x),
 )
 backends.register(
