@@ -1,6 +1,7 @@
 """Every benchmark by its name: a function of the mode (see bench/row.py) that lists its rows."""
 
 import captures
+import counts
 import data
 import decode
 import delta
@@ -27,6 +28,7 @@ BENCHES = {
     "loss": loss.rows,
     "rollout": rollout.rows,
     "captures": captures.rows,
+    "counts": counts.rows,
     "learner": learner.rows,
     "lora": lora.rows,
     "hybrid": hybrid.rows,

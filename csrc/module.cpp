@@ -12,6 +12,7 @@
 #include "points.h"
 #include "render.h"
 #include "row_loss.h"
+#include "step.h"
 
 namespace py = pybind11;
 
@@ -47,6 +48,20 @@ PYBIND11_MODULE(_C, m) {
   m.def("causal_conv", &sslr1::causal_conv, Released());
   m.def("causal_conv_step", &sslr1::causal_conv_step, Released());
   m.def("causal_conv_backward", &sslr1::causal_conv_backward, Released());
+  m.def("step_norm", &sslr1::step_norm, Released());
+  m.def("swiglu", &sslr1::swiglu, Released());
+  m.def("step_attention", [](std::array<std::uintptr_t, 13> p, std::array<std::int64_t, 9> n, double scale, double eps,
+                             bool zero_centred, bool gated, int threads) {
+    const sslr1::StepAttention a{p[0], p[1], p[2], p[3], p[4], p[5], p[6], p[7], p[8], p[9], p[10], p[11], p[12], n[0], n[1],
+                                 n[2], n[3], n[4], n[5], n[6], n[7], n[8], scale, eps, zero_centred, gated};
+    const py::gil_scoped_release released;
+    sslr1::step_attention(a, threads);
+  });
+  m.def("step_delta", [](std::array<std::uintptr_t, 9> p, std::array<std::int64_t, 6> n, double eps, int threads) {
+    const sslr1::StepDelta a{p[0], p[1], p[2], p[3], p[4], p[5], p[6], p[7], p[8], n[0], n[1], n[2], n[3], n[4], n[5], eps};
+    const py::gil_scoped_release released;
+    sslr1::step_delta(a, threads);
+  });
 #ifdef SSLR1_CUDA
   m.attr("has_cuda") = true;
   m.def("row_loss_cuda", &sslr1::row_loss_cuda, Released());

@@ -35,10 +35,14 @@ WIDE = os.environ.get("TRITON_INTERPRET") == "1"  # the interpreter multiplies b
 PIECE = 256
 
 
-def layout(dtype, rows):
-    """For `rows` queries: rows of a tile, keys of a block, options. No tensor core multiplies float32 exactly; without
-    them its tiles must be smaller to stay in registers."""
+def layout(dtype, rows, d=128):
+    """For `rows` queries of heads of d: rows of a tile, keys of a block, options. No tensor core multiplies float32
+    exactly; without them its tiles must be smaller to stay in registers, as they must for wide heads."""
     rows = max(16, triton.next_power_of_2(rows))
+    if d > 128:
+        if dtype == torch.float32:
+            return 16, 16, {"num_warps": 8, "num_stages": 2}
+        return min(rows, 64), 32, {"num_warps": 8 if rows > 32 else 4, "num_stages": 3}
     if dtype == torch.float32:
         return min(rows, 64), 16, {"num_warps": 8 if rows > 16 else 4, "num_stages": 3}
     return min(rows, 128), 64, {"num_warps": 8 if rows > 64 else 4, "num_stages": 3}
@@ -287,8 +291,8 @@ def decode_attention(q, prompt_k, prompt_v, prompt_lengths, own_k, own_v, own_le
         x if x.stride(-1) == 1 else x.contiguous() for x in (q, prompt_k, prompt_v, own_k, own_v)
     )
     prompt_lengths, own_lengths = prompt_lengths.contiguous(), own_lengths.expand(P, G)
-    rows, block, options = layout(q.dtype, G * times)
-    _, own_block, own_options = layout(q.dtype, times)
+    rows, block, options = layout(q.dtype, G * times, d)
+    _, own_block, own_options = layout(q.dtype, times, d)
     tiles = triton.cdiv(G * times, rows)
     prompt_piece, prompt_parts = pieces(L, block, P * heads_kv * tiles, PROCESSORS)
     piece, own_parts = pieces(C, own_block, P * G * heads_kv, PROCESSORS)

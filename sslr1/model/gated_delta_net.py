@@ -1,11 +1,10 @@
-"""Linear attention of Qwen3.5 (gated delta net, arXiv 2412.06464) in packed groups and in decode steps: transformers'
-own modules, whose forward is replaced where a `layout` or a `group_cache` says who sees whom.
+"""Linear attention of Qwen3.5 (gated delta net, arXiv 2412.06464) in packed groups: transformers' own modules, whose
+forward is replaced where a `layout` says who sees whom. Decode steps are decode_layers.py's.
 
 A prompt's layers are computed once: its completions start from the state that it ends in, and from its last rows where
 the convolution looks back.
 """
 
-from functools import partial
 from types import MethodType
 
 import torch
@@ -49,7 +48,7 @@ def channels(config) -> int:
 
 
 def plug_in(language) -> bool:
-    """Let a language model's linear layers take packed rows and decode steps; whether it has any."""
+    """Let a language model's linear layers take packed rows; whether it has any."""
     layers = [language.layers[number].linear_attn for number in linear_layers(language.config)]
     for layer in layers:
         layer.forward = MethodType(_forward, layer)
@@ -58,8 +57,8 @@ def plug_in(language) -> bool:
 
 def _forward(self, hidden_states, *arguments, layout=None, state_layout=None, group_cache=None, **options):
     """Packed groups when `state_layout` is given (and their prompts' last states go to `group_cache` if there is one),
-    a decode step when only `group_cache` is, and otherwise transformers' own forward."""
-    if state_layout is None and group_cache is None:
+    and otherwise transformers' own forward."""
+    if state_layout is None:
         return type(self).forward(self, hidden_states, *arguments, **options)
     x = hidden_states[0]
     wide = torch.promote_types(x.dtype, torch.float32)
@@ -75,8 +74,6 @@ def _forward(self, hidden_states, *arguments, layout=None, state_layout=None, gr
 def _mix(self, mixed, weight, g, beta, state_layout, group_cache):
     """[R, H_v, d_v]: convolution and rule. mixed [R, channels]: queries, keys, values; weight [channels, taps]; g and
     beta [R, H_v]."""
-    if state_layout is None:
-        return group_cache.recur(self.layer_idx, mixed, weight, g, beta, partial(_heads, self))
     q, k, v = _heads(self, ops.causal_conv(mixed, weight, state_layout))
     if group_cache is None:
         return ops.gated_delta_rule(q, k, v, g, beta, state_layout)

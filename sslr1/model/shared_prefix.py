@@ -23,15 +23,12 @@ VISION_ATTENTION = "sslr1_flash_varlen"  # transformers hands cumulative lengths
 
 @torch.compiler.disable  # or every layout would be compiled for
 def _text_attention(module, query, key, value, attention_mask, *, scaling, layout=None, group_cache=None, **kwargs):
-    """Packed groups when `layout` is given (and their keys and values go to `group_cache` if there is one), a decode
-    step when only `group_cache` is, and otherwise transformers' own SDPA, so that the model stays usable as any
-    other."""
+    """Packed groups when `layout` is given (and their keys and values go to `group_cache` if there is one), and
+    otherwise transformers' own SDPA, so that the model stays usable as any other."""
     if layout is not None:
         if group_cache is not None:
             group_cache.write_prompts(module.layer_idx, key, value)
         return ops.shared_prefix_attention(query, key, value, layout, scaling), None
-    if group_cache is not None:
-        return group_cache.attend(module.layer_idx, query, key, value, scaling), None
     return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
 
 
@@ -56,7 +53,7 @@ def plug_in(model) -> None:
 
 
 def no_mask(embeds) -> torch.Tensor:
-    """What to give a language model as its mask when `layout` or `group_cache` says who sees whom: every family takes a
+    """What to give a language model as its mask when `layout` says who sees whom: every family takes a
     tensor of four dimensions for a finished mask and hands it to the attention, which looks at it no more."""
     return embeds.new_empty(1, 1, 1, 0)
 

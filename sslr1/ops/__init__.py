@@ -19,6 +19,9 @@ __getattr__, __all__ = at_first_use(
         "short_conv": "causal_conv causal_conv_step prompt_tails",
         "delta_rule": "gated_delta_rule gated_delta_step",
         "state_layout": "StateLayout",
+        "decode_attend": "step_attention",
+        "decode_delta": "step_delta",
+        "decode_rows": "step_norm swiglu",
     },
 )
 __all__ += [

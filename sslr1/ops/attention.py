@@ -15,7 +15,7 @@ from sslr1.ops import backends, flash, packed_attention, transfer  # noqa: F401 
 
 # What kernels/triton/decode.py is compiled and tested for; anything else takes the plain form.
 KERNEL_DTYPES = (torch.bfloat16, torch.float32)
-KERNEL_HEAD_SIZES = (64, 128)
+KERNEL_HEAD_SIZES = (64, 128, 256)
 
 
 def _repeat_heads(x, times):
@@ -228,9 +228,14 @@ def decode_attention(
     return torch.ops.sslr1.decode_attention(*tensors, **options)
 
 
+def fits(dtype, head_size) -> bool:
+    """Whether the kernel takes them."""
+    return dtype in KERNEL_DTYPES and head_size in KERNEL_HEAD_SIZES
+
+
 def _choose_backend(backend, q) -> str:
     unfit = None
-    if q.dtype not in KERNEL_DTYPES or q.shape[-1] not in KERNEL_HEAD_SIZES:
+    if not fits(q.dtype, q.shape[-1]):
         unfit = (
             f"takes bfloat16 and float32 and head sizes {KERNEL_HEAD_SIZES}, got {q.dtype} and {q.shape[-1]}: "
             "use backend 'reference'"

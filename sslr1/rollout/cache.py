@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from math import prod
 
 import torch
-from torch.nn import functional as F
 
 from sslr1 import ops
 from sslr1.model.gated_delta_net import channels, linear_layers
@@ -128,7 +127,6 @@ class GroupCache:
         self.own_k, self.own_v = (x[: prod(own)].view(own) for x in storage.own)
         self.prompt_lengths = torch.ones(shape.places, dtype=torch.int32, device=device)
         self.own_lengths = torch.zeros(shape.places, shape.group_size, dtype=torch.int32, device=device)
-        self.heads = torch.arange(heads, device=device)
         self.batch_invariant = batch_invariant
         of = ((len(linear), shape.samples, *size) for size in of_a_sample(config))
         self.states, self.tails = (x[: prod(size)].view(size) for x, size in zip(storage.linear, of))
@@ -155,42 +153,19 @@ class GroupCache:
     def begin_step(self, samples, written, first, last):
         """The next decode step computes `samples` [n], of which `written` [n] have so many keys already,
         all in places first to last - 1. n = (last - first) * G means all of these places' samples in order."""
-        G, C = self.own_k.shape[2], self.own_k.shape[4]
-        self.first, self.last = first, last
-        self.samples = None if len(samples) == (last - first) * G else samples - first * G
-        self.decoded = samples
-        heads = len(self.heads)
-        self.into = ((samples[:, None] * heads + self.heads) * C + written[:, None]).view(-1)
+        self.first, self.last, self.decoded, self.written = first, last, samples, written
+        self.among = samples - first * self.own_k.shape[2] if first else samples
 
-    def recur(self, layer, mixed, weight, g, beta, heads):
-        """One decode step of a linear layer: mixed [R, channels] queries, keys and values, weight [channels, taps] of
-        the convolution, g and beta [R, H_v] -> [R, H_v, d_v]. heads: what cuts mixed into q, k and v. Rows after the n
-        that `begin_step` named are padding."""
-        samples, i = self.decoded, self.number[layer]
-        rows, n = len(mixed), len(samples)
-        q, k, v = heads(ops.causal_conv_step(self.tails[i], mixed[:n], weight, samples))
-        out = ops.gated_delta_step(self.states[i], q, k, v, g[:n], beta[:n], samples)
-        return F.pad(out, (0, 0, 0, 0, 0, rows - n)) if n < rows else out
+    def recur(self, layer, rows, weight, A_log, dt_bias, norm, eps):
+        """One decode step of a linear layer, as `ops.step_delta` has it."""
+        i = self.number[layer]
+        held = self.states[i], self.tails[i], self.decoded
+        return ops.step_delta(rows, weight, A_log, dt_bias, norm, *held, eps=eps)
 
-    def attend(self, layer, query, key, value, scale):
-        """One decode step: query [1, H, R, d], key and value [1, H_kv, R, d] -> [1, R, H, d]. Rows after the n that
-        `begin_step` named are padding."""
-        rows, d = query.shape[2:]
-        layer = self.number[layer]
-        n = len(self.into) // len(self.heads)
-        for buffer, new in ((self.own_k, key), (self.own_v, value)):
-            buffer[layer].view(-1, d).index_copy_(0, self.into, new[0, :, :n].transpose(0, 1).reshape(-1, d))
-        a, b, G = self.first, self.last, self.own_k.shape[2]
-        q = query[0, :, :n].transpose(0, 1)
-        if self.samples is not None:
-            q = q.new_zeros((b - a) * G, *q.shape[1:]).index_copy_(0, self.samples, q)
-        q = q.reshape(b - a, G, -1, d)
-        prompts = self.prompt_k[layer, a:b], self.prompt_v[layer, a:b], self.prompt_lengths[a:b]
-        own = self.own_k[layer, a:b], self.own_v[layer, a:b], self.own_lengths[a:b]
-        out = ops.decode_attention(q, *prompts, *own, scale, batch_invariant=self.batch_invariant)
-        out = out.view((b - a) * G, -1, d)
-        if self.samples is not None:
-            out = out.index_select(0, self.samples)
-        if n < rows:
-            out = F.pad(out, (0, 0, 0, 0, 0, rows - n))
-        return out[None]
+    def attend(self, layer, qkv, cos, sin, q_norm, k_norm, scale, **options):
+        """One decode step of a layer that attends, as `ops.step_attention` has it."""
+        i, places = self.number[layer], slice(self.first, self.last)
+        prompts = self.prompt_k[i, places], self.prompt_v[i, places], self.prompt_lengths[places]
+        own = self.own_k[i, places], self.own_v[i, places], self.own_lengths[places]
+        given = cos, sin, q_norm, k_norm, *prompts, *own, self.among, self.written, scale
+        return ops.step_attention(qkv, *given, batch_invariant=self.batch_invariant, **options)

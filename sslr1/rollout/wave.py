@@ -9,8 +9,9 @@ import torch
 from torch.nn import functional as F
 
 from sslr1 import ops
+from sslr1.model.decode_layers import DecodeLayers
 from sslr1.model.packing import Group, pack, pack_options
-from sslr1.model.shared_prefix import no_mask, run
+from sslr1.model.shared_prefix import run
 from sslr1.ops import transfer
 from sslr1.rollout.cache import GroupCache
 
@@ -60,6 +61,7 @@ class Wave:
         covers. key: the hash of (seed, step, attempt) that draws go on from; sampling: temperature, top_p and top_k;
         max_tokens: of a completion, as many at most as the shape has."""
         self.key, self.sampling, self.blocks = key, sampling, []
+        self.layers = DecodeLayers(self.model.model.language_model)
         for x in (self.tokens, self.logprobs, self.counts, self.addresses, self.first_position, self.live):
             x.zero_()
         self.lengths.fill_(1)
@@ -140,16 +142,9 @@ class Wave:
         n = stop - start
         padding = -n % BLOCK if self.batch_invariant else 0
         tokens, positions = self.tokens[samples, written], self.first_position[samples] + written
-        language, head = self.model.model.language_model, self.model.lm_head.weight
-        embeds = language.embed_tokens(F.pad(tokens, (0, padding)))[None]
-        states = language(
-            inputs_embeds=embeds,
-            position_ids=F.pad(positions, (0, padding)).expand(3, 1, -1),
-            attention_mask=no_mask(embeds),
-            use_cache=False,
-            group_cache=self.cache,
-        ).last_hidden_state[0]
-        self.draw(samples, ops.float_logits(states, head)[:n])
+        tokens, positions = (F.pad(x, (0, padding)) if padding else x for x in (tokens, positions))
+        states = self.layers(tokens, positions, self.cache)
+        self.draw(samples, ops.float_logits(states, self.model.lm_head.weight)[:n])
 
     def draw(self, samples, logits):
         """The next token of each of `samples` [n] from logits [n, V], its log-prob, and whether the sample goes on."""

@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from sslr1.model import lora, parallel
+from sslr1.model import decode_layers, lora, parallel
 from sslr1.model.gated_delta_net import dtypes_of
 from sslr1.ops import transfer
 
@@ -13,7 +13,8 @@ class SamplerWeights:
 
     What a rank holds whole in the compute dtype is the learner's own storage, and `refresh` has nothing to do for it:
     all parameters of one rank that computes in their dtype, and on any rank what is frozen under adapters. The others
-    are a replica, filled parameter by parameter from the shards.
+    are a replica, filled parameter by parameter from the shards, those that one product of a decode step computes one
+    behind the other.
     Make it with the policy before sharding (it takes the structure from there), then `attach` it to the sharded one.
     """
 
@@ -37,10 +38,13 @@ class SamplerWeights:
         whole = {name for name, p in parameters.items() if p.dtype == dtypes[name] and parallel.is_whole(p)}
         self.copied = [name for name in parameters if name not in whole]
         self.shared = not self.copied
+        own = decode_layers.joined(self.model, self.copied, dtypes, world.device)
         for name, parameter in parameters.items():
             if name in whole:
                 tensor = parallel.local(parameter.detach())
             else:
+                tensor = own.get(name)
+            if tensor is None:
                 tensor = torch.empty(parameter.shape, dtype=dtypes[name], device=world.device)
             owner, _, leaf = name.rpartition(".")
             setattr(self.model.get_submodule(owner), leaf, nn.Parameter(tensor, requires_grad=False))

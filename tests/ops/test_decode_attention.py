@@ -207,17 +207,17 @@ def test_triton_in_the_interpreter(seed):
     interpret(INTERPRETED, seed)
 
 
-def kernels(dtype):
+def kernels(dtype, d):
     """Each kernel as it is launched, for tiles of all heights: name, constants, options."""
     from sslr1.kernels import decode as module
 
-    _, block, options = module.layout(dtype, 1)
+    _, block, options = module.layout(dtype, 1, d)
     for rows in (16, 32, 64, 128):
-        height, block, options = module.layout(dtype, rows)
+        height, block, options = module.layout(dtype, rows, d)
         if height == rows:
             yield "prompt_part", dict(TIMES=8, ROWS=rows, BLOCK=block), options
     yield "prompt_part", dict(TIMES=7, ROWS=height, BLOCK=block), options
-    _, block, options = module.layout(dtype, 1)
+    _, block, options = module.layout(dtype, 1, d)
     for times, whole in itertools.product((1, 8), (True, False)):
         yield "own_part", dict(TIMES=times, ROWS=16, BLOCK=block, JOIN=whole), options
     yield "join", dict(ROWS=16), {}
@@ -234,7 +234,7 @@ def test_triton_compiles_for_hopper_without_spills(tmp_path, dtype, d):
     pointer = {torch.bfloat16: "*bf16", torch.float32: "*fp32"}[dtype]
     types = dict.fromkeys(("q", "keys", "values", "result"), pointer) | dict(parts="*fp32", lses="*fp32", scale="fp32")
     types |= dict(lengths="*i32", prompt_lengths="*i32", length_prompt_stride="i32", length_sample_stride="i32")
-    for name, constants, options in kernels(dtype):
+    for name, constants, options in kernels(dtype, d):
         kernel = getattr(module, name)
         names = kernel.arg_names
         constants = {k: v for k, v in {**constants, "D": d, "WIDE": False}.items() if k in names}

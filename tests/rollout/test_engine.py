@@ -371,7 +371,7 @@ def test_a_step_can_be_captured(engine, prompts, many_stops, monkeypatch):
 
     def addresses(w):
         known = {**vars(w), **{f"cache.{name}": x for name, x in vars(w.cache).items()}}
-        per_step = "cache.samples", "cache.decoded", "cache.into"  # made in a step for its layers
+        per_step = "cache.among", "cache.decoded", "cache.written"  # made in a step for its layers
         return {k: x.data_ptr() for k, x in known.items() if isinstance(x, torch.Tensor) and k not in per_step}
 
     monkeypatch.setattr(wave.Wave, "step", step)
