@@ -13,7 +13,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 from sslr1 import ops
-from sslr1.model import gated_delta_net
+from sslr1.model import gated_delta_net, lean_layers
 from sslr1.model.packing import pack_options
 from sslr1.ops import transfer
 
@@ -185,6 +185,7 @@ class Policy(nn.Module):
     def __init__(self, model):
         super().__init__()
         plug_in(model)
+        lean_layers.plug_in(model)
         self.model = model
 
     @property

@@ -5,6 +5,7 @@ Attention loads on first use: it takes torch's compiler along, a second that puz
 
 from sslr1 import at_first_use
 from sslr1.ops.chunks import float_logits
+from sslr1.ops.elementwise import activated, gated_rms_norm, layer_norm, rms_norm, rotated, swiglu
 from sslr1.ops.grpo_loss import GrpoLoss, advantages, grpo_loss, token_logprobs
 from sslr1.ops.keys import fold, fold_tensor, generator, uniform
 from sslr1.ops.lora import lora_linear
@@ -27,19 +28,25 @@ __getattr__, __all__ = at_first_use(
 __all__ += [
     "GrpoLoss",
     "PatchSpec",
+    "activated",
     "advantages",
     "choose_backend",
     "float_logits",
     "fold",
     "fold_tensor",
+    "gated_rms_norm",
     "generator",
     "grpo_loss",
+    "layer_norm",
     "lora_linear",
     "patch_bytes",
     "patches_of",
     "render",
     "render_patches",
+    "rms_norm",
+    "rotated",
     "sample",
+    "swiglu",
     "token_logprobs",
     "uniform",
     "unpatchify",

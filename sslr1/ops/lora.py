@@ -2,14 +2,17 @@
 trained and W isn't.
 
 Cost for T tokens, matrices of I x O and rank R: forward 2 T (I O + R I + R O) operations, backward twice the adapter's
-and once W's, since W's own gradient is not formed: 2/3 of a trained linear's in all. Kept for the backward pass are x,
-which neighbours that read the same x share, and x Aᵀ [T, R], small beside it, which spares one of the thin products.
+and once W's, since W's own gradient is not formed: 2/3 of a trained linear's in all. Kept for the backward pass are x
+(or what it is made of: `again`), which neighbours that read the same x share, and x Aᵀ [T, R], small beside it, which
+spares one of the thin products.
 The adapter's part is added into y in place, in the product's own sum: there is no second y, and no copy of x.
 """
 
 import torch
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
+
+from sslr1.ops import again
 
 
 def lora_linear(x, weight, bias, lora_a, lora_b, scale, backend="auto"):
@@ -33,14 +36,16 @@ class _Lora(torch.autograd.Function):
         thin = F.linear(x, lora_a)
         out = F.linear(x, weight, bias)
         out.view(-1, out.shape[-1]).addmm_(thin.view(-1, thin.shape[-1]), lora_b.t(), alpha=scale)
-        ctx.save_for_backward(x, thin, weight, lora_a, lora_b)
+        tensors, ctx.again = again.to_keep(x)
+        ctx.save_for_backward(thin, weight, lora_a, lora_b, *tensors)
         ctx.scale = scale
         return out
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad):
-        x, thin, weight, lora_a, lora_b = ctx.saved_tensors
+        thin, weight, lora_a, lora_b, *tensors = ctx.saved_tensors
+        x = ctx.again(tensors)
         flat = grad.reshape(-1, grad.shape[-1])
         grad_x = grad_a = grad_b = None
         if ctx.needs_input_grad[0] or ctx.needs_input_grad[3]:

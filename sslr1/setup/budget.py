@@ -13,7 +13,7 @@ from transformers import AttentionInterface
 
 from sslr1 import model, ops, puzzles
 from sslr1.data.stream import CHUNK
-from sslr1.model import gated_delta_net, lora, shared_prefix
+from sslr1.model import gated_delta_net, lean_layers, lora, shared_prefix
 from sslr1.model.gated_delta_net import KEPT
 from sslr1.ops.chunks import default_height
 from sslr1.rollout.cache import bytes_a_sample, bytes_a_token, logit_bytes, places_for
@@ -288,6 +288,7 @@ def activations(network, dtype) -> tuple[float, float]:
     visual, language = network.model.visual, network.model.language_model
     for part in (visual, language):
         part.config._attn_implementation_internal = ATTENTION
+    lean_layers.plug_in(network)
     state_layout = gated_delta_net.plug_in(language) and ops.StateLayout([(256, ())]).to("meta")
     grid = torch.tensor([[1, 16, 16]])
     patches = torch.empty(256, visual.patch_embed.proj.weight[0].numel(), dtype=dtype, device="meta")

@@ -116,14 +116,10 @@ def test_shared_prefix_equals_separate_sequences_and_transformers(network, folde
     # the gated delta rule computes in float32 there, and its rounding goes through every layer above
     bound = 1e-12 if exact else 1e-4 if network.config.model_type == "qwen3_5" else 1e-6
     groups, rewards = make(folder, photographs)
-    policy = model.Policy(network)
-    network.model.language_model.config._attn_implementation_internal = "sdpa"  # transformers' own, before ours
-    network.model.visual.config._attn_implementation_internal = "sdpa"
-    policy.zero_grad()
-    theirs = transformers_loss(network, groups, rewards)
+    theirs = transformers_loss(network, groups, rewards)  # transformers' own modules and attention, before ours
     theirs.backward()
-    expected = theirs.item(), {name: p.grad.clone() for name, p in policy.named_parameters()}
-    model.shared_prefix.plug_in(network)
+    expected = theirs.item(), {f"model.{name}": p.grad.clone() for name, p in network.named_parameters()}
+    policy = model.Policy(network)
 
     shared = loss_and_gradients(policy, [pack(groups, policy)], rewards)
     separate = loss_and_gradients(
