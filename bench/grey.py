@@ -8,10 +8,10 @@ import sys
 
 import torch
 
-from sslr1 import puzzles
+from sslr1.puzzles.batch import PuzzleBatch
 
 COMMANDS = ("train", "warmup", "evaluate")
-PATCHES = puzzles.batch.PuzzleBatch.render_patches
+PATCHES = PuzzleBatch.render_patches
 
 
 def blind(batch, *arguments, **options):
@@ -23,7 +23,7 @@ def blind(batch, *arguments, **options):
 def main():
     if len(sys.argv) < 2 or sys.argv[1] not in COMMANDS:
         sys.exit(__doc__)
-    puzzles.batch.PuzzleBatch.render_patches = blind
+    PuzzleBatch.render_patches = blind
     del sys.argv[0]
     runpy.run_module(f"sslr1.{sys.argv[0]}", run_name="__main__", alter_sys=True)
 
