@@ -53,14 +53,20 @@ SMALL = {
     "puzzles": {"mixture": dict.fromkeys(PUZZLES, 0.2), "levels": tower.LEVELS, "thinking": False, "wordings": 1},
     "rollout": {"prompts": 8, "group_size": 8, "max_tokens": 16},
     "optim": {"lr": 1e-5, "warmup_steps": 5},
-    "train": {"steps": 120},
+    "train": {"steps": 200},
     "checkpoint": {"every": 20, "keep": 1},
     "eval": {"every": 1000, "count": 100},
     "log": {"samples": 5, "tensorboard": False},
 }
 # Of a published one: the recipe that it begins from, and an hour's part of it
 RECIPE = ROOT / "configs" / "qwen2.5-vl-3b-one-gpu.yaml"
-REAL = {"train": {"steps": 200}, "checkpoint": {"every": 50}, "eval": {"every": 50, "count": 100}}
+REAL = {
+    "puzzles": {"curriculum": "fixed", "max_pixels": 256 * 28 * 28},
+    "rollout": {"prompts": 16, "max_tokens": 256},
+    "train": {"steps": 200},
+    "checkpoint": {"every": 50},
+    "eval": {"every": 50, "count": 100},
+}
 # name of a run: (whether it thinks, what it is called by, its settings beside those)
 RUNS = {
     "direct": (False, "train", {}),

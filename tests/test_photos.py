@@ -200,3 +200,49 @@ def test_from_the_folder_to_the_result(photos, bench, folder, scenes, tmp_path, 
         photos.main([*call, "--seed", "1", "--hours", "0"]) == 1
         and "the same command goes on" in capsys.readouterr().out
     )
+
+
+def test_tables_say_what_was_found(bench, tmp_path):
+    first, photos = bench("first"), bench("photos")
+
+    def result(run, seed, before, after, **own):
+        def asked(step, share):
+            return {"step": step} | {name: {"exact": share, "chance": 0.25, "n": 400} for name in photos.PUZZLES}
+
+        sample = {"step": 1, "question": "?", "answer": "B", "wrote": ["a|`b`\n" + 200 * "x"]}
+        curves = {"format": [0.0] * 10 + [1.0] * 10, "length": [8.0] * 20, "entropy": [2.0] * 10 + [1.0] * 10}
+        found = {
+            **{"run": run, "seed": seed, "steps": 20, "config": {"puzzles": {"levels": photos.tower.LEVELS}}},
+            **{"held_out": [asked(0, before), asked(20, after)], "curves": curves, "perplexity_after": 15.0},
+            **{"stages": {"cold": {"perplexity": 9.0}, "taught": {"perplexity": 12.0}}, "alarms": {}},
+            **{
+                "hours": {"cold": 0.01, "seeing": 0.25, "taught-direct": 0.5, run: 0.75},
+                "mean_s_a_step": {"step": 13.5},
+            },
+            **{"samples": {"rotation": {"first": sample, "last": sample | {"step": 20, "wrote": [""]}}}},
+        }
+        (tmp_path / f"lm-smollm2-{run}-{seed}-here.json").write_text(json.dumps(found | own))
+
+    assert first.load(tmp_path, "here") == [] and first.text(first.accuracy, []) == "Not run yet."
+    for seed, after in enumerate((0.5, 0.52, 0.48)):
+        result("direct", seed, 0.3, after)
+    result("grey", 0, 0.25, 0.25)
+    result("hot", 0, 0.3, 0.0, alarms={"alarm/entropy": 31})
+    runs = first.load(tmp_path, "here")
+    assert [run["run"] for run in runs] == ["direct"] * 3 + ["grey", "hot"]
+    lines = first.text(first.accuracy, runs).splitlines()
+    assert (
+        lines[2].startswith("| rotation | 2 | 25.0% | 30.0% [")
+        and lines[2].endswith("48.0 | **yes** |")
+        and len(lines) == 7
+    )
+    _, (direct, grey) = first.controls(runs)
+    assert direct[:4] == ["direct", "3", "20", "30% → 50% (+20 ± 2)"] and grey[3] == "25% → 25% (+0 ± 3)"
+    _, (row, _) = first.english(runs)
+    assert row == ["direct", "0% → 100%", "8.0 → 8.0", "2.00 → 1.00", "9.0", "12.0", "15.0"]
+    _, (begun, ended) = first.written(runs)
+    assert begun[2:4] == ["1", "`B`"] and begun[4].startswith(r"`a\|'b' xxx") and begun[4].endswith("…`")
+    assert ended[4] == "(nothing)"
+    _, raised = first.alarms(runs)
+    assert raised[-1] == ["`optim.lr=1e-3`", "0", "20", "entropy, step 31"] and raised[0][3] == "none"
+    assert first.cost(runs)[1][0] == ["direct", "0", "0.01", "0.25", "0.50", "0.75", "13.5"]
