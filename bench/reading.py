@@ -17,7 +17,7 @@ from dataclasses import replace
 import torch
 import torch.nn.functional as F
 from torch import nn
-from tower import LEVELS, Teacher, images_of, stream_of
+from tower import LEVELS, Teacher, at, images_of, stream_of
 
 from sslr1 import model, ops
 from sslr1.puzzles import correspondence
@@ -47,12 +47,6 @@ class Labels:
 
     def __exit__(self, *_):
         Plan.stamp = self._stamp
-
-
-def at(tokens, places):
-    """Rows of [rows, columns, features] at places (shares of the canvas), float64 [n, 2]."""
-    rows, columns = (torch.as_tensor(places) * torch.tensor(tokens.shape[:2])).long().unbind(1)
-    return tokens[rows, columns]
 
 
 def look(folder, images, side, larger, count, seed=0) -> dict:

@@ -25,8 +25,9 @@ from sslr1.data import Decoder, ImageFolder, ImageStore, PuzzleStream, choose_he
 from sslr1.files import open_to_all
 from sslr1.model import shared_prefix
 from sslr1.model.folder import weight_files
+from sslr1.sums import plain_sum
 
-SHARES = {"rotation": 0.3, "ordering": 0.25, "similarity": 0.2, "inpainting": 0.25}
+SHARES = {"rotation": 0.2, "ordering": 0.2, "similarity": 0.2, "inpainting": 0.2, "correspondence": 0.2}
 HOLDOUT, MIN_SIDE, MAX_SIDE, CACHE_MB = 0.2, 112, 448, 1024
 LEVELS = {"rotation": 2, "ordering": 1, "similarity": 1, "inpainting": 1, "correspondence": 1}
 BATCH = 8  # puzzles a step
@@ -111,9 +112,16 @@ class Teacher:
         return torch.cat(out)
 
 
+def at(tokens, places):
+    """Rows of [rows, columns, features] at places (shares of the canvas), float64 [n, 2]."""
+    rows, columns = (torch.as_tensor(places) * torch.tensor(tokens.shape[:2])).long().unbind(1)
+    return tokens[rows, columns]
+
+
 class Head(nn.Module):
     """A puzzle's answer from its canvases' visual tokens: two layers over them all and a token a canvas, whose states
-    say which way up each is, where it belongs, and how like the reference it is."""
+    say which way up each is, where it belongs, and how like the reference it is. Of correspondence it is asked two
+    things, of the tokens at the marked places alone: which of them is REF's, and which letter stands beside each."""
 
     WIDTH, CANVASES, PLACES = 192, 8, 4
 
@@ -128,26 +136,33 @@ class Head(nn.Module):
         self.layers = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
         self.angle, self.place = nn.Linear(self.WIDTH, 4), nn.Linear(self.WIDTH, self.PLACES)
         self.like = nn.Linear(2 * self.WIDTH, 1)
+        self.letter, self.same = nn.Linear(features, self.PLACES), nn.Linear(features, self.WIDTH)
 
     def forward(self, puzzle, tokens):
-        """(logits [n, classes], right ones [n]) of a puzzle; tokens: one [rows, columns, features] a canvas."""
+        """[(logits [n, classes], right ones [n]), …] of a puzzle, its answer first; tokens: one [rows, columns,
+        features] a canvas."""
         name, (fields, answer) = puzzle.address.puzzle, puzzle.readings[0]
+        if name == "correspondence":
+            ref, places = (at(F.layer_norm(own, own.shape[2:]), spots) for own, spots in zip(tokens, puzzle.points))
+            match = self.same(ref) @ self.same(places).T / self.WIDTH**0.5
+            letters = self.letter(places), torch.arange(len(places))
+            return [(match, torch.tensor([answer.choices.index(answer.value)])), letters]
         rows = [self.canvas[: len(tokens)] + self.kind[list(SHARES).index(name)]]
         if name == "ordering":
             rows[0] = rows[0] + self.grid(torch.tensor([float(fields["rows"]), float(fields["columns"])]))
         for number, own in enumerate(tokens):
             axes = [torch.linspace(-1, 1, n) for n in own.shape[:2]]
-            at = self.where(torch.stack(torch.meshgrid(*axes, indexing="ij"), -1))
-            rows.append((self.enter(F.layer_norm(own, own.shape[2:])) + at + self.canvas[number]).flatten(0, 1))
+            where = self.where(torch.stack(torch.meshgrid(*axes, indexing="ij"), -1))
+            rows.append((self.enter(F.layer_norm(own, own.shape[2:])) + where + self.canvas[number]).flatten(0, 1))
         states = self.layers(torch.cat(rows)[None])[0, : len(tokens)]
         if name == "rotation":
-            return self.angle(states[-1:]), torch.tensor([answer.choices.index(answer.value)])
+            return [(self.angle(states[-1:]), torch.tensor([answer.choices.index(answer.value)]))]
         if name == "ordering":
             tiles = len(tokens)
             right = torch.tensor([answer.value.index(tile + 1) for tile in range(tiles)])
-            return self.place(states)[:, :tiles], right
+            return [(self.place(states)[:, :tiles], right)]
         pairs = torch.cat([states[:1].expand(len(states) - 1, -1), states[1:]], 1)
-        return self.like(pairs).T, torch.tensor([answer.choices.index(answer.value)])
+        return [(self.like(pairs).T, torch.tensor([answer.choices.index(answer.value)]))]
 
 
 def images_of(path):
@@ -211,8 +226,9 @@ class Trial(Seer):
         """(the head's mean loss, whether it is right) of puzzles whose canvases are seen."""
         rights, loss = [], 0.0
         for puzzle, own in zip(made, split(canvases, made.canvas_counts)):
-            logits, right = self.head(puzzle, own)
-            loss = loss + F.cross_entropy(logits, right) / len(made)
+            asked = self.head(puzzle, own)
+            loss = loss + plain_sum(F.cross_entropy(*each) for each in asked) / len(made)
+            logits, right = asked[0]
             rights.append(bool((logits.argmax(1) == right).all()))
         return loss, rights
 
