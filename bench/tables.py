@@ -9,9 +9,11 @@ import json
 import math
 import re
 import sys
+from functools import partial
 from pathlib import Path
 from statistics import mean, stdev
 
+import first
 import journal
 import learning
 from counters import ROW as COUNTERS
@@ -170,6 +172,10 @@ TABLES = {
     "probes": probes,
 }
 TABLES |= {name: learnt(make) for name, make in learning.TABLES.items()}
+TABLES |= {
+    name: partial(lambda make: first.text(make, first.load(RESULTS, MACHINE)), make)
+    for name, make in first.TABLES.items()
+}
 PATTERN = re.compile(r"<!-- table: (\w+) -->\n.*?<!-- end of table -->", re.S)
 
 

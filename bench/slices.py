@@ -1,0 +1,111 @@
+"""Training that goes on where it was stopped: the loop of bench/photos.py's supervised stages. The state is a
+safetensors file: parameters, AdamW's moments, the step, and what it was made by, which a later slice must agree with.
+"""
+
+import json
+import math
+import os
+import time
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+MOMENTS = ("exp_avg", "exp_avg_sq")
+EVERY_S = 300  # between two states at least
+RISE = 0.05  # of the steps, over which the learning rate rises; then it falls as a cosine
+
+
+class OutOfTime(Exception):
+    """The slice is over; what it has made is kept."""
+
+
+class Deadline:
+    """`hours` from now, None for none."""
+
+    def __init__(self, hours=None):
+        self.at = time.monotonic() + 3600 * hours if hours is not None else math.inf
+
+    def over(self) -> bool:
+        return time.monotonic() >= self.at
+
+    def left_s(self) -> float:
+        return self.at - time.monotonic()
+
+
+def factor(step, steps) -> float:
+    rise = max(1, round(RISE * steps))
+    if step < rise:
+        return (step + 1) / rise
+    return 0.5 + 0.5 * math.cos(math.pi * (step - rise) / max(1, steps - rise))
+
+
+def train(parameters, rates, loss_at, steps, *, kept, made_by, deadline, every=25, say=print) -> float:
+    """AdamW for `steps` steps of loss_at(step) -> (loss, {name: number}); returns the seconds of all slices. Raises
+    OutOfTime, and ValueError where `kept` is of other settings.
+
+    parameters: {name: Parameter}; rates: {name: learning rate at the top}; kept: the state's file; made_by:
+    JSON-able."""
+    kept, made_by = Path(kept), json.dumps(made_by, sort_keys=True)
+    options = dict(betas=(0.9, 0.98), weight_decay=0.0)
+    groups = [{"params": [parameters[name]], "lr": rates[name], "top": rates[name]} for name in parameters]
+    optimizer = torch.optim.AdamW(groups, **options)
+    first, spent = _load(kept, parameters, optimizer, made_by), 0.0
+    if first:
+        first, spent = first
+        say(f"{kept.stem}: going on from step {first} of {steps}")
+    first, began, written = first or 0, time.monotonic(), time.monotonic()
+    for step in range(first, steps):
+        if deadline.over():
+            _save(kept, parameters, optimizer, made_by, step, spent + time.monotonic() - began)
+            raise OutOfTime(f"{kept.stem}: step {step} of {steps}")
+        for group in optimizer.param_groups:
+            group["lr"] = group["top"] * factor(step, steps)
+        loss, numbers = loss_at(step)
+        if not torch.isfinite(loss):
+            raise FloatingPointError(f"{kept.stem}: the loss of step {step} is {loss}")
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(parameters.values(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        if step % every == 0 or step + 1 == steps:
+            told = " ".join(f"{name} {value:.3f}" for name, value in {"loss": loss.item(), **numbers}.items())
+            say(f"{kept.stem} {step + 1}/{steps} {spent + time.monotonic() - began:.0f} s {told}")
+        if time.monotonic() - written > EVERY_S:
+            _save(kept, parameters, optimizer, made_by, step + 1, spent + time.monotonic() - began)
+            written = time.monotonic()
+    spent += time.monotonic() - began if first < steps else 0.0
+    _save(kept, parameters, optimizer, made_by, steps, spent)
+    return spent
+
+
+def _save(kept, parameters, optimizer, made_by, step, spent):
+    tensors = {f"parameter.{name}": p.detach() for name, p in parameters.items()}
+    for moment in MOMENTS:
+        tensors |= {
+            f"{moment}.{name}": optimizer.state[p][moment] for name, p in parameters.items() if optimizer.state[p]
+        }
+    partial = kept.with_suffix(".partial")
+    kept.parent.mkdir(parents=True, exist_ok=True)
+    whole = {name: tensor.contiguous() for name, tensor in tensors.items()}
+    save_file(whole, partial, {"step": str(step), "spent": str(spent), "made_by": made_by})
+    os.replace(partial, kept)
+
+
+@torch.no_grad()
+def _load(kept, parameters, optimizer, made_by):
+    """(step, seconds) of a state that is there, having filled parameters and moments from it."""
+    if not kept.exists():
+        return None
+    with safe_open(kept, "pt") as file:
+        about = file.metadata()
+        if about["made_by"] != made_by:
+            raise ValueError(f"{kept} was made by {about['made_by']}, now it is {made_by}: begin in another folder")
+        step, names = int(about["step"]), set(file.keys())
+        for name, p in parameters.items():
+            p.copy_(file.get_tensor(f"parameter.{name}"))
+            if f"exp_avg.{name}" in names:
+                found = {moment: file.get_tensor(f"{moment}.{name}") for moment in MOMENTS}
+                optimizer.state[p] = {"step": torch.tensor(float(step)), **found}
+    return step, float(about["spent"])

@@ -1,0 +1,277 @@
+"""bench/photos.py and its stages, at toy sizes: what is stopped goes on as if it had not been, each stage trains
+what it says, and all of them together end in a result."""
+
+import json
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch import nn
+
+from sslr1 import config, model, ops, puzzles
+from tests.test_smol import TOWER, llama, smol, toy  # noqa: F401
+
+
+@pytest.fixture
+def photos(bench):
+    bench("slices")
+    return bench("photos")
+
+
+@pytest.fixture
+def folder(smol, llama, monkeypatch, tmp_path):  # noqa: F811
+    monkeypatch.setattr(smol, "read", lambda path: toy(smol, llama))
+    monkeypatch.setattr(smol, "VISION", smol.VISION | TOWER)
+    return smol.build(tmp_path / "toy", "unused", side=112)
+
+
+def efficientnet(seed=0) -> dict:
+    """A state of EfficientNet-Lite0's names and shapes, random."""
+    g, state = torch.Generator().manual_seed(seed), {}
+
+    def conv(name, norm, out, inside, kernel):
+        state[f"{name}.weight"] = (
+            torch.randn(out, inside, kernel, kernel, generator=g) * (2 / (inside * kernel**2)) ** 0.5
+        )
+        state.update({f"{norm}.{key}": torch.ones(out) for key in ("running_var", "weight")})
+        state.update({f"{norm}.{key}": torch.zeros(out) for key in ("running_mean", "bias")})
+
+    conv("_conv_stem", "_bn0", 32, 3, 3)
+    widths = [16, 24, 24, 40, 40, 80, 80, 80, 112, 112, 112, 192, 192, 192, 192, 320]
+    for i, (kernel, width) in enumerate(zip([3, 3, 3, 5, 5, 3, 3, 3, 5, 5, 5, 5, 5, 5, 5, 3], widths)):
+        before = widths[i - 1] if i else 32
+        inner = 6 * before if i else before
+        if i:
+            conv(f"_blocks.{i}._expand_conv", f"_blocks.{i}._bn0", inner, before, 1)
+        conv(f"_blocks.{i}._depthwise_conv", f"_blocks.{i}._bn1", inner, 1, kernel)
+        conv(f"_blocks.{i}._project_conv", f"_blocks.{i}._bn2", width, inner, 1)
+    return state
+
+
+def test_a_stopped_slice_goes_on_as_if_it_had_not_been(bench, tmp_path, seed):
+    slices = bench("slices")
+
+    def run(kept, stops=(), steps=9):
+        torch.manual_seed(1)
+        net, over = nn.Linear(4, 3), iter(stops)
+        parameters, taken = dict(net.named_parameters()), []
+        deadline = SimpleNamespace(over=lambda: len(taken) == left)
+        rates = {"weight": 0.1, "bias": 0.01}
+
+        def loss_at(step):
+            taken.append(step)
+            x = torch.randn(5, 4, generator=torch.Generator().manual_seed(step))
+            return net(x).square().mean(), {}
+
+        options = dict(kept=kept, made_by={"steps": steps}, deadline=deadline, say=lambda words: None)
+        for left in (*over, None):
+            if left is None:
+                assert slices.train(parameters, rates, loss_at, steps, **options) > 0
+            else:
+                taken.clear()
+                with pytest.raises(slices.OutOfTime, match="of 9"):
+                    slices.train(parameters, rates, loss_at, steps, **options)
+                net = nn.Linear(4, 3)  # another process, whose weights are anything
+                parameters = dict(net.named_parameters())
+                taken.clear()
+        return taken, {name: p.detach().clone() for name, p in parameters.items()}
+
+    _, whole = run(tmp_path / "whole.safetensors")
+    taken, parts = run(tmp_path / "parts.safetensors", (4, 3))
+    assert taken == [7, 8] and all(parts[name].equal(whole[name]) for name in whole)
+    with pytest.raises(ValueError, match="begin in another folder"):
+        run(tmp_path / "whole.safetensors", steps=10)
+
+
+def test_the_teacher_sees_each_token_alone_or_beside_others(bench):
+    """Canvases of one size go through it together; what is there is a row a visual token, in reading order."""
+    tower = bench("tower")
+    teacher = tower.Teacher(efficientnet())
+    canvases = [torch.randint(0, 255, (h, w, 3), dtype=torch.uint8) for h, w in ((56, 84), (56, 56), (56, 84))]
+    seen = teacher.targets(canvases, 28)
+    assert seen.shape == (2 * 3 + 2 * 2 + 2 * 3, tower.SEEN)
+    alone = torch.cat([teacher.targets([canvas], 28) for canvas in canvases])
+    assert seen.std() > 0.01 and torch.allclose(seen, alone, atol=1e-4)
+    resized = torch.nn.functional.interpolate(
+        canvases[0].permute(2, 0, 1)[None].float(), (64, 96), mode="bilinear", antialias=True
+    )
+    fine, coarse = teacher(resized.round().clamp(0, 255).permute(0, 2, 3, 1))
+    assert fine.shape == (1, 112, 4, 6) and torch.allclose(seen[4, 448:], coarse[0, :, 1, 1], atol=1e-4)
+    assert torch.allclose(seen[4, :448].view(112, 4), fine[0, :, 2:, 2:4].flatten(1), atol=1e-4)
+
+
+@pytest.mark.parametrize("distil, head", [(1.0, 0.0), (0.0, 1.0)])
+def test_the_tower_learns_from_what_it_is_given(bench, folder, scenes, tmp_path, monkeypatch, distil, head):
+    tower, slices = bench("tower"), bench("slices")
+    monkeypatch.setattr(tower.Teacher, "packaged", lambda: tower.Teacher(efficientnet()))
+    own = dict(seed=0, steps=2, batch=4, distil=distil, head=head, kept=tmp_path / "s.safetensors", count=4)
+    found = tower.fit(folder, scenes, tmp_path / "out", tower.LEVELS, deadline=slices.Deadline(), **own)
+    assert found["held_out"].keys() == tower.SHARES.keys() and found["seconds"] >= 0
+    before, after = (model.load_model(path).state_dict() for path in (folder, tmp_path / "out"))
+    moved = {name.split(".")[1] for name in before if not before[name].equal(after[name])}
+    assert moved == {"visual"}
+    assert model.load_tokenizer(tmp_path / "out").chat_template == model.load_tokenizer(folder).chat_template
+
+
+def test_right_answers_are_taught(photos, bench, folder, scenes, tmp_path):
+    """The text of an answer becomes likelier; a stopped stage goes on; a thought says what its answer says."""
+    tower, slices = bench("tower"), bench("slices")
+    losses, own = [], {"steps": 12, "batch": 4, "captions": 0.25, "vision": 1e-3, "language": 3e-3}
+    inner = photos.train
+
+    def spy(parameters, rates, loss_at, steps, **options):
+        def noted(step):
+            loss, told = loss_at(step)
+            losses.append(loss.item())
+            return loss, told
+
+        assert {name for name, rate in rates.items() if rate == 1e-3} == {n for n in parameters if ".visual." in n}
+        return inner(parameters, rates, noted, steps, **options)
+
+    photos.train = spy
+    told = dict(seed=0, thinking=True, taught=own, kept=tmp_path / "t.safetensors", deadline=slices.Deadline())
+    found = photos.teach(folder, scenes, tmp_path / "out", **told)
+    assert found["tokens_per_second"] > 0 and losses[-1] < 0.8 * losses[0]
+    assert (tmp_path / "out" / tower.LAST).exists() and photos.perplexity(tmp_path / "out") > 1
+
+
+def test_what_is_shown(photos, folder, scenes):
+    from sslr1.data import ImageStore
+
+    tokenizer, spec = model.load_tokenizer(folder), ops.PatchSpec.from_pretrained(folder)
+    images = ImageStore.scan(scenes, min_side=112).get(range(8))
+    for name in photos.PUZZLES:
+        batch = puzzles.make(images, name, level=1, spec=spec, thinking=True)
+        for puzzle, prompt in zip(batch, model.prompts(batch, tokenizer)):
+            thought = photos.shown(puzzle, prompt, tokenizer, "", True, False)
+            score = puzzles.score(puzzle.answer, thought.samples[0].text)
+            assert score.exact and score.format_ok, thought.samples[0].text
+            assert puzzle.answer.text in photos.caption(puzzle)
+            plain = photos.shown(puzzle, prompt, tokenizer, "", False, False)
+            assert puzzles.score(puzzle.answer, plain.samples[0].text, thinking=False).exact
+            assert plain.samples[0].tokens[-1] == tokenizer.eos_token_id and plain.prompt is prompt
+            told = photos.shown(puzzle, prompt, tokenizer, "", False, True)
+            assert told.samples[0].text == photos.caption(puzzle) and "boxed" not in tokenizer.decode(
+                told.prompt.input_ids
+            )
+            pad = tokenizer.convert_tokens_to_ids(model.packing.IMAGE_PAD)
+            assert (told.prompt.input_ids == pad).sum() == (prompt.input_ids == pad).sum()
+
+
+def test_every_run_is_a_configuration(photos):
+    for run, (thinking, *_) in photos.RUNS.items():
+        small = config.check(photos.settings(run, "m", "d", 3))
+        assert small.puzzles.thinking == thinking and small.train.seed == 3 and small.log.name == run
+        assert small.puzzles.mixture == dict.fromkeys(photos.PUZZLES, 0.2)
+        real = config.check(photos.settings(run, "m", "d", 3, steps=7, real=True))
+        assert real.train.steps == 7 and real.model.path == "m" and real.puzzles.max_pixels
+    assert config.check(photos.settings("lora", "m", "d", 0)).model.lora.rank == 16
+    assert photos.SMALL["optim"]["lr"] == 1e-5, "nothing of a run's own stays in what they share"
+
+
+def test_grey_is_all_that_is_seen(bench, monkeypatch, draw):
+    grey = bench("grey")
+    images = torch.from_numpy(draw.integers(0, 255, (3, 120, 160, 3), dtype="uint8"))
+    batch = puzzles.make(images, "ordering", level=1, thinking=False)
+    seen, sizes = batch.render_patches()
+    monkeypatch.setattr(puzzles.batch.PuzzleBatch, "render_patches", grey.blind)
+    blind, same = batch.render_patches()
+    assert same.equal(sizes) and blind.shape == seen.shape and not blind.any() and seen.any()
+
+
+def test_where_letters_and_rings_are_looked_at(bench, folder, scenes, monkeypatch):
+    reading = bench("reading")
+    monkeypatch.setattr(reading.Teacher, "packaged", lambda: reading.Teacher(efficientnet()))
+    stamp = reading.Plan.stamp
+    found = reading.look(folder, scenes, 112, 1.0, 16)
+    assert found["puzzles"] == 16 and 0 <= found["read"] <= 1 and found["label_px"] == 15.7
+    assert reading.Plan.stamp is stamp
+    image = torch.zeros(300, 300, 3, dtype=torch.uint8)
+    image[::7, ::5] = 90
+    with reading.Labels() as labels:
+        (puzzle,) = puzzles.make([image], "correspondence", level=1, thinking=False)
+    places, canvas = labels.places[id(puzzle.plan)], puzzle.render()[1]
+    assert places.keys() == set("ABCD")
+    for (y, x), ring in zip((places[name] for name in "ABCD"), puzzle.points[1] * len(canvas)):
+        assert (canvas[int(y) - 6 : int(y) + 7, int(x) - 6 : int(x) + 7] > 230).any()  # ink
+        assert torch.tensor([y - ring[0], x - ring[1]]).norm() < 0.25 * len(canvas)
+    grid = torch.arange(6 * 6).view(6, 6, 1)
+    assert reading.at(grid, [[0.01, 0.99], [0.5, 0.34]]).flatten().tolist() == [5, 20]
+
+
+def test_a_linear_layer_reads_what_can_be_read(bench, seed):
+    reading = bench("reading")
+    letters = torch.arange(4).repeat(80, 1)
+    features = torch.randn(80, 4, 20)
+    assert reading.read(features, letters, 0) < 0.5
+    features[:, :, :4] += 3 * torch.eye(4)
+    assert reading.read(features, letters, 0) > 0.8
+
+
+@pytest.mark.slow
+def test_from_the_folder_to_the_result(photos, bench, folder, scenes, tmp_path, monkeypatch, capsys):
+    """All stages with two steps each, by the trainer itself; a second call makes nothing again."""
+    tower = bench("tower")
+    monkeypatch.setattr(tower.Teacher, "packaged", lambda: tower.Teacher(efficientnet()))
+    monkeypatch.setattr(photos, "FOLDER", tmp_path / "runs")
+    call = ["--images", str(scenes), "--gguf", "unused", "--toy"]
+    for run in ("direct", "grey", "thinking"):
+        assert photos.main([*call, "--run", run]) == 0
+    found = json.loads((tmp_path / "runs" / "smollm2-seed-0" / "direct" / "result.json").read_text())
+    assert len(found["held_out"]) == 2 and found["held_out"][1]["correspondence"]["n"] == 4
+    assert found["steps"] == 2 == len(found["curves"]["entropy"]) and found["hours"]["seeing"] > 0
+    assert found["stages"]["cold"]["perplexity"] > 1 < found["perplexity_after"] and found["versions"]["torch"]
+    assert any("wrote" in own["first"] for own in found["samples"].values())
+    before = (tmp_path / "runs" / "smollm2-seed-0" / "taught-direct" / "model.safetensors").stat().st_mtime_ns
+    assert photos.main(call) == 0
+    assert (tmp_path / "runs" / "smollm2-seed-0" / "taught-direct" / "model.safetensors").stat().st_mtime_ns == before
+    assert (
+        photos.main([*call, "--seed", "1", "--hours", "0"]) == 1
+        and "the same command goes on" in capsys.readouterr().out
+    )
+
+
+def test_tables_say_what_was_found(bench, tmp_path):
+    first, photos = bench("first"), bench("photos")
+
+    def result(run, seed, before, after, **own):
+        def asked(step, share):
+            return {"step": step} | {name: {"exact": share, "chance": 0.25, "n": 400} for name in photos.PUZZLES}
+
+        sample = {"step": 1, "question": "?", "answer": "B", "wrote": ["a|`b`\n" + 200 * "x"]}
+        curves = {"format": [0.0] * 10 + [1.0] * 10, "length": [8.0] * 20, "entropy": [2.0] * 10 + [1.0] * 10}
+        found = {
+            **{"run": run, "seed": seed, "steps": 20, "config": {"puzzles": {"levels": photos.tower.LEVELS}}},
+            **{"held_out": [asked(0, before), asked(20, after)], "curves": curves, "perplexity_after": 15.0},
+            **{"stages": {"cold": {"perplexity": 9.0}, "taught": {"perplexity": 12.0}}, "alarms": {}},
+            **{
+                "hours": {"cold": 0.01, "seeing": 0.25, "taught-direct": 0.5, run: 0.75},
+                "mean_s_a_step": {"step": 13.5},
+            },
+            **{"samples": {"rotation": {"first": sample, "last": sample | {"step": 20, "wrote": [""]}}}},
+        }
+        (tmp_path / f"lm-smollm2-{run}-{seed}-here.json").write_text(json.dumps(found | own))
+
+    assert first.load(tmp_path, "here") == [] and first.text(first.accuracy, []) == "Not run yet."
+    for seed, after in enumerate((0.5, 0.52, 0.48)):
+        result("direct", seed, 0.3, after)
+    result("grey", 0, 0.25, 0.25)
+    result("hot", 0, 0.3, 0.0, alarms={"alarm/entropy": 31})
+    runs = first.load(tmp_path, "here")
+    assert [run["run"] for run in runs] == ["direct"] * 3 + ["grey", "hot"]
+    lines = first.text(first.accuracy, runs).splitlines()
+    assert (
+        lines[2].startswith("| rotation | 2 | 25.0% | 30.0% [")
+        and lines[2].endswith("48.0 | **yes** |")
+        and len(lines) == 7
+    )
+    _, (direct, grey) = first.controls(runs)
+    assert direct[:4] == ["direct", "3", "20", "30% → 50% (+20 ± 2)"] and grey[3] == "25% → 25% (+0 ± 3)"
+    _, (row, _) = first.english(runs)
+    assert row == ["direct", "0% → 100%", "8.0 → 8.0", "2.00 → 1.00", "9.0", "12.0", "15.0"]
+    _, (begun, ended) = first.written(runs)
+    assert begun[2:4] == ["1", "`B`"] and begun[4].startswith(r"`a\|'b' xxx") and begun[4].endswith("…`")
+    assert ended[4] == "(nothing)"
+    _, raised = first.alarms(runs)
+    assert raised[-1] == ["`optim.lr=1e-3`", "0", "20", "entropy, step 31"] and raised[0][3] == "none"
+    assert first.cost(runs)[1][0] == ["direct", "0", "0.01", "0.25", "0.50", "0.75", "13.5"]
