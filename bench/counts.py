@@ -259,7 +259,7 @@ def pretended(counter):
         "gated_delta_step": delta_rule._op_step,
         "causal_conv_step": short_conv._op_step,
         "step_norm": decode_rows._op_step_norm,
-        "swiglu": decode_rows._op_swiglu,
+        "step_swiglu": decode_rows._op_step_swiglu,
         "step_attention": decode_attend._op_step_attention,
         "step_delta": decode_delta._op_step_delta,
     }

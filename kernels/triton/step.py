@@ -203,7 +203,7 @@ def norm_rows(x, weight, eps, zero_centred):
 
 
 def swiglu(gate_up):
-    """As `sslr1.ops.swiglu` has them."""
+    """As `sslr1.ops.step_swiglu` has them."""
     R, width = gate_up.shape[0], gate_up.shape[1] // 2
     out = gate_up.new_empty(R, width)
     block = min(2048, triton.next_power_of_2(width))

@@ -136,7 +136,7 @@ class Layer:
     def __call__(self, x, cos, sin, cache):
         """x [R, D], the residual, moves on in place."""
         add_product(x, self.mix(self.before(x), cos, sin, cache), self.out)
-        add_product(x, ops.swiglu(self.up(self.behind(x))), self.down)
+        add_product(x, ops.step_swiglu(self.up(self.behind(x))), self.down)
 
 
 class DecodeLayers:

@@ -22,7 +22,7 @@ __getattr__, __all__ = at_first_use(
         "state_layout": "StateLayout",
         "decode_attend": "step_attention",
         "decode_delta": "step_delta",
-        "decode_rows": "step_norm swiglu",
+        "decode_rows": "step_norm step_swiglu",
     },
 )
 __all__ += [

@@ -1,10 +1,10 @@
 """What stands between the products of a decode step, row by row: RMS norms and SwiGLU. No gradients.
 
 step_norm: x / sqrt(mean(x^2) + eps), times weight (Qwen2.5-VL, Qwen3-VL: rounded to x's dtype before the weight) or
-1 + weight (`zero_centred`, Qwen3.5: rounded behind it). swiglu: silu(gate) up. Sums are float32 (float64 for float64).
-A row depends on nothing but itself.
+1 + weight (`zero_centred`, Qwen3.5: rounded behind it). step_swiglu: silu(gate) up. Sums are float32 (float64 for
+float64). A row depends on nothing but itself.
 
-Cost with B bytes a number, one launch each: step_norm 2 B rows width, swiglu 3 B rows width.
+Cost with B bytes a number, one launch each: step_norm 2 B rows width, step_swiglu 3 B rows width.
 """
 
 import torch
@@ -24,11 +24,11 @@ def step_norm(x, weight, eps, *, zero_centred=False, backend="auto"):
     return torch.ops.sslr1.step_norm(x, weight, eps, zero_centred, backend)
 
 
-def swiglu(gate_up, *, backend="auto"):
+def step_swiglu(gate_up, *, backend="auto"):
     """gate_up [R, 2 I], gates first, contiguous -> [R, I]. backend: as for `step_norm`."""
     if gate_up.ndim != 2 or gate_up.shape[1] % 2 or not gate_up.is_contiguous():
         raise ValueError(f"gate_up must be [R, 2 I], contiguous, got {list(gate_up.shape)}")
-    return torch.ops.sslr1.swiglu(gate_up, backend)
+    return torch.ops.sslr1.step_swiglu(gate_up, backend)
 
 
 def choose(operation, backend, x) -> str:
@@ -63,8 +63,8 @@ def _op_step_norm(x, weight, eps, zero_centred, backend):
 
 
 @torch.no_grad()
-def _op_swiglu(gate_up, backend):
-    backend = choose("swiglu", backend, gate_up)
+def _op_step_swiglu(gate_up, backend):
+    backend = choose("step_swiglu", backend, gate_up)
     R, width = gate_up.shape[0], gate_up.shape[1] // 2
     if backend == "reference":
         gate, up = gate_up.split(width, -1)
@@ -84,7 +84,7 @@ backends.register(
     lambda x, *rest: torch.empty_like(x),
 )
 backends.register(
-    "swiglu(Tensor gate_up, str backend) -> Tensor",
-    _op_swiglu,
+    "step_swiglu(Tensor gate_up, str backend) -> Tensor",
+    _op_step_swiglu,
     lambda x, backend: x.new_empty(x.shape[0], x.shape[1] // 2),
 )

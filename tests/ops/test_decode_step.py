@@ -84,7 +84,7 @@ def check_rows(backend, dtype, seed):
             expected = ops.step_norm(x.double(), weight[0].double(), **options, backend="reference")
             near(ops.step_norm(x, weight[0], **options, backend=backend), expected, dtype)
         gate_up = torch.randn(R, 2 * D, generator=random).mul(4).to(dtype)
-        near(ops.swiglu(gate_up, backend=backend), ops.swiglu(gate_up.double(), backend="reference"), dtype)
+        near(ops.step_swiglu(gate_up, backend=backend), ops.step_swiglu(gate_up.double(), backend="reference"), dtype)
 
 
 def check_attention(backend, dtype, seed, forms=FORMS, steps=STEPS):
@@ -163,9 +163,9 @@ def test_what_does_not_fit_is_refused():
     with pytest.raises(ValueError, match="weight"):
         ops.step_norm(x, weight[:3], 1e-6)
     with pytest.raises(ValueError, match="gate_up"):
-        ops.swiglu(torch.zeros(2, 5))
+        ops.step_swiglu(torch.zeros(2, 5))
     with pytest.raises(ValueError, match="not in float64"):
-        ops.swiglu(torch.zeros(2, 4, dtype=torch.float64), backend="cpp")
+        ops.step_swiglu(torch.zeros(2, 4, dtype=torch.float64), backend="cpp")
 
 
 INTERPRETED = """
