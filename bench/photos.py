@@ -181,6 +181,8 @@ def learn(run, config, deadline, log):
     """`sslr1 train`, told to stop when the slice is over. Raises OutOfTime, and RuntimeError where it fails."""
     file = Path(config["log"]["dir"]) / f"{run}.yaml"
     write_whole(file, yaml.safe_dump(config, sort_keys=False))
+    if deadline.over():
+        raise OutOfTime(f"{file}: not begun in this slice")
     called = ["-m", "sslr1.train"] if RUNS[run][1] == "train" else [str(Path(__file__).parent / "grey.py"), "train"]
     with open(log, "a") as out:
         process = subprocess.Popen([sys.executable, *called, str(file)], stdout=out, stderr=out)
@@ -189,7 +191,7 @@ def learn(run, config, deadline, log):
             process.wait(None if left == math.inf else max(1.0, left))
         except subprocess.TimeoutExpired:
             process.send_signal(signal.SIGTERM)
-            process.wait()
+            process.returncode = max(0, process.wait())  # below 0 where it had not come to where it heeds signals
         except KeyboardInterrupt:
             process.wait()
             raise

@@ -2,6 +2,7 @@
 what it says, and all of them together end in a result."""
 
 import json
+import subprocess
 from types import SimpleNamespace
 
 import pytest
@@ -167,6 +168,23 @@ def test_every_run_is_a_configuration(photos):
         assert real.train.steps == 7 and real.model.path == "m" and real.puzzles.max_pixels
     assert config.check(photos.settings("lora", "m", "d", 0)).model.lora.rank == 16
     assert photos.SMALL["optim"]["lr"] == 1e-5, "nothing of a run's own stays in what they share"
+
+
+@pytest.mark.parametrize("program, ends", [("time.sleep(60)", "OutOfTime"), ("sys.exit(3)", "RuntimeError")])
+def test_how_a_slice_of_training_ends(photos, tmp_path, monkeypatch, program, ends):
+    """By our own signal, however early it comes, or of itself."""
+    inner = subprocess.Popen
+    monkeypatch.setattr(
+        photos.subprocess,
+        "Popen",
+        lambda call, **options: inner([call[0], "-S", "-c", f"import sys, time; {program}"], **options),
+    )
+    told = photos.settings("direct", "m", "d", 0, tmp_path)
+    with pytest.raises(Exception, match=r"step 0 of 200|failed; see") as found:
+        photos.learn("direct", told, photos.Deadline(0.5 / 3600), tmp_path / "log")
+    assert type(found.value).__name__ == ends
+    with pytest.raises(photos.OutOfTime, match="not begun"):
+        photos.learn("direct", told, photos.Deadline(0), tmp_path / "log")
 
 
 def test_grey_is_all_that_is_seen(bench, monkeypatch, draw):
