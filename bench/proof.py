@@ -115,6 +115,7 @@ RUNS = {
 
 
 LOCKS = defaultdict(Lock)  # a model is warmed up once
+BUILDS = Lock()  # transformers' first import can't be done by several threads at once
 
 
 def write_disks(path, count=2000, size=128) -> None:
@@ -155,7 +156,8 @@ def warmed_up(form, seed) -> Path:
     folder = FOLDER / f"warm-{form}-seed-{seed}"
     if complete(folder):
         return folder
-    model = build_tiny(FOLDER / f"cold-{form}-seed-{seed}", seed=seed, **MODELS.get(form, {}))
+    with BUILDS:
+        model = build_tiny(FOLDER / f"cold-{form}-seed-{seed}", seed=seed, **MODELS.get(form, {}))
     for turn in range(MOST if form in UNTIL else 1):
         part = FOLDER / f"warm-{form}-seed-{seed}-part-{turn}"
         if not complete(part):

@@ -5,6 +5,7 @@ import os
 import re
 import shutil
 import sys
+import time
 from collections import Counter
 
 import numpy as np
@@ -647,3 +648,30 @@ def test_the_pages_example(tmp_path, tiny, scenes, tokenizer, monkeypatch):
         (puzzle,) = tasks[name].puzzles([at(0, name)], form)
         assert score(puzzle.answer, f"\\boxed{{{said}}}", thinking=False).accuracy == accuracy
     assert [len(puzzle.plan.sizes) for puzzle in tasks["naming"].puzzles([at(0), at(1)], form)] == [1, 2]
+
+
+def test_no_completion_raises_and_none_takes_long(draw):
+    parts = [
+        *"()[]{}'\".,!$%^-+0159e :=",
+        "yes",
+        "no",
+        "the ",
+        "answer is ",
+        "\\text{",
+        "\\boxed{",
+        "\\frac",
+        "٣",
+        "−",
+        "⁰",
+    ]
+    asked = [Answer("quantity", 3, tolerance=1), Answer("yes/no", "no", ("yes", "no")), Answer("text", "a red car")]
+    asked.append(Answer("function", "x", judge=lambda text: 0.5))
+    for _ in range(2000):
+        content = "".join(draw.choice(parts, int(draw.integers(0, 12))))
+        for answer in asked:
+            assert 0 <= score(answer, f"\\boxed{{{content}}}", thinking=False).accuracy <= 1
+    for part in ("(", "'", "the ", "1,234", "- ", ". "):
+        began = time.process_time()
+        for answer in asked:
+            score(answer, f"\\boxed{{{part * (20_000 // len(part))}}}", thinking=False)
+        assert time.process_time() - began < 5

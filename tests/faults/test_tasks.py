@@ -1,4 +1,5 @@
-"""A function of the user's that fails in the middle of a run: one line, nothing learnt from it, nothing lost."""
+"""A task's row that won't do at the start of a run, and a function that fails in its middle: one line, nothing learnt
+from it, nothing lost."""
 
 import json
 
@@ -15,6 +16,16 @@ def line_of(folder, tmp_path, warm, scenes):
     (tmp_path / "q.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     task = f"tasks.vqa={{path: {tmp_path}/q.jsonl, share: 0.5, function: tests.data.judges:later}}"
     return command(folder, warm, scenes, *SETTINGS, task)
+
+
+def test_a_row_that_will_not_do_ends_the_start_in_one_line(tmp_path, warm, scenes):
+    """And leaves nothing."""
+    line = line_of(tmp_path, tmp_path, warm, scenes)
+    rows = (tmp_path / "q.jsonl").read_text().splitlines()
+    (tmp_path / "q.jsonl").write_text("\n".join([*rows[:7], rows[7].replace("images", "image"), *rows[8:]]))
+    _, err = finish(line, code=2)
+    assert err.startswith(f"error: tasks.vqa: {tmp_path}/q.jsonl, line 8: no column 'images'") and err.count("\n") == 1
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize(
