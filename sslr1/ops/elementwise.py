@@ -2,19 +2,22 @@
 backward pass; what the first two return is marked for `again`.
 
 Sums of squares and gradients are float32 (float64 for float64), and results are rounded where transformers rounds.
+backend: "reference" (torch, any dtype and device), "cpp" (float32 on a CPU), or "auto".
 """
 
 import torch
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from sslr1.ops import again
+from sslr1.ops import again, backends
 
 
-def rms_norm(x, weight, eps, plus_one=False):
+def rms_norm(x, weight, eps, plus_one=False, *, backend="auto"):
     """x / sqrt(mean x^2 + eps) * weight over the last dimension (arXiv 1910.07467), x [..., n], weight [n].
 
     plus_one: times 1 + weight, and rounded once, behind it (Qwen3.5), not before and behind it."""
+    if _choose("rms_norm", backend, x, weight) == "cpp":
+        return _run(_rms_norm_cpp, _rms_norm_backward_cpp, (x, weight), eps, plus_one)
     return _run(_rms_norm, _rms_norm_backward, (x, weight), eps, plus_one)
 
 
@@ -29,8 +32,10 @@ def layer_norm(x, weight, bias, eps):
     return again.mark(make(x, weight, bias), make, x, weight, bias)
 
 
-def swiglu(gate, up):
+def swiglu(gate, up, *, backend="auto"):
     """silu(gate) * up (arXiv 2002.05202), both [..., n]."""
+    if _choose("swiglu", backend, gate, up) == "cpp":
+        return _run(_swiglu_cpp, _swiglu_backward_cpp, (gate, up))
     return _run(_swiglu, _swiglu_backward, (gate, up))
 
 
@@ -43,6 +48,15 @@ def rotated(qkv, cos, sin):
     """Queries, keys and values of qkv [T, 3, H, d], each [T, H, d], the first two rotated by cos and sin [T, d] (arXiv
     2104.09864, halves as in transformers, in float32). Kept are cos and sin, which all layers share."""
     return _Rotated.apply(qkv, cos, sin)
+
+
+PLAIN = torch.Tensor, torch.nn.Parameter  # that have an address
+
+
+def _choose(operation, backend, *tensors):
+    fits = all(x.dtype == torch.float32 and type(x) in PLAIN for x in tensors)
+    unfit = None if fits else f"takes plain float32 tensors, got {[x.dtype for x in tensors]}"
+    return backends.choose(operation, backend, tensors[0].device, ("cpp",), unfit)
 
 
 def _run(make, backward, inputs, *options):
@@ -121,6 +135,38 @@ def _swiglu(gate, up):
 
 def _swiglu_backward(grad, gate, up):
     return torch.ops.aten.silu_backward(grad * up, gate), F.silu(gate).mul_(grad)
+
+
+def _addresses(*tensors):
+    return [x.data_ptr() for x in tensors]
+
+
+def _rms_norm_cpp(x, weight, eps, plus_one):
+    x, n, threads = x.contiguous(), len(weight), torch.get_num_threads()
+    out = torch.empty_like(x)
+    backends._C.rms_norm(*_addresses(x, weight, out), x.numel() // n, n, eps, plus_one, threads)
+    return out
+
+
+def _rms_norm_backward_cpp(grad, x, weight, eps, plus_one):
+    grad, x, n, threads = grad.contiguous(), x.contiguous(), len(weight), torch.get_num_threads()
+    out = torch.empty_like(x), torch.empty_like(weight)
+    backends._C.rms_norm_backward(*_addresses(grad, x, weight, *out), x.numel() // n, n, eps, plus_one, threads)
+    return out
+
+
+def _swiglu_cpp(gate, up):
+    gate, up = gate.contiguous(), up.contiguous()
+    out = torch.empty_like(gate)
+    backends._C.swiglu(*_addresses(gate, up, out), gate.numel(), torch.get_num_threads())
+    return out
+
+
+def _swiglu_backward_cpp(grad, gate, up):
+    grad, gate, up = grad.contiguous(), gate.contiguous(), up.contiguous()
+    out = torch.empty_like(gate), torch.empty_like(gate)
+    backends._C.swiglu_backward(*_addresses(grad, gate, up, *out), gate.numel(), torch.get_num_threads())
+    return out
 
 
 class _Rotated(torch.autograd.Function):
