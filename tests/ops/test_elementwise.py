@@ -11,6 +11,8 @@ from transformers.models.qwen3_5 import modeling_qwen3_5 as qwen3_5
 from sslr1 import ops
 from sslr1.ops import again, backends
 from sslr1.ops.lora import lora_linear
+from tests.interpreter import interpret
+from tests.ops.test_delta_rule import assert_compiles
 
 F64 = torch.float64
 BACKENDS = ["reference", pytest.param("cpp", marks=pytest.mark.skipif(backends._C is None, reason="not built"))]
@@ -82,6 +84,58 @@ def test_the_formula_by_autograd(name, seed, monkeypatch):
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("name", ["norm", "norm, centred", "swiglu"])
 def test_float32_on_a_cpu(name, backend, seed):
+    check_float32(name, backend)
+
+
+INTERPRETED = """
+from tests.ops import test_elementwise as test
+for name in ("norm", "norm, centred", "swiglu"):
+    test.check_float32(name, "triton")
+"""
+
+
+def test_triton_in_the_interpreter(seed):
+    interpret(INTERPRETED, seed)
+
+
+@pytest.mark.parametrize("dtype", ["bf16", "fp32"])
+def test_triton_compiles_for_hopper_without_spills(tmp_path, dtype):
+    """At a head's width, the 3B's and the widest."""
+    from sslr1.kernels import elementwise as module
+
+    types = dict.fromkeys("x weight out grad dx gate up dgate dup".split(), f"*{dtype}")
+    types |= {"sums": "*fp32", "eps": "fp32"}
+    kernels = [("gated", dict(BLOCK=module.PIECE), {}, {}), ("gated_backward", dict(BLOCK=module.PIECE), {}, {})]
+    for n in (128, 2048, ops.elementwise.WIDEST):
+        sizes = module.sizes(n)
+        options = {"num_warps": sizes.pop("num_warps")}
+        for plus_one in (False, True):
+            kernels += [(name, sizes | {"PLUS_ONE": plus_one}, options, {}) for name in ("norm", "norm_backward")]
+    assert len(list(assert_compiles(module, kernels, types, tmp_path))) == 14
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("n", [128, 2048, 3584])
+def test_triton_on_the_gpu(dtype, n, seed):
+    """Against float64, and no further off than torch's operations."""
+    x, w, grad, gate = (torch.randn(*s, device="cuda", dtype=dtype) for s in ((999, n), (n,), (999, n), (999, n)))
+    for run, given in (
+        (lambda b, x, w: ops.rms_norm(x, w, 1e-6, backend=b), (x, w)),
+        (lambda b, x, w: ops.rms_norm(x, w, 1e-6, plus_one=True, backend=b), (x, w)),
+        (lambda b, gate, up: ops.swiglu(gate, up, backend=b), (gate, x)),
+    ):
+        found = {}
+        for backend, wide in (("triton", False), ("reference", False), ("exact", True)):
+            inputs = [(y.double() if wide else y.clone()).requires_grad_() for y in given]
+            out = run("reference" if wide else backend, *inputs)
+            out.backward(grad.to(out.dtype))
+            found[backend] = [out.detach().double(), *(y.grad.double() for y in inputs)]
+        for mine, plain, exact in zip(*found.values()):
+            assert (mine - exact).norm() <= 1.1 * (plain - exact).norm() + 1e-6 * exact.norm()
+
+
+def check_float32(name, backend):
     (out, gradients), (wanted, theirs) = both(name, torch.float32, backend)
     torch.testing.assert_close(out, wanted, rtol=3e-6, atol=3e-6)
     for a, b in zip(gradients, theirs):
