@@ -3,8 +3,8 @@
 #include "vectorised.h"
 
 #include "causal_conv.h"
-#include "exponential.h"
 #include "share.h"
+#include "sigmoid.h"
 
 namespace sslr1 {
 namespace {
@@ -12,13 +12,6 @@ namespace {
 using Index = std::int64_t;
 constexpr Index kBlock = 64;  // channels
 constexpr Index kWidth = 4;
-
-IN_EACH_CLONE float sigmoid(float y) {
-  const float size = y < 0 ? -y : y;
-  const float e = size < -kLowest ? exponential<float, std::uint32_t>(-size) : 0.0f;
-  const float of_size = 1 / (1 + e);
-  return y < 0 ? e * of_size : of_size + (y - y);  // NaN stays
-}
 
 struct Block {
   const float* x;

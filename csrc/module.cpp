@@ -7,6 +7,7 @@
 
 #include "causal_conv.h"
 #include "delta_rule.h"
+#include "elementwise.h"
 #include "look.h"
 #include "memory.h"
 #include "points.h"
@@ -45,6 +46,10 @@ PYBIND11_MODULE(_C, m) {
   m.def("delta_rule", &sslr1::delta_rule, Released());
   m.def("delta_rule_backward", &sslr1::delta_rule_backward, Released());
   m.def("delta_step", &sslr1::delta_step, Released());
+  m.def("rms_norm", &sslr1::rms_norm, Released());
+  m.def("rms_norm_backward", &sslr1::rms_norm_backward, Released());
+  m.def("swiglu", &sslr1::swiglu, Released());
+  m.def("swiglu_backward", &sslr1::swiglu_backward, Released());
   m.def("causal_conv", &sslr1::causal_conv, Released());
   m.def("causal_conv_step", &sslr1::causal_conv_step, Released());
   m.def("causal_conv_backward", &sslr1::causal_conv_backward, Released());

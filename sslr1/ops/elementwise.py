@@ -2,20 +2,28 @@
 backward pass; what the first two return is marked for `again`.
 
 Sums of squares and gradients are float32 (float64 for float64), and results are rounded where transformers rounds.
+backend: "reference" (torch, any dtype and device), "cpp" (float32 on a CPU), "triton" (bfloat16, float16 and float32 on
+CUDA), or "auto".
 """
 
 import torch
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from sslr1.ops import again
+from sslr1.ops import again, backends
 
 
-def rms_norm(x, weight, eps, plus_one=False):
+def rms_norm(x, weight, eps, plus_one=False, *, backend="auto"):
     """x / sqrt(mean x^2 + eps) * weight over the last dimension (arXiv 1910.07467), x [..., n], weight [n].
 
     plus_one: times 1 + weight, and rounded once, behind it (Qwen3.5), not before and behind it."""
-    return _run(_rms_norm, _rms_norm_backward, (x, weight), eps, plus_one)
+    wide = f"takes rows to {WIDEST}, got {len(weight)}" if x.is_cuda and len(weight) > WIDEST else None
+    make, backward = {
+        "reference": (_rms_norm, _rms_norm_backward),
+        "cpp": (_rms_norm_cpp, _rms_norm_backward_cpp),
+        "triton": (_rms_norm_triton, _rms_norm_backward_triton),
+    }[_choose("rms_norm", backend, x, weight, unfit=wide)]
+    return _run(make, backward, (x, weight), eps, plus_one)
 
 
 def gated_rms_norm(x, gate, weight, eps):
@@ -29,9 +37,14 @@ def layer_norm(x, weight, bias, eps):
     return again.mark(make(x, weight, bias), make, x, weight, bias)
 
 
-def swiglu(gate, up):
+def swiglu(gate, up, *, backend="auto"):
     """silu(gate) * up (arXiv 2002.05202), both [..., n]."""
-    return _run(_swiglu, _swiglu_backward, (gate, up))
+    make, backward = {
+        "reference": (_swiglu, _swiglu_backward),
+        "cpp": (_swiglu_cpp, _swiglu_backward_cpp),
+        "triton": (_swiglu_triton, _swiglu_backward_triton),
+    }[_choose("swiglu", backend, gate, up)]
+    return _run(make, backward, (gate, up))
 
 
 def activated(function, x):
@@ -43,6 +56,18 @@ def rotated(qkv, cos, sin):
     """Queries, keys and values of qkv [T, 3, H, d], each [T, H, d], the first two rotated by cos and sin [T, d] (arXiv
     2104.09864, halves as in transformers, in float32). Kept are cos and sin, which all layers share."""
     return _Rotated.apply(qkv, cos, sin)
+
+
+WIDEST = 4096  # of a norm's row, that the Triton kernels are compiled and tested for
+PLAIN = torch.Tensor, torch.nn.Parameter  # that have an address
+
+
+def _choose(operation, backend, *tensors, unfit=None):
+    half = () if tensors[0].device.type == "cpu" else (torch.bfloat16, torch.float16)
+    dtypes = [x.dtype for x in tensors]
+    if dtypes[0] not in (torch.float32, *half) or len({*dtypes}) > 1 or any(type(x) not in PLAIN for x in tensors):
+        unfit = f"takes plain tensors, of one dtype that is float32 (on a GPU also half), got {dtypes}"
+    return backends.choose(operation, backend, tensors[0].device, ("triton", "cpp"), unfit)
 
 
 def _run(make, backward, inputs, *options):
@@ -121,6 +146,62 @@ def _swiglu(gate, up):
 
 def _swiglu_backward(grad, gate, up):
     return torch.ops.aten.silu_backward(grad * up, gate), F.silu(gate).mul_(grad)
+
+
+def _addresses(*tensors):
+    return [x.data_ptr() for x in tensors]
+
+
+def _rms_norm_cpp(x, weight, eps, plus_one):
+    x, n, threads = x.contiguous(), len(weight), torch.get_num_threads()
+    out = torch.empty_like(x)
+    backends._C.rms_norm(*_addresses(x, weight, out), x.numel() // n, n, eps, plus_one, threads)
+    return out
+
+
+def _rms_norm_backward_cpp(grad, x, weight, eps, plus_one):
+    grad, x, n, threads = grad.contiguous(), x.contiguous(), len(weight), torch.get_num_threads()
+    out = torch.empty_like(x), torch.empty_like(weight)
+    backends._C.rms_norm_backward(*_addresses(grad, x, weight, *out), x.numel() // n, n, eps, plus_one, threads)
+    return out
+
+
+def _swiglu_cpp(gate, up):
+    gate, up = gate.contiguous(), up.contiguous()
+    out = torch.empty_like(gate)
+    backends._C.swiglu(*_addresses(gate, up, out), gate.numel(), torch.get_num_threads())
+    return out
+
+
+def _swiglu_backward_cpp(grad, gate, up):
+    grad, gate, up = grad.contiguous(), gate.contiguous(), up.contiguous()
+    out = torch.empty_like(gate), torch.empty_like(gate)
+    backends._C.swiglu_backward(*_addresses(grad, gate, up, *out), gate.numel(), torch.get_num_threads())
+    return out
+
+
+def _rms_norm_triton(x, weight, eps, plus_one):
+    from sslr1.kernels import elementwise as kernel
+
+    return kernel.rms_norm(x, weight, eps, plus_one)
+
+
+def _rms_norm_backward_triton(grad, x, weight, eps, plus_one):
+    from sslr1.kernels import elementwise as kernel
+
+    return kernel.rms_norm_backward(grad, x, weight, eps, plus_one)
+
+
+def _swiglu_triton(gate, up):
+    from sslr1.kernels import elementwise as kernel
+
+    return kernel.swiglu(gate, up)
+
+
+def _swiglu_backward_triton(grad, gate, up):
+    from sslr1.kernels import elementwise as kernel
+
+    return kernel.swiglu_backward(grad, gate, up)
 
 
 class _Rotated(torch.autograd.Function):

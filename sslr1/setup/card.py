@@ -97,11 +97,11 @@ def mended(steps, fits) -> dict | None:
         chosen[key] = value
     if not fits(chosen):
         return None
-    for key in list(chosen):
+    for key in reversed(list(chosen)):  # of what costs most first
         rest = {other: value for other, value in chosen.items() if other != key}
         milder = [rest, *(rest | {key: value} for value in steps[key])]
         chosen = next(settings for settings in milder if fits(settings))
-    return chosen
+    return {key: chosen[key] for key in steps if key in chosen}
 
 
 def changed(config, settings):
