@@ -7,6 +7,7 @@
 
 #include "causal_conv.h"
 #include "delta_rule.h"
+#include "draw.h"
 #include "look.h"
 #include "memory.h"
 #include "points.h"
@@ -48,6 +49,7 @@ PYBIND11_MODULE(_C, m) {
   m.def("causal_conv", &sslr1::causal_conv, Released());
   m.def("causal_conv_step", &sslr1::causal_conv_step, Released());
   m.def("causal_conv_backward", &sslr1::causal_conv_backward, Released());
+  m.def("draw", &sslr1::draw, Released());
   m.def("step_norm", &sslr1::step_norm, Released());
   m.def("swiglu", &sslr1::swiglu, Released());
   m.def("step_attention", [](std::array<std::uintptr_t, 13> p, std::array<std::int64_t, 9> n, double scale, double eps,
