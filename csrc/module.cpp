@@ -7,6 +7,7 @@
 
 #include "causal_conv.h"
 #include "delta_rule.h"
+#include "draw.h"
 #include "elementwise.h"
 #include "look.h"
 #include "memory.h"
@@ -53,8 +54,9 @@ PYBIND11_MODULE(_C, m) {
   m.def("causal_conv", &sslr1::causal_conv, Released());
   m.def("causal_conv_step", &sslr1::causal_conv_step, Released());
   m.def("causal_conv_backward", &sslr1::causal_conv_backward, Released());
+  m.def("draw", &sslr1::draw, Released());
   m.def("step_norm", &sslr1::step_norm, Released());
-  m.def("swiglu", &sslr1::swiglu, Released());
+  m.def("step_swiglu", &sslr1::step_swiglu, Released());
   m.def("step_attention", [](std::array<std::uintptr_t, 13> p, std::array<std::int64_t, 9> n, double scale, double eps,
                              bool zero_centred, bool gated, int threads) {
     const sslr1::StepAttention a{p[0], p[1], p[2], p[3], p[4], p[5], p[6], p[7], p[8], p[9], p[10], p[11], p[12], n[0], n[1],

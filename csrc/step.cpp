@@ -154,7 +154,7 @@ void step_norm(std::uintptr_t x, std::uintptr_t weight, std::uintptr_t out, std:
   }
 }
 
-void swiglu(std::uintptr_t gate_up, std::uintptr_t out, std::int64_t rows, std::int64_t width) {
+void step_swiglu(std::uintptr_t gate_up, std::uintptr_t out, std::int64_t rows, std::int64_t width) {
   for (Index row = 0; row < rows; ++row) swiglu_row(at(gate_up) + row * 2 * width, at(out) + row * width, width);
 }
 

@@ -10,7 +10,7 @@ void step_norm(std::uintptr_t x, std::uintptr_t weight, std::uintptr_t out, std:
                bool zero_centred);
 
 // gate_up [rows, 2 width] -> out [rows, width]
-void swiglu(std::uintptr_t gate_up, std::uintptr_t out, std::int64_t rows, std::int64_t width);
+void step_swiglu(std::uintptr_t gate_up, std::uintptr_t out, std::int64_t rows, std::int64_t width);
 
 struct StepAttention {
   std::uintptr_t qkv, cos, sin, q_norm, k_norm, prompt_k, prompt_v, prompt_lengths, own_k, own_v, samples, written, out;

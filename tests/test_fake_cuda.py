@@ -22,7 +22,18 @@ from sslr1.data import mixed
 from sslr1.learner import Learner
 from sslr1.learner.learner import Counts
 from sslr1.model import shared_prefix
-from sslr1.ops import attention, backends, chunks, flash, loss_walk, packed_attention, sampling
+from sslr1.ops import (
+    attention,
+    backends,
+    chunks,
+    decode_attend,
+    decode_delta,
+    decode_rows,
+    flash,
+    loss_walk,
+    packed_attention,
+    sampling,
+)
 from sslr1.ops.state_layout import Chunks
 from sslr1.rollout import Engine, wave
 from sslr1.rollout.cache import Shape
@@ -132,10 +143,12 @@ def there_and_back(q, k, v, *tables):
 
 @pytest.fixture
 def device(guarded, monkeypatch):
-    from sslr1.kernels import decode, sample
+    from sslr1.kernels import decode, recurrent, sample, step
     from sslr1.kernels import row_loss as rows
 
     for module, name in (
+        *((recurrent, n) for n in ("step", "conv_step")),
+        *((step, n) for n in ("norms", "swiglu_rows", "split_turn", "gather_gate", "delta", "gate_norm")),
         *((decode, n) for n in ("prompt_part", "own_part", "join")),
         *((sample, n) for n in ("statistics", "pick")),
         (rows, "kernel"),
@@ -161,6 +174,10 @@ def device(guarded, monkeypatch):
     for name, run in {
         "sample": sampling._op_sample,
         "decode_attention": attention._op_decode_attention,
+        "step_norm": decode_rows._op_step_norm,
+        "swiglu": decode_rows._op_swiglu,
+        "step_attention": decode_attend._op_step_attention,
+        "step_delta": decode_delta._op_step_delta,
         "token_logprobs": loss_walk._token_logprobs,
         "grpo_loss": lambda *arguments: loss_walk._grpo_loss(*arguments[:-2], True, True),
         "packed_attention": there_and_back,

@@ -100,14 +100,17 @@ def pick(
     allowed_stride,
     inverse_temperature,
     n,
+    repeats,
     SUPPRESSED: tl.constexpr,
     GREEDY: tl.constexpr,
     BLOCKS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
+    """Grid: draws, `repeats` of each row."""
     row = tl.program_id(0).to(tl.int64)
-    logits += row * stride
-    blocks += row * 4 * n
+    logits += row // repeats * stride
+    allowed += row // repeats * allowed_stride
+    blocks += row // repeats * 4 * n
     lane = tl.arange(0, BLOCKS)
     tops = tl.load(blocks + lane, mask=lane < n, other=float("-inf"))
     whole = tl.max(tops, 0)
@@ -129,7 +132,7 @@ def pick(
     block = tl.minimum(block, n - 1)  # a row of NaN has none
     lane = tl.arange(0, BLOCK)
     at = block * BLOCK + lane
-    x, x = load(allowed + row * allowed_stride, suppressed, at, vocabulary, inverse_temperature, SUPPRESSED)
+    x, x = load(allowed, suppressed, at, vocabulary, inverse_temperature, SUPPRESSED)
     if GREEDY:
         token = tl.min(tl.where(x == top, lane, BLOCK), 0)
     else:
@@ -151,18 +154,19 @@ def aligned(logits):
     return logits.new_empty(B, triton.cdiv(V, 16) * 16)[:, :V].copy_(logits)
 
 
-def sample(logits, allowed, suppressed, uniforms, temperature):
+def sample(logits, allowed, suppressed, uniforms, temperature, repeats=1):
     """logits [B, V] floating but not float64; allowed: the same tensor, or one like it with -inf where nothing may be
-    drawn; suppressed: uint8 [V], 1 for ids never drawn, or None; uniforms float64 [B]; temperature 0 is greedy.
+    drawn; suppressed: uint8 [V], 1 for ids never drawn, or None; uniforms float64 [B * repeats], a
+    row's together; temperature 0 is greedy.
 
-    Returns tokens int64 [B], logprobs float32 [B].
+    Returns tokens int64, logprobs float32, as many as uniforms.
     """
     B, V = logits.shape
     restricted = allowed is not logits
     logits = aligned(logits)
     allowed = aligned(allowed) if restricted else logits
-    tokens = torch.empty(B, dtype=torch.int64, device=logits.device)
-    logprobs = torch.empty(B, dtype=torch.float32, device=logits.device)
+    tokens = torch.empty(B * repeats, dtype=torch.int64, device=logits.device)
+    logprobs = torch.empty(B * repeats, dtype=torch.float32, device=logits.device)
     if not B:
         return tokens, logprobs
     block = min(BLOCK, triton.next_power_of_2(V))
@@ -175,5 +179,6 @@ def sample(logits, allowed, suppressed, uniforms, temperature):
     options = dict(SUPPRESSED=masked, BLOCK=block, **OPTIONS)
     statistics[(B, n)](logits, allowed, mask, blocks, *numbers, RESTRICTED=restricted, **options)
     options |= dict(GREEDY=temperature == 0, BLOCKS=triton.next_power_of_2(n))
-    pick[(B,)](logits, allowed, mask, blocks, uniforms, tokens, logprobs, *numbers, n, **options)
+    given = logits, allowed, mask, blocks, uniforms, tokens, logprobs, *numbers, n, repeats
+    pick[(B * repeats,)](*given, **options)
     return tokens, logprobs

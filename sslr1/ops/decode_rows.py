@@ -21,6 +21,8 @@ def step_norm(x, weight, eps, *, zero_centred=False, backend="auto"):
     """
     if x.ndim != 2 or not x.is_contiguous() or weight.shape != x.shape[1:]:
         raise ValueError(f"x must be [R, D], contiguous, and weight [D], got {list(x.shape)} and {list(weight.shape)}")
+    if backend == "auto" and at_hand(x):
+        return _norm_cpp(x, weight, eps, zero_centred)
     return torch.ops.sslr1.step_norm(x, weight, eps, zero_centred, backend)
 
 
@@ -28,7 +30,14 @@ def step_swiglu(gate_up, *, backend="auto"):
     """gate_up [R, 2 I], gates first, contiguous -> [R, I]. backend: as for `step_norm`."""
     if gate_up.ndim != 2 or gate_up.shape[1] % 2 or not gate_up.is_contiguous():
         raise ValueError(f"gate_up must be [R, 2 I], contiguous, got {list(gate_up.shape)}")
+    if backend == "auto" and at_hand(gate_up):
+        return _swiglu_cpp(gate_up)
     return torch.ops.sslr1.step_swiglu(gate_up, backend)
+
+
+def at_hand(x) -> bool:
+    """Whether C++ takes it as it is: on a CPU torch's dispatcher would cost several times what a row does."""
+    return type(x) is torch.Tensor and x.device.type == "cpu" and x.dtype == torch.float32 and backends._C is not None
 
 
 def choose(operation, backend, x) -> str:
@@ -57,6 +66,10 @@ def _op_step_norm(x, weight, eps, zero_centred, backend):
         from sslr1.kernels import step as kernel
 
         return kernel.norm_rows(x, weight, eps, zero_centred)
+    return _norm_cpp(x, weight, eps, zero_centred)
+
+
+def _norm_cpp(x, weight, eps, zero_centred):
     out, weight = torch.empty_like(x), weight.float().contiguous()
     backends._C.step_norm(x.data_ptr(), weight.data_ptr(), out.data_ptr(), *x.shape, eps, zero_centred)
     return out
@@ -65,16 +78,20 @@ def _op_step_norm(x, weight, eps, zero_centred, backend):
 @torch.no_grad()
 def _op_step_swiglu(gate_up, backend):
     backend = choose("step_swiglu", backend, gate_up)
-    R, width = gate_up.shape[0], gate_up.shape[1] // 2
     if backend == "reference":
-        gate, up = gate_up.split(width, -1)
+        gate, up = gate_up.chunk(2, -1)
         return F.silu(gate) * up
     if backend == "triton":
         from sslr1.kernels import step as kernel
 
         return kernel.swiglu(gate_up)
+    return _swiglu_cpp(gate_up)
+
+
+def _swiglu_cpp(gate_up):
+    R, width = gate_up.shape[0], gate_up.shape[1] // 2
     out = gate_up.new_empty(R, width)
-    backends._C.swiglu(gate_up.data_ptr(), out.data_ptr(), R, width)
+    backends._C.step_swiglu(gate_up.data_ptr(), out.data_ptr(), R, width)
     return out
 
 

@@ -11,7 +11,7 @@ Suppression, top-k and top-p restrict the draw only.
 Everything about a row depends on that row and its key alone, bit for bit. Sums here are therefore elementwise additions
 in an order that the length fixes; torch's own sums and scans pick theirs by the number of rows too, on a GPU at least.
 
-`sample` is also torch.ops.sslr1.sample. Backends: this file's reference and kernels/triton/sample.py.
+`sample` is also torch.ops.sslr1.sample. Backends: this file's reference, csrc/draw.cpp and kernels/triton/sample.py.
 """
 
 import torch
@@ -25,28 +25,29 @@ CHUNK = 1 << 19  # logits worked on at a time: on a CPU what is made of them in 
 CUDA_CHUNK = 1 << 24  # there it only bounds the memory
 
 
-def sample(logits, key, *, temperature=1.0, top_p=1.0, top_k=0, suppress=None, backend="auto"):
-    """Draw one token a row.
+def sample(logits, key, *, temperature=1.0, top_p=1.0, top_k=0, suppress=None, repeats=1, backend="auto"):
+    """Draw one token a row, or `repeats` of them, each with a key of its own and as if it had a row of its own.
 
-    logits [B, V] floating, key [B] int64 (a hash of what names the draw), suppress: 1-D int64 tensor of ids that are
-    never drawn, or None. top_k 0 and top_p 1 are off; top-k keeps exactly k tokens (ties: lower ids first), top-p the
-    smallest set whose probability reaches p, computed after suppression and top-k. temperature 0 takes the largest
-    logit that is allowed, and its log-prob is that at temperature 1.
+    logits [B, V] floating, key [B * repeats] int64 (a hash of what names the draw; a row's stand together), suppress:
+    1-D int64 tensor of ids that are never drawn, or None. top_k 0 and top_p 1 are off; top-k keeps exactly k tokens
+    (ties: lower ids first), top-p the smallest set whose probability reaches p, computed after suppression and top-k.
+    temperature 0 takes the largest logit that is allowed, and its log-prob is that at temperature 1.
 
-    backend: "reference" (plain PyTorch; float64 logits are computed in float64, others in float32), "triton" (CUDA
-    tensors, or CPU ones in Triton's interpreter; not for float64), or "auto": the fastest that can run.
+    backend: "reference" (plain PyTorch; float64 logits are computed in float64, others in float32), "cpp" (CPU
+    tensors, float32 without top-k and top-p), "triton" (CUDA tensors, or CPU ones in Triton's interpreter; not for
+    float64), or "auto": the fastest that can run.
 
-    Returns (tokens [B] int64, logprobs [B] float32). A row depends on nothing but itself and its key. A row that holds
-    NaN or +inf, or no drawable token, gets log-prob NaN and some id below V: callers look at it when they next look at
-    the device at all. Raises ValueError for arguments that don't fit; ids in `suppress` are checked where they lie on
-    the CPU.
+    Returns (tokens int64, logprobs float32), as many as keys. A row depends on nothing but itself and its key. A row
+    that holds NaN or +inf, or no drawable token, gets log-prob NaN and some id below V: callers look at it when they
+    next look at the device at all. Raises ValueError for arguments that don't fit; ids in `suppress` are checked where
+    they lie on the CPU.
     """
     if logits.ndim != 2 or not logits.shape[1]:
         raise ValueError(f"logits must be [B, V] with V >= 1, got shape {tuple(logits.shape)}")
     if not logits.is_floating_point():
         raise ValueError(f"logits must be floating, got {logits.dtype}")
-    if key.shape != logits.shape[:1] or key.dtype != torch.int64:
-        raise ValueError(f"key must be int64 [{logits.shape[0]}], got {key.dtype} {tuple(key.shape)}")
+    if repeats < 1 or key.shape != (len(logits) * repeats,) or key.dtype != torch.int64:
+        raise ValueError(f"key must be int64 [{len(logits) * repeats}], got {key.dtype} {tuple(key.shape)}")
     if not temperature >= 0 or not 0 < top_p <= 1 or top_k < 0:
         raise ValueError(f"need temperature >= 0, 0 < top_p <= 1, top_k >= 0; got {temperature}, {top_p}, {top_k}")
     if suppress is not None:
@@ -60,21 +61,33 @@ def sample(logits, key, *, temperature=1.0, top_p=1.0, top_k=0, suppress=None, b
                 f"suppress holds ids from {lowest} to {highest}, the logits have {logits.shape[1]} columns"
             )
     return torch.ops.sslr1.sample(
-        logits, key, temperature=temperature, top_p=top_p, top_k=top_k, suppress=suppress, backend=backend
+        logits,
+        key,
+        temperature=temperature,
+        top_p=top_p,
+        top_k=top_k,
+        suppress=suppress,
+        backend=backend,
+        repeats=repeats,
     )
 
 
-def _op_sample(logits, key, *, temperature, top_p, top_k, suppress, backend):
+def _op_sample(logits, key, *, temperature, top_p, top_k, suppress, backend, repeats=1):
     unfit = "samples in float32, the logits are float64: use 'reference'" if logits.dtype == torch.float64 else None
-    backend = backends.choose("sample", backend, logits.device, ("triton",), unfit)
     B, V = logits.shape
     if temperature == 0:
         top_k, top_p = 0, 1.0
     top_k = top_k if top_k < V else 0
+    if logits.device.type == "cpu" and backend in ("auto", "cpp"):
+        wanted = logits.dtype == torch.float32 and top_k == 0 and top_p == 1
+        unfit = unfit if wanted else "takes float32 without top-k and top-p: use 'reference'"
+    backend = backends.choose("sample", backend, logits.device, ("triton", "cpp"), unfit)
     if suppress is not None:
         suppress = transfer.upload(suppress, logits.device, "tables")
     restricted = top_k > 0 or top_p < 1
     u = uniform(key)
+    if backend == "cpp":
+        return _cpp(logits, u, suppress, temperature, repeats)
     height = max(1, (CUDA_CHUNK if logits.device.type == "cuda" else CHUNK) // V)
     chunks = [slice(i, i + height) for i in range(0, B, height)]
     if backend == "triton":
@@ -84,15 +97,33 @@ def _op_sample(logits, key, *, temperature, top_p, top_k, suppress, backend):
             allowed = torch.empty_like(logits, memory_format=torch.contiguous_format)
             for rows in chunks:
                 allowed[rows] = _restrict(logits[rows], temperature, top_p, top_k, suppress)
-            return kernel.sample(logits, allowed, None, u, temperature)
+            return kernel.sample(logits, allowed, None, u, temperature, repeats)
         mask = None if suppress is None else logits.new_zeros(V, dtype=torch.uint8).index_fill_(0, suppress, 1)
-        return kernel.sample(logits, logits, mask, u, temperature)
-    tokens = torch.empty(B, dtype=torch.int64, device=logits.device)
-    logprobs = torch.empty(B, dtype=torch.float32, device=logits.device)
+        return kernel.sample(logits, logits, mask, u, temperature, repeats)
+    tokens = torch.empty_like(key)
+    logprobs = torch.empty_like(key, dtype=torch.float32)
     aside = None if suppress is None else suppress.sort().values
     for rows in chunks:
         allowed = _restrict(logits[rows], temperature, top_p, top_k, suppress) if restricted else None
-        tokens[rows], logprobs[rows] = _reference(logits[rows], allowed, aside, u[rows, None], temperature)
+        for i in range(repeats):
+            mine = slice(rows.start * repeats + i, rows.stop * repeats, repeats)
+            tokens[mine], logprobs[mine] = _reference(logits[rows], allowed, aside, u[mine, None], temperature)
+    return tokens, logprobs
+
+
+def _cpp(logits, u, suppress, temperature, repeats):
+    B, V = logits.shape
+    tokens, logprobs = torch.empty_like(u, dtype=torch.int64), torch.empty_like(u, dtype=torch.float32)
+    aside = None if suppress is None else torch.zeros(V, dtype=torch.uint8).index_fill_(0, suppress, 1)
+    logits = logits if logits.stride(1) == 1 else logits.contiguous()
+    if repeats > 1:  # a row at a time, which lies 0 apart from itself
+        parts = [(logits[i], *(x[i * repeats : (i + 1) * repeats] for x in (u, tokens, logprobs))) for i in range(B)]
+        calls = [((row, u, aside, t, p), repeats, 0) for row, u, t, p in parts]
+    else:
+        calls = [((logits, u, aside, tokens, logprobs), B, logits.stride(0))]
+    for tensors, count, stride in calls:
+        addresses = [0 if x is None else x.data_ptr() for x in tensors]
+        backends._C.draw(*addresses, count, V, stride, temperature, torch.get_num_threads())
     return tokens, logprobs
 
 
@@ -101,8 +132,8 @@ def _fake_sample(logits, key, **options):
 
 
 backends.register(
-    "sample(Tensor logits, Tensor key, *, float temperature, float top_p, int top_k, Tensor? suppress, str backend) "
-    "-> (Tensor, Tensor)",
+    "sample(Tensor logits, Tensor key, *, float temperature, float top_p, int top_k, Tensor? suppress, str backend, "
+    "int repeats=1) -> (Tensor, Tensor)",
     _op_sample,
     _fake_sample,
 )

@@ -84,7 +84,7 @@ class Wave:
         self.addresses[samples] = ops.fold_tensor(self.key, ids[:, None], sample).view(-1)
         self.first_position[samples] = next_position.repeat_interleave(G)
         self.counts[samples], self.live[samples] = 0, True
-        self.draw(samples, logits.repeat_interleave(G, 0))
+        self.draw(samples, logits, G)
 
     def arrange(self, live):
         """Choose what the next steps compute. live: how many samples of each place may go on, as far as the host
@@ -146,11 +146,12 @@ class Wave:
         states = self.layers(tokens, positions, self.cache)
         self.draw(samples, ops.float_logits(states, self.model.lm_head.weight)[:n])
 
-    def draw(self, samples, logits):
-        """The next token of each of `samples` [n] from logits [n, V], its log-prob, and whether the sample goes on."""
+    def draw(self, samples, logits, repeats=1):
+        """The next token of each of `samples` [n] from logits [n / repeats, V], its log-prob, and whether the sample
+        goes on."""
         counts, live = self.counts[samples], self.live[samples]
         keys = ops.fold_tensor(self.addresses[samples], counts)
-        drawn, logprobs = ops.sample(logits, keys, suppress=self.suppressed, **self.sampling)
+        drawn, logprobs = ops.sample(logits, keys, suppress=self.suppressed, repeats=repeats, **self.sampling)
         at = samples, counts.clamp(max=self.max_tokens - 1)  # a sample that is done keeps what stands there
         self.tokens[at] = torch.where(live, drawn, self.tokens[at])
         self.logprobs[at] = torch.where(live, logprobs, self.logprobs[at])

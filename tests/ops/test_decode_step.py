@@ -14,6 +14,7 @@ FORMS = [  # heads, kv heads, d, rotary, gated, norms, zero_centred
     (8, 2, 64, 16, True, True, True),
     (6, 1, 128, 32, True, True, True),
 ]
+WIDE = (2, 1, 256, 64, True, True, True)
 STEPS = [  # places, G, samples of all, rows
     (2, 4, [0, 1, 2, 3, 4, 5, 6, 7], 8),
     (3, 4, [1, 2, 7, 8, 9], 8),
@@ -172,7 +173,7 @@ INTERPRETED = """
 from tests.ops import test_decode_step as t
 for dtype in (torch.float32, torch.bfloat16):
     t.check_rows("triton", dtype, int(sys.argv[1]))
-    t.check_attention("triton", dtype, int(sys.argv[1]), t.FORMS[1:3], t.STEPS[1:2])
+    t.check_attention("triton", dtype, int(sys.argv[1]), [*t.FORMS[1:3], t.WIDE], t.STEPS[1:2])
     t.check_delta("triton", dtype, int(sys.argv[1]))
 """
 

@@ -190,6 +190,16 @@ def check_rows(backend, V, B, device="cpu", options=({}, {"suppress": True}, {"t
         assert torch.equal(draw(logits[-1].expand(B, V), keys[-1].expand(B)), together[-1].expand(B, -1))
 
 
+def check_repeats(backend, device="cpu", B=3, G=4):
+    """As of rows that are there G times."""
+    for V in (17, 1030, 5000):
+        logits, keys = 3 * torch.randn(B, V, device=device), keys_for(B * G, V).to(device)
+        for options in ({}, {"temperature": 0}, {"suppress": torch.tensor([1, 5], device=device)}, {"top_k": 5}):
+            found = ops.sample(logits, keys, repeats=G, backend=backend, **options)
+            expected = ops.sample(logits.repeat_interleave(G, 0), keys, backend=backend, **options)
+            assert all(torch.equal(a, b) for a, b in zip(found, expected)), (V, options)
+
+
 def check_bad_rows(backend, device="cpu"):
     V = 1500
     keys = keys_for(7, 0).to(device)
@@ -216,16 +226,19 @@ def test_distribution(seed, options):
     check_distribution(options, seed)
 
 
-def test_tokens_are_those_of_a_direct_inverse_cdf(seed):
-    check_direct("reference", dtypes=(torch.float32, torch.bfloat16, torch.float64))
+@pytest.mark.parametrize("backend", ["reference", "auto"])  # C++ where it takes them
+def test_tokens_are_those_of_a_direct_inverse_cdf(seed, backend):
+    check_direct(backend, dtypes=(torch.float32, torch.bfloat16, torch.float64))
 
 
-def test_edges(seed):
-    check_edges("reference")
+@pytest.mark.parametrize("backend", ["reference", "auto"])  # C++ where it takes them
+def test_edges(seed, backend):
+    check_edges(backend)
 
 
-def test_rounding(seed):
-    check_rounding("reference")
+@pytest.mark.parametrize("backend", ["reference", "auto"])  # C++ where it takes them
+def test_rounding(seed, backend):
+    check_rounding(backend)
 
 
 def test_float64_logits_are_computed_in_float64(seed):
@@ -236,11 +249,12 @@ def test_float64_logits_are_computed_in_float64(seed):
         assert (ops.sample(logits.expand(100, 3), keys, **options)[0] == best).all()
 
 
-def test_a_row_depends_on_itself_alone(seed, one_thread):
+@pytest.mark.parametrize("backend", ["reference", "auto"])  # C++ where it takes them
+def test_a_row_depends_on_itself_alone(seed, one_thread, backend):
     for V in (1, 17, 301, 1024, 1025, 5000):
-        check_rows("reference", V, 64)
-    check_rows("reference", QWEN, 64, options=({}, {"suppress": True}))
-    check_rows("reference", QWEN, 5, options=({"top_k": 5}, {"top_p": 0.6}))
+        check_rows(backend, V, 64)
+    check_rows(backend, QWEN, 64, options=({}, {"suppress": True}))
+    check_rows(backend, QWEN, 5, options=({"top_k": 5}, {"top_p": 0.6}))
     logits, keys = 3 * torch.randn(64, QWEN), keys_for(64, seed)
     before = ops.sample(logits, keys)
     torch.set_num_threads(max(3, one_thread))
@@ -267,6 +281,9 @@ def test_rows_that_are_not_numbers_say_so(seed):
     nothing = ops.sample(logits[:1], keys_for(1, seed), suppress=torch.arange(7))[1]
     assert nothing.isnan().all()
     check_bad_rows("reference")
+    check_bad_rows("auto")
+    check_repeats("reference")
+    check_repeats("auto")
 
 
 @pytest.mark.parametrize("V", [10, 1030, 3000])
@@ -377,7 +394,7 @@ INTERPRETED = """
 import warnings
 import pytest
 from sslr1 import ops
-from tests.ops.test_sampling import check_bad_rows, check_direct, check_edges, check_rounding, check_rows
+from tests.ops.test_sampling import check_bad_rows, check_direct, check_edges, check_repeats, check_rounding, check_rows
 
 warnings.simplefilter("ignore")  # NumPy's, of rows that hold NaN on purpose
 check_direct("triton", sizes=(1, 1023, 5000), rows=3)
@@ -386,6 +403,7 @@ check_edges("triton", sizes=(1, 5000), spots=(4095,))
 check_rounding("triton", rows=20)
 check_rows("triton", 5000, 3)
 check_bad_rows("triton")
+check_repeats("triton")
 with pytest.raises(ValueError, match="float64"):
     ops.sample(torch.zeros(1, 2).double(), torch.zeros(1, dtype=torch.int64), backend="triton")
 """
@@ -409,6 +427,7 @@ def test_triton_compiles_for_hopper_without_spills(tmp_path, dtype):
         "inverse_temperature": "fp32",
         "vocabulary": "i32",
         "n": "i32",
+        "repeats": "i32",
     }
     types |= {"stride": "i64", "allowed_stride": "i64"}
     for kernel, flag, suppressed in itertools.product(
