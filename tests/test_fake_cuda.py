@@ -175,7 +175,7 @@ def device(guarded, monkeypatch):
         "sample": sampling._op_sample,
         "decode_attention": attention._op_decode_attention,
         "step_norm": decode_rows._op_step_norm,
-        "swiglu": decode_rows._op_swiglu,
+        "step_swiglu": decode_rows._op_step_swiglu,
         "step_attention": decode_attend._op_step_attention,
         "step_delta": decode_delta._op_step_delta,
         "token_logprobs": loss_walk._token_logprobs,
