@@ -75,7 +75,8 @@ VECTORISED void swiglu_piece_backward(const float* grad, const float* gate, cons
 
 Index pieces(Index count, Index piece) { return (count + piece - 1) / piece; }
 
-Index worth(Index count, int threads) { return std::min<Index>(threads, count / 100000 + 1); }  // more outweigh a thread's start
+// For some milliseconds after each product torch's own threads wait at full speed: less work than that is done sooner alone.
+Index worth(Index count, int threads) { return std::min<Index>(threads, count / 4000000 + 1); }
 
 }  // namespace
 

@@ -190,7 +190,8 @@ void step_attention(const StepAttention& a, int threads) {
   }
   Index work = 0;
   for (Index row = 0; row < a.rows; ++row) work += (lengths[samples[row] / a.group_size] + written[row]) * wide;
-  share(static_cast<Index>(tasks.size()) * a.heads_kv, std::min<Index>(threads, work / 1000000 + 1), [&](Index number) {
+  // For some milliseconds after each product torch's own threads wait at full speed: less work than that is done sooner alone
+  share(static_cast<Index>(tasks.size()) * a.heads_kv, std::min<Index>(threads, work / 20000000 + 1), [&](Index number) {
     const Task task = tasks[number / a.heads_kv];
     const Index head = number % a.heads_kv, place = samples[task.first] / a.group_size, start = (place * a.heads_kv + head) * a.longest * d;
     Group g{at(a.prompt_k) + start, at(a.prompt_v) + start, lengths[place], d, times, (task.end - task.first) * times, 0, {}, {}, {}, 0};
@@ -217,7 +218,7 @@ void step_attention(const StepAttention& a, int threads) {
 
 void step_delta(const StepDelta& a, int threads) {
   const Index keys = a.key_heads * a.d_k, values = a.heads * a.d_v, channels = 2 * keys + values;
-  const Index *samples = at<Index>(a.samples), worth = a.count * a.heads * a.d_k * a.d_v / 400000;
+  const Index *samples = at<Index>(a.samples), worth = a.count * a.heads * a.d_k * a.d_v / 8000000;
   share(a.count, std::min<Index>(threads, worth + 1), [&](Index row) {
     const float *from = at(a.rows) + row * a.stride, *z = from + channels, *b = z + values, *decays = b + a.heads;
     std::vector<float> room(channels + values + 2 * a.heads);
