@@ -44,11 +44,9 @@ def test_every_recipe_is_counted(counts):
     assert {name.removesuffix("-instruct").removesuffix("-rl") for name in names} == set(counts.RECIPES)
 
 
-def test_what_counts():
+def test_what_counts(counts):
     """Views and empty tensors are none, an expanded tensor counts once, one that is only written is not read, and one
     that the next kernel reads is cached."""
-    import counts
-
     counter = counts.Counter()
     x = torch.ones(8, 4)
     with counter:
