@@ -23,7 +23,6 @@ import yaml
 from machine import machine, results_file
 from PIL import Image, ImageDraw
 
-from sslr1 import config
 from sslr1.data.scenes import scene, write_scenes
 from sslr1.files import write_whole
 from sslr1.model.tiny import build_tiny
@@ -213,6 +212,8 @@ def train(folder):
 def found_in(folder) -> dict:
     """What a finished run's folder says: held-out counts before and after, and what was sampled on the way."""
     rows = JsonLines(FOLDER / folder / "metrics.jsonl").read()
+    from sslr1 import config  # needs pydantic, which the rest of bench/ goes without
+
     settings = yaml.safe_load((FOLDER / folder / "config.yaml").read_text())
     held_out = [row for row in rows if evaluated(row)]
     steps = [row for row in rows if "timing_s/step" in row]

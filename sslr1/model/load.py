@@ -162,6 +162,7 @@ def _equal(*places) -> bool:
 
 @contextmanager
 def _parameters_on_meta():
+    import torch
     from torch import nn
 
     register = nn.Module.register_parameter
@@ -172,9 +173,12 @@ def _parameters_on_meta():
             module._parameters[name] = nn.Parameter(parameter.to("meta"), parameter.requires_grad)
 
     nn.Module.register_parameter = without_storage
+    filled = torch.utils.deterministic.fill_uninitialized_memory
+    torch.utils.deterministic.fill_uninitialized_memory = False  # what is allocated here is never read
     try:
         yield
     finally:
+        torch.utils.deterministic.fill_uninitialized_memory = filled
         nn.Module.register_parameter = register
 
 

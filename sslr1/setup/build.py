@@ -68,6 +68,7 @@ def build(
     torch.set_num_threads(processors.threads(config.train.threads))
     if world.device.type == "cpu":
         torch.use_deterministic_algorithms(True)
+        torch.utils.deterministic.fill_uninitialized_memory = False  # a pass over memory that all of it writes anyway
     _check_ranks(config, world, data)
     dtype = _compute_dtype(config.model.dtype, world.device)
     listing = folder / "files.txt" if folder else None

@@ -279,7 +279,7 @@ def test_a_run_says_it_at_the_start_and_at_the_end(tmp_path, photo, one_process)
     found.freeze(tmp_path / "files.txt")
     (tmp_path / "found.txt").write_text(found.about + "\n")
     again = ImageFolder.thaw(tmp_path / "images", tmp_path / "files.txt")
-    store = SimpleNamespace(folder=again, bad={})
+    store = ImageStore(again, decoder=None)
     images = session.Images(store=store, train=[], held_out=[])
     line = f"{tmp_path / 'images'}: 18 files: 16 images, 2 not read (2 .cr2)"
     one = SimpleNamespace(images=images, evaluation=images)

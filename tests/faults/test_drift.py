@@ -39,6 +39,7 @@ OTHER = {  # values that no rule derives from the present one
     "log.wandb": "a project",
     "eval.path": "elsewhere",
     "puzzles.wordings": 1,
+    "tasks": {"colours": {"path": "rows.jsonl", "kind": "text"}},
     "puzzles.min_pixels": 100,
     "puzzles.max_pixels": 10000,
 }

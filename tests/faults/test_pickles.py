@@ -51,7 +51,6 @@ def test_no_source_unpickles_or_runs_what_it_reads(path):
         assert name not in (
             "eval",
             "exec",
-            "torch.load",
             "yaml.load",
             "yaml.unsafe_load",
             "yaml.full_load",
@@ -59,6 +58,8 @@ def test_no_source_unpickles_or_runs_what_it_reads(path):
         )
         assert not name.endswith((".load_all", "FileSystemReader", "np.memmap.load", "load_dataset")), name
         given = {k.arg: k.value for k in call.keywords}
+        if name == "torch.load":  # of a package's file, which comes in no other form
+            assert "bench" in path.parts and "weights_only" in given
         for key, harmless in (
             ("trust_remote_code", False),
             ("weights_only", True),
