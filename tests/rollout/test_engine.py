@@ -117,7 +117,9 @@ def test_sampled_logprobs_are_the_learners(engine, prompts):
     with torch.no_grad():
         (logprobs,) = policy(packed, lambda h, w: (ops.token_logprobs(h, w, packed.tokens, 0.8)[0],))
     drawn = torch.cat([s.logprobs for g in groups for s in g.samples])
-    assert (logprobs - drawn).abs().max() <= 1e-5
+    # Qwen3.5's states are sums over all that went before: either side is up to 9e-6 off what float64 gives
+    bound = 2e-5 if engine.model.config.model_type == "qwen3_5" else 1e-5
+    assert (logprobs - drawn).abs().max() <= bound
 
 
 @pytest.mark.parametrize(

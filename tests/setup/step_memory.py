@@ -1,6 +1,7 @@
 """What a process takes for a learner's step in bfloat16, every layer recomputed: python -m tests.setup.step_memory
 FOLDER RANK, where RANK is of adapters on all linears, 0 for training the model itself. Prints JSON, in bytes."""
 
+import gc
 import json
 import os
 import sys
@@ -21,6 +22,25 @@ def now(name="VmRSS"):
 
 def bytes_of(tensors):
     return sum(parallel.local(t).numel() * t.element_size() for t in tensors)
+
+
+def alive():
+    """{storage: bytes} of every tensor that Python holds, those that wait for a layer's recomputation too."""
+    found = [t for t in gc.get_objects() if isinstance(t, torch.Tensor)]
+    storages = [parallel.local(t).untyped_storage() for t in found]
+    return {storage._cdata: storage.nbytes() for storage in storages}
+
+
+def inputs_held(policy, groups, text, vision):
+    """(bytes held between a forward and a backward pass, those planned: the inputs of all layers and blocks)."""
+    packed = model.pack(groups, group_size=4, **policy.pack_options)
+    before = alive()
+    out = policy(packed, lambda hidden, head: (hidden.float().sum(),))
+    held = sum(size for storage, size in alive().items() if storage not in before)
+    del out
+    tokens, patches = len(packed.input_ids), sum(len(p.pixel_values) for p in packed.prompts)
+    planned = tokens * text.num_hidden_layers * text.hidden_size + patches * vision.depth * vision.hidden_size
+    return held, 2 * planned
 
 
 def main(folder, rank):
@@ -78,6 +98,7 @@ def main(folder, rank):
         s[m] for s in learner.optimizer.state.values() for m in ("exp_avg", "exp_avg_sq")
     )
     found["planned"] = {line.what: line.gb * 1e9 for line in budget.plan(c, folder, 1, device="cpu")[0]}
+    found["inputs"] = inputs_held(policy, groups, network.config.text_config, network.config.vision_config)
     print(json.dumps(found))
     distributed.stop()
 

@@ -183,6 +183,8 @@ def test_a_step_of_adapters_takes_a_third_of_the_full_ones_memory(tmp_path):
         found.append(json.loads(done.stdout))
         for what in ("weights", "gradients", "AdamW's moments"):
             assert found[-1][what] == pytest.approx(found[-1]["planned"][what], rel=0.05), what
+        held, planned = found[-1]["inputs"]
+        assert held == pytest.approx(planned, rel=0.2)
     adapted, full = found
     print(adapted["peak"], full["peak"])
     assert adapted["peak"] <= 0.35 * full["peak"]
