@@ -32,7 +32,7 @@ HOLDOUT, MIN_SIDE, MAX_SIDE, CACHE_MB = 0.2, 112, 448, 1024
 LEVELS = {"rotation": 2, "ordering": 1, "similarity": 1, "inpainting": 1, "correspondence": 1}
 BATCH = 8  # puzzles a step
 RATE = 1e-3
-DISTIL, HEAD = 1.0, 0.0  # at chance, a head's gradient is noise, and a hundred times the teacher's
+DISTIL, HEAD = 1.0, 0.0  # at chance a head's gradient is noise, and drowns the teacher's
 LAST = "preprocessor_config.json"
 # EfficientNet-Lite0: (kernel, stride) of each block; widths follow from the weights
 BLOCKS = [(3, 1), (3, 2), (3, 1), (5, 2), (5, 1), (3, 2), (3, 1), (3, 1), (5, 1), (5, 1), (5, 1)]
