@@ -79,16 +79,17 @@ def waves_of(programs):
         yield
 
 
-def check_shapes(backend, dtype, poison, device="cpu", every=1):
-    """Every group size with every ratio of heads (or one in `every`); head sizes, own lengths and cuts in turn."""
+def check_shapes(backend, dtype, poison, device="cpu", every=1, first=0):
+    """Every group size with every ratio of heads (or one in `every`, from `first` on); head sizes, own lengths and cuts
+    in turn."""
     owns = [(9, 1), (40, 40), (70, None), (33, 17)]
-    for i, (G, times) in list(enumerate(itertools.product((1, 3, 16, 32), (1, 2, 4, 8))))[::every]:
+    for i, (G, times) in list(enumerate(itertools.product((1, 3, 16, 32), (1, 2, 4, 8))))[first::every]:
         d, own, programs = (64, 128)[(i + i // 4) % 2], owns[(i // 2 + i // 4) % 4], WAVES[(i // 2 + i // 8) % 2]
         lengths, heads_kv = ((1, LONGEST, 64), 2) if G < 16 else ((LONGEST, 1)[: 32 // G], 1)
         case = draw_case(G, times, d, dtype, poison, own, heads_kv, lengths, device)
         with waves_of(programs):
             check(backend, case, f"{dtype} {G=} {times=} {d=} {own=} waves of {programs}")
-    for programs, (d, G, times) in itertools.product(WAVES, ((64, 3, 7), (128, 17, 8), (64, 1, 1))[::every]):
+    for programs, (d, G, times) in itertools.product(WAVES, ((64, 3, 7), (128, 17, 8), (64, 1, 1))[first::every]):
         with waves_of(programs):  # an odd ratio, more queries than a tile, keys of one kind only
             name = f"{dtype} {G=} {times=} {d=} waves of {programs}"
             check(backend, draw_case(G, times, d, dtype, poison, (5, 3), 1, (17, 1), device), name)
@@ -110,9 +111,9 @@ def check_layouts(backend, device="cpu"):
     assert ops.decode_attention(*empty, SCALE, backend=backend).shape == (3, 0, 4, 64)
 
 
-def check_neighbours(backend, poison, dtype=torch.float32, device="cpu"):
+def check_neighbours(backend, poison, dtype=torch.float32, device="cpu", every=1):
     """A row is the same bits whatever other prompts and other samples hold, and however long they are."""
-    for programs, (G, times) in itertools.product(WAVES, ((3, 4), (8, 8))):
+    for programs, (G, times) in list(itertools.product(WAVES, ((3, 4), (8, 8))))[::every]:
         one = draw_case(G, times, 64, dtype, poison, (40, None), 1, (LONGEST, 99, 10), device)
         other = draw_case(G, times, 64, dtype, poison, (40, None), 1, (1, LONGEST, LONGEST), device)
         for i in (1, 2, 3):  # the prompt in the middle
@@ -125,10 +126,10 @@ def check_neighbours(backend, poison, dtype=torch.float32, device="cpu"):
         assert not torch.equal(first[1, 0], second[1, 0]) and not torch.equal(first[0, 1], second[0, 1])
 
 
-def check_batch_invariance(backend, dtype=torch.float32, device="cpu", heads_kv=2):
+def check_batch_invariance(backend, dtype=torch.float32, device="cpu", heads_kv=2, every=1):
     """Asked for, a group is the same bits alone as among others, in buffers of other lengths, and near what is
     right."""
-    for programs, (G, times) in itertools.product(WAVES, ((1, 4), (3, 4), (16, 2))):
+    for programs, (G, times) in list(itertools.product(WAVES, ((1, 4), (3, 4), (16, 2))))[::every]:
         case = draw_case(G, times, 64, dtype, 0.0, (40, None), heads_kv, (LONGEST, 900, 10), device)
         q, prompt_k, prompt_v, prompt_lengths, own_k, own_v, own_lengths = case
         with waves_of(programs):
@@ -189,22 +190,27 @@ def test_the_plain_form_does_not_ask_a_device_for_lengths(seed, monkeypatch):
 
 
 INTERPRETED = """
+few = {few}
 from tests.ops import test_decode_attention as test
 torch.set_num_threads(1)
 test.check_offsets("triton")
 torch.use_deterministic_algorithms(True)  # torch.empty gives NaN
-test.check_shapes("triton", torch.float32, float("nan"))
+# few: of both together every group size, ratio of heads, head size, own length and cut
+test.check_shapes("triton", torch.float32, float("nan"), every=3 if few else 1, first=1 if few else 0)
 test.check_shapes("triton", torch.bfloat16, float("nan"), every=3)
+if few:
+    test.check_shapes("triton", torch.float32, float("nan"), every=16, first=2)
 test.check_layouts("triton")
-test.check_neighbours("triton", float("nan"))
-test.check_batch_invariance("triton", heads_kv=1)
+test.check_neighbours("triton", float("nan"), every=3 if few else 1)
+test.check_batch_invariance("triton", heads_kv=1, every=2 if few else 1)
 """
 
 
-def test_triton_in_the_interpreter(seed):
+@pytest.mark.parametrize("few", [True, pytest.param(False, marks=pytest.mark.slow)], ids=["few", "all"])
+def test_triton_in_the_interpreter(seed, few):
     """bfloat16 is multiplied as float32 there, which its products on tensor cores are only in the sums, and its results
     are cut, not rounded; float32 is the tight test."""
-    interpret(INTERPRETED, seed)
+    interpret(INTERPRETED.format(few=few), seed)
 
 
 def kernels(dtype, d):

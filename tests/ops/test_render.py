@@ -184,13 +184,7 @@ def test_rotation_turned_back_is_a_crop_of_the_source(draw, photographs, backend
             ((canvas,),) = batch.render(backend)
             upright = canvas.rot90(batch.answers[0].value // 90)  # counter-clockwise, so it undoes clockwise turns
             side = canvas.shape[0]
-            windows = image.unfold(0, side, 1).unfold(1, side, 1)
-            found = [
-                (y, x)
-                for y in range(windows.shape[0])
-                for x in range(windows.shape[1])
-                if torch.equal(image[y : y + side, x : x + side], upright)
-            ]
+            found = list(places(image, upright))
             assert found, (seed, batch.answers[0])
             turned = [
                 torch.equal(image[y : y + side, x : x + side], canvas.rot90(k)) for k in range(4) for y, x in found
@@ -229,13 +223,19 @@ def test_ordered_tiles_are_the_source(draw, photographs, backend, level):
                 assert torch.equal(image[y : y + h, x : x + w], tiles[tile - 1])
 
 
-def find(image, tile):
+def places(image, tile):
+    """Each (y, x) at which the tile is a crop of the image."""
     h, w = tile.shape[:2]
     first = image[: image.shape[0] - h + 1, : image.shape[1] - w + 1]
     for y, x in (first == tile[0, 0]).all(-1).nonzero().tolist():
         if torch.equal(image[y : y + h, x : x + w], tile):
-            return y, x
-    raise AssertionError("the tile is no crop of the image")
+            yield y, x
+
+
+def find(image, tile):
+    place = next(places(image, tile), None)
+    assert place, "the tile is no crop of the image"
+    return place
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

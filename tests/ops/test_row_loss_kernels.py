@@ -158,14 +158,20 @@ def check(kernels, device="cpu", vocabularies=VOCABULARIES, combinations=range(1
 
 
 INTERPRETED = """
+few = {few}
 from tests.ops.test_row_loss_kernels import check, functions
 torch.use_deterministic_algorithms(True)  # torch.empty gives NaN
-check(functions("triton"))
+if few:  # over several blocks each flag on and off, and each target of a gradient
+    check(functions("triton"), vocabularies=(1, 37))
+    check(functions("triton"), vocabularies=(4096, 5003), combinations=(0, 6, 11, 15))
+else:
+    check(functions("triton"))
 """
 
 
-def test_triton_in_the_interpreter(seed):
-    interpret(INTERPRETED, seed)
+@pytest.mark.parametrize("few", [True, pytest.param(False, marks=pytest.mark.slow)], ids=["few", "all"])
+def test_triton_in_the_interpreter(seed, few):
+    interpret(INTERPRETED.format(few=few), seed)
 
 
 FUSED = [

@@ -391,17 +391,22 @@ def test_keys_of_tensors_are_keys_of_numbers(draw):
 
 
 INTERPRETED = """
+few = {few}
 import warnings
 import pytest
 from sslr1 import ops
 from tests.ops.test_sampling import check_bad_rows, check_direct, check_edges, check_repeats, check_rounding, check_rows
 
 warnings.simplefilter("ignore")  # NumPy's, of rows that hold NaN on purpose
-check_direct("triton", sizes=(1, 1023, 5000), rows=3)
+if few:  # either type over several blocks, float32 within one too
+    check_direct("triton", sizes=(1, 1023), rows=3, dtypes=(torch.float32,))
+    check_direct("triton", sizes=(4100,), rows=2)
+else:
+    check_direct("triton", sizes=(1, 1023, 5000), rows=3)
 check_direct("triton", sizes=(151_936,), dtypes=(torch.float32,), rows=1)
-check_edges("triton", sizes=(1, 5000), spots=(4095,))
-check_rounding("triton", rows=20)
-check_rows("triton", 5000, 3)
+check_edges("triton", sizes=(1, 4097) if few else (1, 5000), spots=(4095,))
+check_rounding("triton", rows=8 if few else 20)
+check_rows("triton", 4100 if few else 5000, 3)
 check_bad_rows("triton")
 check_repeats("triton")
 with pytest.raises(ValueError, match="float64"):
@@ -409,8 +414,9 @@ with pytest.raises(ValueError, match="float64"):
 """
 
 
-def test_triton_in_the_interpreter(seed):
-    interpret(INTERPRETED, seed)
+@pytest.mark.parametrize("few", [True, pytest.param(False, marks=pytest.mark.slow)], ids=["few", "all"])
+def test_triton_in_the_interpreter(seed, few):
+    interpret(INTERPRETED.format(few=few), seed)
 
 
 @pytest.mark.parametrize("dtype", ["fp32", "bf16"])

@@ -100,7 +100,7 @@ def recorded(images, photographs):
 
 @pytest.mark.parametrize("name, level", EVERY)
 def test_answers_are_uniform(recorded, name, level):
-    answers_are_uniform(recorded, name, level, 500)
+    answers_are_uniform(recorded, name, level, 200)
 
 
 @pytest.mark.slow
