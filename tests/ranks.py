@@ -151,8 +151,11 @@ def run(
     recompute=0,
     device="cpu",
     cosines="own",
+    gradients_of=None,
+    updates=True,
 ):
-    """One rank of one case."""
+    """One rank of one case. gradients_of: numbers of the folders whose gradients are taken, None for all; updates:
+    whether steps of several are."""
     from skimage import data
 
     if cosines == "rounded":
@@ -165,17 +168,19 @@ def run(
     own = {"even": lambda n: n % world.size == world.rank, "uneven": lambda n: (n == 3) == (world.rank == 1)}[share]
     mine = [n for n in range(4) if world.size == 1 or own(n)]
     options, results = (budget, replicate, recompute), {}
-    recorded = [make_groups(folder, photographs, seed) for folder in folders]
-    parts = [([groups[n] for n in mine], rewards[mine].double()) for groups, rewards in recorded]
+    chosen = range(len(folders)) if gradients_of is None else gradients_of
+    recorded = {n: make_groups(folders[n], photographs, seed) for n in {0, *chosen}}
+    parts = {n: ([groups[m] for m in mine], rewards[mine].double()) for n, (groups, rewards) in recorded.items()}
     results["two steps"] = two_steps(folders[0], world, options, parts[0][0], parts[0][1].float())
     if replicate > 1:
         check_copies(folders[0], world, options, *parts[0])
     check_dealing(folders[0], world, recorded[0][0], recorded[0][1], mine, share == "uneven")
     keep_dtype()
-    for number, (folder, part) in enumerate(zip(folders, parts)):
-        results[f"gradients {number}"] = gradients(folder, world, options, *part)
-        results[f"gradients of adapters {number}"] = of_adapters(folder, world, options, *part)
-    results["updates"] = updates_with_a_reference(folders[0], world, options, *parts[0])
+    for n in chosen:
+        results[f"gradients {n}"] = gradients(folders[n], world, options, *parts[n])
+        results[f"gradients of adapters {n}"] = of_adapters(folders[n], world, options, *parts[n])
+    if updates:
+        results["updates"] = updates_with_a_reference(folders[0], world, options, *parts[0])
     if world.main:
         flat = {f"{part}/{name}": x.cpu().contiguous() for part, found in results.items() for name, x in found.items()}
         save_file(flat, out)

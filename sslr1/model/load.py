@@ -164,8 +164,9 @@ def _equal(*places) -> bool:
 def _parameters_on_meta():
     import torch
     from torch import nn
+    from transformers import PreTrainedModel
 
-    register = nn.Module.register_parameter
+    register, initialize = nn.Module.register_parameter, PreTrainedModel.initialize_weights
 
     def without_storage(module, name, parameter):
         register(module, name, parameter)
@@ -173,12 +174,14 @@ def _parameters_on_meta():
             module._parameters[name] = nn.Parameter(parameter.to("meta"), parameter.requires_grad)
 
     nn.Module.register_parameter = without_storage
+    PreTrainedModel.initialize_weights = lambda model: None  # a walk over modules that fills nothing here
     filled = torch.utils.deterministic.fill_uninitialized_memory
     torch.utils.deterministic.fill_uninitialized_memory = False  # what is allocated here is never read
     try:
         yield
     finally:
         torch.utils.deterministic.fill_uninitialized_memory = filled
+        PreTrainedModel.initialize_weights = initialize
         nn.Module.register_parameter = register
 
 

@@ -40,7 +40,18 @@ def test_equal_to_a_loop_by_hand(any_tiny, photographs, seed, one_process, exact
     assert found["grad_norm"] == pytest.approx(float(sum(norms)) / 2, rel=1e-9)
 
 
-@pytest.mark.parametrize("frozen", ["none", "vision"])
+@pytest.mark.parametrize(
+    "any_tiny, frozen",
+    [
+        ("qwen2_5_vl", "none"),
+        pytest.param("qwen2_5_vl", "vision", marks=pytest.mark.slow),
+        pytest.param("qwen3_vl", "none", marks=pytest.mark.slow),
+        ("qwen3_vl", "vision"),
+        ("qwen3_5", "none"),
+        pytest.param("qwen3_5", "vision", marks=pytest.mark.slow),
+    ],
+    indirect=["any_tiny"],
+)
 def test_a_frozen_copy_and_nothing_more(any_tiny, photographs, seed, one_process, frozen):
     """Half the weights' bytes in bfloat16, as the planner says; no gradients; nothing stays gathered; it never
     moves."""

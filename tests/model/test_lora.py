@@ -130,7 +130,18 @@ def put(network, values):
 
 
 @pytest.mark.parametrize("theirs", [by_hand, pytest.param(by_peft, marks=pytest.mark.peer)])
-@pytest.mark.parametrize("recompute", [0, 1])
+@pytest.mark.parametrize(
+    "any_tiny, recompute",
+    [
+        pytest.param("qwen2_5_vl", 0, marks=pytest.mark.slow),
+        ("qwen2_5_vl", 1),
+        ("qwen3_vl", 0),
+        pytest.param("qwen3_vl", 1, marks=pytest.mark.slow),
+        pytest.param("qwen3_5", 0, marks=pytest.mark.slow),
+        ("qwen3_5", 1),
+    ],
+    indirect=["any_tiny"],
+)
 def test_loss_and_gradients_are_theirs(any_tiny, photographs, seed, one_process, exact_norms, theirs, recompute):
     """In float64, packed in micro-batches that split groups, against separate sequences."""
     groups, rewards = make_groups(any_tiny, photographs, seed)
@@ -156,7 +167,18 @@ def test_loss_and_gradients_are_theirs(any_tiny, photographs, seed, one_process,
     assert all(p.grad is None for name, p in network.named_parameters() if name not in mine)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(
+    "any_tiny, dtype",
+    [
+        ("qwen2_5_vl", torch.float32),
+        pytest.param("qwen2_5_vl", torch.bfloat16, marks=pytest.mark.slow),
+        pytest.param("qwen3_vl", torch.float32, marks=pytest.mark.slow),
+        ("qwen3_vl", torch.bfloat16),
+        pytest.param("qwen3_5", torch.float32, marks=pytest.mark.slow),
+        ("qwen3_5", torch.bfloat16),
+    ],
+    indirect=["any_tiny"],
+)
 def test_new_adapters_change_nothing(any_tiny, photographs, seed, one_process, dtype):
     """Bit for bit, in the learner and the sampler; and switched off, others don't either."""
     groups, _ = make_groups(any_tiny, photographs, seed)
@@ -179,7 +201,18 @@ def test_new_adapters_change_nothing(any_tiny, photographs, seed, one_process, d
         assert torch.equal(logprobs(learner.policy), expected)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(
+    "any_tiny, dtype",
+    [
+        ("qwen2_5_vl", torch.float32),
+        pytest.param("qwen2_5_vl", torch.bfloat16, marks=pytest.mark.slow),
+        pytest.param("qwen3_vl", torch.float32, marks=pytest.mark.slow),
+        ("qwen3_vl", torch.bfloat16),
+        pytest.param("qwen3_5", torch.float32, marks=pytest.mark.slow),
+        ("qwen3_5", torch.bfloat16),
+    ],
+    indirect=["any_tiny"],
+)
 def test_the_sampler_holds_no_second_base_and_follows(any_tiny, photographs, seed, one_process, dtype):
     """Of parameters that lie in the compute dtype the storage is the learner's; after steps the base's bits are what
     they were, and tokens drawn have the learner's log-probs."""

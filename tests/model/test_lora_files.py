@@ -231,7 +231,18 @@ def test_an_adapter_of_a_run_that_has_none(tmp_path, tiny, one_process):
         export.export_model(tmp_path / "run", tmp_path / "out", adapter=True)
 
 
-@pytest.mark.parametrize("warmed", [False, True])
+@pytest.mark.parametrize(
+    "any_tiny, warmed",
+    [
+        ("qwen2_5_vl", False),
+        pytest.param("qwen2_5_vl", True, marks=pytest.mark.slow),
+        pytest.param("qwen3_vl", False, marks=pytest.mark.slow),
+        ("qwen3_vl", True),
+        pytest.param("qwen3_5", False, marks=pytest.mark.slow),
+        ("qwen3_5", True),
+    ],
+    indirect=["any_tiny"],
+)
 def test_the_reference_is_step_0_on_the_same_base(tmp_path, any_tiny, photographs, seed, one_process, warmed):
     """New adapters are switched off, and nothing is held; warmed-up ones change places with the trained ones. In both
     cases as a policy of its own, merged, has it."""

@@ -16,9 +16,16 @@ from tests.model.test_packing import some_prompts, spec_of, with_samples
 LENGTHS = [[3, 1, 4], [2, 5, 1], [1, 2, 6], [7, 1, 1]]
 
 
-@pytest.fixture(
-    params=[(f, tie) for f in FAMILIES for tie in (True, False)], ids=lambda p: f"{p[0]}-{'un' * (not p[1])}tied"
-)
+# Each family, with a tied head and with one of its own
+ALL = [(family, tie) for family in FAMILIES for tie in (True, False)]
+FEWER = ALL[0], ALL[3], ALL[4]  # each family, both kinds of heads
+
+
+def named(p):
+    return f"{p[0]}-{'un' * (not p[1])}tied"
+
+
+@pytest.fixture(params=[p if p in FEWER else pytest.param(p, marks=pytest.mark.slow) for p in ALL], ids=named)
 def folder(request, tmp_path):
     family, tie = request.param
     return build_tiny(tmp_path / "m", seed=3, tie=tie, family=family)
@@ -109,7 +116,18 @@ def transformers_loss(network, groups, rewards):
     return loss
 
 
-@pytest.mark.parametrize("exact", [True, False], ids=["dtype-preserving norms", "modules untouched"])
+EXACT = {True: "dtype-preserving norms", False: "modules untouched"}
+
+
+@pytest.mark.parametrize(
+    "folder, exact",
+    [
+        pytest.param(p, exact, id=f"{named(p)}-{name}", marks=[pytest.mark.slow] * ((p in FEWER) != exact))
+        for exact, name in EXACT.items()
+        for p in ALL
+    ],
+    indirect=["folder"],
+)
 def test_shared_prefix_equals_separate_sequences_and_transformers(network, folder, photographs, seed, exact, request):
     if exact:
         request.getfixturevalue("exact_norms")

@@ -87,8 +87,24 @@ def many(engine, any_tiny, photographs, seed):
     return found[:11]
 
 
-@pytest.mark.parametrize("batch_invariant", [False, True])
-@pytest.mark.parametrize("group_size", [1, 16])
+@pytest.mark.parametrize(
+    "any_tiny, group_size, batch_invariant",
+    [
+        ("qwen2_5_vl", 1, False),
+        pytest.param("qwen2_5_vl", 1, True, marks=pytest.mark.slow),
+        pytest.param("qwen2_5_vl", 16, False, marks=pytest.mark.slow),
+        ("qwen2_5_vl", 16, True),
+        pytest.param("qwen3_vl", 1, False, marks=pytest.mark.slow),
+        ("qwen3_vl", 1, True),
+        ("qwen3_vl", 16, False),
+        pytest.param("qwen3_vl", 16, True, marks=pytest.mark.slow),
+        ("qwen3_5", 1, False),
+        pytest.param("qwen3_5", 1, True, marks=pytest.mark.slow),
+        pytest.param("qwen3_5", 16, False, marks=pytest.mark.slow),
+        ("qwen3_5", 16, True),
+    ],
+    indirect=["any_tiny"],
+)
 def test_greedy_is_transformers_generate(any_tiny, engine, prompts, group_size, batch_invariant, monkeypatch):
     monkeypatch.setattr(engine, "batch_invariant", batch_invariant)
     plain = model.load_model(any_tiny)

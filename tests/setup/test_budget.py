@@ -27,7 +27,21 @@ from tests.model.test_load import COUNTS, PUBLISHED, published
 ROOT = Path(__file__).parent.parent.parent
 
 
-@pytest.mark.parametrize("frozen, moments", [("none", "float32"), ("none", "bfloat16"), ("vision", "float32")])
+@pytest.mark.parametrize(
+    "any_tiny, frozen, moments",
+    [
+        pytest.param("qwen2_5_vl", "none", "float32", marks=pytest.mark.slow),
+        ("qwen2_5_vl", "none", "bfloat16"),
+        pytest.param("qwen2_5_vl", "vision", "float32", marks=pytest.mark.slow),
+        pytest.param("qwen3_vl", "none", "float32", marks=pytest.mark.slow),
+        pytest.param("qwen3_vl", "none", "bfloat16", marks=pytest.mark.slow),
+        ("qwen3_vl", "vision", "float32"),
+        ("qwen3_5", "none", "float32"),
+        pytest.param("qwen3_5", "none", "bfloat16", marks=pytest.mark.slow),
+        pytest.param("qwen3_5", "vision", "float32", marks=pytest.mark.slow),
+    ],
+    indirect=["any_tiny"],
+)
 def test_equal_to_what_a_learner_holds(any_tiny, photographs, seed, one_process, frozen, moments):
     tree = {"model": {"path": "m", "frozen": frozen}, "data": {"path": "d"}, "optim": {"moments": moments}}
     settings = config.check(tree)
@@ -57,7 +71,18 @@ def test_equal_to_what_a_learner_holds(any_tiny, photographs, seed, one_process,
     assert weights.shared and planned["sampler's weights"] == 0
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize(
+    "any_tiny, dtype",
+    [
+        ("qwen2_5_vl", "float32"),
+        pytest.param("qwen2_5_vl", "bfloat16", marks=pytest.mark.slow),
+        pytest.param("qwen3_vl", "float32", marks=pytest.mark.slow),
+        ("qwen3_vl", "bfloat16"),
+        pytest.param("qwen3_5", "float32", marks=pytest.mark.slow),
+        ("qwen3_5", "bfloat16"),
+    ],
+    indirect=["any_tiny"],
+)
 def test_equal_to_what_a_learner_of_adapters_holds(any_tiny, photographs, seed, one_process, dtype):
     """The base in the compute dtype, once with the sampler's; of adapters weights, gradients and moments."""
     tree = {"model": {"path": "m", "dtype": dtype, "lora": {"rank": 4, "vision": "all-linear"}}}
@@ -107,7 +132,18 @@ def test_what_a_tower_saw_is_kept_unless_it_is_trained(tiny, scenes, one_process
     assert built.engine.keeps_seen == (built.keep_seen is not None) == (planned["visual tokens"] > 0) == keeps
 
 
-@pytest.mark.parametrize("vision", [None, "all-linear"])
+@pytest.mark.parametrize(
+    "any_tiny, vision",
+    [
+        ("qwen2_5_vl", None),
+        pytest.param("qwen2_5_vl", "all-linear", marks=pytest.mark.slow),
+        pytest.param("qwen3_vl", None, marks=pytest.mark.slow),
+        ("qwen3_vl", "all-linear"),
+        pytest.param("qwen3_5", None, marks=pytest.mark.slow),
+        ("qwen3_5", "all-linear"),
+    ],
+    indirect=["any_tiny"],
+)
 def test_activations_with_adapters_are_what_a_forward_pass_keeps(any_tiny, photographs, seed, vision):
     asked = Lora(rank=4, vision=vision)
     outline = model.skeleton(any_tiny)
@@ -342,8 +378,16 @@ def test_no_weights_are_needed(tmp_path, tiny):
         budget.plan(settings, tmp_path, 2)
 
 
-@pytest.mark.parametrize("name", model.SIZES)
-def test_a_published_name_is_enough(name):
+@pytest.mark.parametrize(
+    "name, whole",
+    [
+        *((name, name in PUBLISHED) for name in model.SIZES),
+        *(pytest.param(name, True, marks=pytest.mark.slow) for name in model.SIZES if name not in PUBLISHED),
+    ],
+)
+def test_a_published_name_is_enough(name, whole, monkeypatch):
+    if not whole:  # activations, the slow part, have no part in what is compared
+        monkeypatch.setattr(budget, "activations", lambda network, dtype: (1, 1))
     settings = config.check({"model": {"path": name}}, data=False)
     planned = {line.what: line.gb * 1e9 for line in budget.plan(settings, name, 8)[0]}
     assert planned["weights"] == pytest.approx(4 * COUNTS[name] / 8)
