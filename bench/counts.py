@@ -123,6 +123,8 @@ WRITES = {
     "gather_gate": ("out",),
     "delta": ("out",),
     "gate_norm": ("out",),
+    "begin_rows": ("own_lengths", "token", "position", "written", "key"),
+    "end_rows": ("counts", "live"),
 }
 # {kernel: {argument: bytes read, bytes written}} of buffers of which it takes a part
 PARTS = {
@@ -252,7 +254,9 @@ def pretended(counter):
 
     launched = {decode: ("prompt_part", "own_part", "join"), sample: ("statistics", "pick")}
     launched |= {recurrent: ("step", "conv_step")}
-    launched |= {step: ("norms", "swiglu_rows", "split_turn", "gather_gate", "delta", "gate_norm")}
+    launched |= {
+        step: ("norms", "swiglu_rows", "split_turn", "gather_gate", "delta", "gate_norm", "begin_rows", "end_rows")
+    }
     operators = {
         "sample": sampling._op_sample,
         "decode_attention": attention._op_decode_attention,

@@ -12,6 +12,7 @@ Sums in a block are float32, in the order that the block's layout fixes; what is
 """
 
 import torch
+from sslr1.kernels.keys import uniform
 
 import triton
 import triton.language as tl
@@ -92,7 +93,7 @@ def pick(
     allowed,
     suppressed,
     blocks,
-    uniforms,
+    keys,
     tokens,
     logprobs,
     vocabulary,
@@ -123,7 +124,7 @@ def pick(
     else:
         sums = tl.load(blocks + 3 * n + lane, mask=lane < n, other=0.0)
         weights = exponential(tops, top).to(tl.float64) * sums.to(tl.float64)
-        target = tl.load(uniforms + row) * tl.sum(weights, 0)
+        target = uniform(tl.load(keys + row)) * tl.sum(weights, 0)
         block = first(tl.cumsum(weights, 0), weights, target, lane, BLOCKS)
         # what is left, as a share of the block: sums of the same block by different roads differ in their last bits
         target = (target - tl.sum(tl.where(lane < block, weights, 0.0), 0)) / tl.sum(
@@ -154,12 +155,12 @@ def aligned(logits):
     return logits.new_empty(B, triton.cdiv(V, 16) * 16)[:, :V].copy_(logits)
 
 
-def sample(logits, allowed, suppressed, uniforms, temperature, repeats=1):
+def sample(logits, allowed, suppressed, keys, temperature, repeats=1):
     """logits [B, V] floating but not float64; allowed: the same tensor, or one like it with -inf where nothing may be
-    drawn; suppressed: uint8 [V], 1 for ids never drawn, or None; uniforms float64 [B * repeats], a
-    row's together; temperature 0 is greedy.
+    drawn; suppressed: uint8 [V], 1 for ids never drawn, or None; keys int64 [B * repeats], a row's together;
+    temperature 0 is greedy.
 
-    Returns tokens int64, logprobs float32, as many as uniforms.
+    Returns tokens int64, logprobs float32, as many as keys.
     """
     B, V = logits.shape
     restricted = allowed is not logits
@@ -179,6 +180,6 @@ def sample(logits, allowed, suppressed, uniforms, temperature, repeats=1):
     options = dict(SUPPRESSED=masked, BLOCK=block, **OPTIONS)
     statistics[(B, n)](logits, allowed, mask, blocks, *numbers, RESTRICTED=restricted, **options)
     options |= dict(GREEDY=temperature == 0, BLOCKS=triton.next_power_of_2(n))
-    given = logits, allowed, mask, blocks, uniforms, tokens, logprobs, *numbers, n, repeats
+    given = logits, allowed, mask, blocks, keys, tokens, logprobs, *numbers, n, repeats
     pick[(B * repeats,)](*given, **options)
     return tokens, logprobs

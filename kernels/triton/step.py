@@ -1,5 +1,5 @@
-"""What stands between the products of a decode step; `sslr1.ops.decode_rows`, `decode_attend` and `decode_delta` say
-what it computes.
+"""What stands between the products of a decode step; `sslr1.ops.decode_rows`, `decode_attend`, `decode_delta` and
+`decode_samples` say what it computes.
 
 Cost in bytes, with B an element and R rows of width D: `norm_rows` 2 B R D, `swiglu` 3 B R I, `prepare` and `finish`
 2 B a number of what they read, `delta` each state read and written once as `recurrent.step`, `gated_norm` 3 B R H d. A
@@ -8,6 +8,7 @@ to the row's dtype in between is rounded here, too.
 """
 
 import torch
+from sslr1.kernels.keys import fold
 from sslr1.kernels.recurrent import EPSILON, sigmoid, step_block
 
 import triton
@@ -262,3 +263,92 @@ def gated_norm(found, z, weight, eps, rows):
     if rows:
         gate_norm[(rows, heads)](*given, BLOCK=triton.next_power_of_2(d), num_warps=1)
     return out
+
+
+ROWS = 256  # samples a program
+
+
+@triton.jit
+def begin_rows(
+    samples,
+    tokens,
+    counts,
+    live,
+    addresses,
+    first_position,
+    own_lengths,
+    token,
+    position,
+    written,
+    key,
+    n,
+    every,
+    width,
+    BLOCK: tl.constexpr,
+):
+    """Grid: blocks of samples. The first `every` of them get their lengths, the first n rows what they are given."""
+    at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    real = at < every
+    count = tl.load(counts + at, mask=real, other=0)
+    going = tl.load(live + at, mask=real, other=0) != 0
+    tl.store(own_lengths + at, tl.where(going, count, 0).to(tl.int32), mask=real)
+    real = at < n
+    sample = tl.load(samples + at, mask=real, other=0)
+    count = tl.load(counts + sample, mask=real, other=0)
+    tl.store(token + at, tl.load(tokens + sample * width + tl.maximum(count - 1, 0), mask=real, other=0), mask=real)
+    tl.store(position + at, tl.load(first_position + sample, mask=real, other=0) + count - 1, mask=real)
+    tl.store(written + at, count - 1, mask=real)
+    tl.store(key + at, fold(tl.load(addresses + sample, mask=real, other=0), count), mask=real)
+
+
+@triton.jit
+def end_rows(
+    samples,
+    drawn,
+    drawn_logprobs,
+    stop,
+    most,
+    tokens,
+    logprobs,
+    counts,
+    live,
+    n,
+    width,
+    stops,
+    BLOCK: tl.constexpr,
+):
+    """Grid: blocks of rows."""
+    at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    real = at < n
+    sample = tl.load(samples + at, mask=real, other=0)
+    count = tl.load(counts + sample, mask=real, other=0)
+    going = real & (tl.load(live + sample, mask=real, other=0) != 0)
+    token = tl.load(drawn + at, mask=real, other=0)
+    place = sample * width + count
+    tl.store(tokens + place, token, mask=going)
+    tl.store(logprobs + place, tl.load(drawn_logprobs + at, mask=real, other=0.0), mask=going)
+    count += going.to(tl.int64)
+    tl.store(counts + sample, count, mask=real)
+    on = going & (count < tl.load(most))
+    for i in range(stops):
+        on = on & (token != tl.load(stop + i))
+    tl.store(live + sample, on.to(tl.uint8), mask=real)
+
+
+def begin(samples, tokens, counts, live, addresses, first_position, own_lengths):
+    """As `sslr1.ops.step_begin` has them."""
+    n, every = len(samples), len(counts)
+    found = [torch.empty_like(samples) for _ in range(4)]
+    known = samples, tokens, counts, live.view(torch.uint8), addresses, first_position, own_lengths
+    grid = (triton.cdiv(max(n, every), ROWS),)
+    begin_rows[grid](*known, *found, n, every, tokens.shape[1], BLOCK=ROWS, num_warps=2)
+    return found
+
+
+def end(samples, drawn, drawn_logprobs, stop, most, tokens, logprobs, counts, live):
+    """As `sslr1.ops.step_end` has them."""
+    n = len(samples)
+    known = samples, drawn, drawn_logprobs, stop, most, tokens, logprobs, counts, live.view(torch.uint8)
+    if n:
+        grid = (triton.cdiv(n, ROWS),)
+        end_rows[grid](*known, n, tokens.shape[1], len(stop), BLOCK=ROWS, num_warps=2)

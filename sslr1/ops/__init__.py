@@ -23,6 +23,7 @@ __getattr__, __all__ = at_first_use(
         "decode_attend": "step_attention",
         "decode_delta": "step_delta",
         "decode_rows": "step_norm step_swiglu",
+        "decode_samples": "step_begin step_end",
     },
 )
 __all__ += [

@@ -85,9 +85,8 @@ def _op_sample(logits, key, *, temperature, top_p, top_k, suppress, backend, rep
     if suppress is not None:
         suppress = transfer.upload(suppress, logits.device, "tables")
     restricted = top_k > 0 or top_p < 1
-    u = uniform(key)
     if backend == "cpp":
-        return _cpp(logits, u, suppress, temperature, repeats)
+        return _cpp(logits, uniform(key), suppress, temperature, repeats)
     height = max(1, (CUDA_CHUNK if logits.device.type == "cuda" else CHUNK) // V)
     chunks = [slice(i, i + height) for i in range(0, B, height)]
     if backend == "triton":
@@ -97,9 +96,10 @@ def _op_sample(logits, key, *, temperature, top_p, top_k, suppress, backend, rep
             allowed = torch.empty_like(logits, memory_format=torch.contiguous_format)
             for rows in chunks:
                 allowed[rows] = _restrict(logits[rows], temperature, top_p, top_k, suppress)
-            return kernel.sample(logits, allowed, None, u, temperature, repeats)
+            return kernel.sample(logits, allowed, None, key, temperature, repeats)
         mask = None if suppress is None else logits.new_zeros(V, dtype=torch.uint8).index_fill_(0, suppress, 1)
-        return kernel.sample(logits, logits, mask, u, temperature, repeats)
+        return kernel.sample(logits, logits, mask, key, temperature, repeats)
+    u = uniform(key)
     tokens = torch.empty_like(key)
     logprobs = torch.empty_like(key, dtype=torch.float32)
     aside = None if suppress is None else suppress.sort().values

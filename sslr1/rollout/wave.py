@@ -84,7 +84,7 @@ class Wave:
         self.addresses[samples] = ops.fold_tensor(self.key, ids[:, None], sample).view(-1)
         self.first_position[samples] = next_position.repeat_interleave(G)
         self.counts[samples], self.live[samples] = 0, True
-        self.draw(samples, logits, G)
+        self.draw(samples, logits, ops.fold_tensor(self.addresses[samples], self.counts[samples]), G)
 
     def arrange(self, live):
         """Choose what the next steps compute. live: how many samples of each place may go on, as far as the host
@@ -135,29 +135,20 @@ class Wave:
         """One token for the samples of a block. One that is done goes through it like the others, and keeps what it
         has."""
         samples = self.order[start:stop]
-        counts = self.counts[samples]
-        written = counts - 1  # keys and values: the last token drawn has none yet
-        self.cache.own_lengths.copy_(torch.where(self.live, self.counts, 0).view(self.places, -1))
+        known = self.tokens, self.counts, self.live, self.addresses, self.first_position
+        tokens, positions, written, keys = ops.step_begin(samples, *known, self.cache.own_lengths)
         self.cache.begin_step(samples, written, first, last)
         n = stop - start
         padding = -n % BLOCK if self.batch_invariant else 0
-        tokens, positions = self.tokens[samples, written], self.first_position[samples] + written
         tokens, positions = (F.pad(x, (0, padding)) if padding else x for x in (tokens, positions))
         states = self.layers(tokens, positions, self.cache)
-        self.draw(samples, ops.float_logits(states, self.model.lm_head.weight)[:n])
+        self.draw(samples, ops.float_logits(states, self.model.lm_head.weight)[:n], keys)
 
-    def draw(self, samples, logits, repeats=1):
-        """The next token of each of `samples` [n] from logits [n / repeats, V], its log-prob, and whether the sample
-        goes on."""
-        counts, live = self.counts[samples], self.live[samples]
-        keys = ops.fold_tensor(self.addresses[samples], counts)
-        drawn, logprobs = ops.sample(logits, keys, suppress=self.suppressed, repeats=repeats, **self.sampling)
-        at = samples, counts.clamp(max=self.max_tokens - 1)  # a sample that is done keeps what stands there
-        self.tokens[at] = torch.where(live, drawn, self.tokens[at])
-        self.logprobs[at] = torch.where(live, logprobs, self.logprobs[at])
-        counts = counts + live
-        self.counts[samples] = counts
-        self.live[samples] = live & (drawn[:, None] != self.stop).all(1) & (counts < self.most)
+    def draw(self, samples, logits, keys, repeats=1):
+        """The next token of each of `samples` [n] by its draw's key from logits [n / repeats, V], its log-prob, and
+        whether the sample goes on."""
+        drawn = ops.sample(logits, keys, suppress=self.suppressed, repeats=repeats, **self.sampling)
+        ops.step_end(samples, *drawn, self.stop, self.most, self.tokens, self.logprobs, self.counts, self.live)
 
 
 class Graphs:

@@ -115,6 +115,45 @@ def check_delta(backend, dtype, seed):
             assert torch.equal(mine[i][others], given[i][others])
 
 
+def check_samples(backend, seed):
+    """Steps of a few samples, the others untouched; some were never live, some are done, by a stop or by their number.
+    Draws of ids below 8, of which two stop, against loops in Python."""
+    random = torch.Generator().manual_seed(seed)
+    S, T, most = 300, 5, 4
+    stop, limit = torch.tensor([3, 6]), torch.tensor(most)
+    tokens, logprobs = torch.full((S, T), 9), torch.full((S, T), torch.nan)
+    counts = torch.randint(0, most + 1, (S,), generator=random)
+    live = (counts > 0) & (counts < most) & (torch.rand(S, generator=random) < 0.8)
+    addresses = torch.randint(-(2**63), 2**63 - 1, (S,), generator=random)
+    first_position = torch.randint(0, 1000, (S,), generator=random)
+    state = tokens, logprobs, counts, live
+    for n in (270, 3, 1):
+        samples = torch.randperm(S, generator=random)[:n]
+        lengths = torch.full((S // 10, 10), -1, dtype=torch.int32)
+        known = tokens, counts, live, addresses, first_position, lengths
+        token, position, written, key = ops.step_begin(samples, *known, backend=backend)
+        assert lengths.flatten().tolist() == [c if on else 0 for c, on in zip(counts.tolist(), live.tolist())]
+        for i, s in enumerate(samples.tolist()):
+            count = counts[s].item()
+            assert token[i] == tokens[s, max(count - 1, 0)]
+            assert written[i] == count - 1 and position[i] == first_position[s] + count - 1
+            assert key[i] == ops.fold_tensor(addresses[s], counts[s])
+        drawn, drawn_logprobs = torch.randint(0, 8, (n,), generator=random), torch.rand(n, generator=random)
+        expected = copied(state)
+        for i, s in enumerate(samples.tolist()):
+            if expected[3][s]:
+                expected[0][s, counts[s]], expected[1][s, counts[s]] = drawn[i], drawn_logprobs[i]
+                expected[2][s] += 1
+                expected[3][s] = drawn[i] not in stop and expected[2][s] < most
+        ops.step_end(samples, drawn, drawn_logprobs, stop, limit, *state, backend=backend)
+        for mine, theirs in zip(state, expected):
+            torch.testing.assert_close(mine, theirs, rtol=0, atol=0, equal_nan=True)
+
+
+def test_samples(seed):
+    check_samples("reference", seed)
+
+
 @pytest.mark.parametrize("backend", ["reference", "cpp"])
 def test_rows(backend, seed):
     check_rows(backend, torch.float32, seed)
@@ -171,6 +210,7 @@ def test_what_does_not_fit_is_refused():
 
 INTERPRETED = """
 from tests.ops import test_decode_step as t
+t.check_samples("triton", int(sys.argv[1]))
 for dtype in (torch.float32, torch.bfloat16):
     t.check_rows("triton", dtype, int(sys.argv[1]))
     t.check_attention("triton", dtype, int(sys.argv[1]), [*t.FORMS[1:3], t.WIDE], t.STEPS[1:2])
@@ -191,6 +231,8 @@ KERNELS = [
     ("gather_gate", dict(D=256, GATED=True), 1),
     ("delta", dict(KEYS=128, VALUES=32), 4),
     ("gate_norm", dict(BLOCK=128), 1),
+    ("begin_rows", dict(BLOCK=256), 2),
+    ("end_rows", dict(BLOCK=256), 2),
 ]
 
 
@@ -204,7 +246,10 @@ def test_triton_compiles_for_hopper_without_spills(tmp_path, dtype):
 
     pointer = {torch.bfloat16: "*bf16", torch.float32: "*fp32"}[dtype]
     known = dict(states="*fp32", A_log="*fp32", eps="fp32", scale="fp32", samples="*i64", written="*i64")
+    known |= dict.fromkeys("tokens counts addresses first_position token position key drawn stop most".split(), "*i64")
+    known |= dict(live="*u8", own_lengths="*i32", drawn_logprobs="*fp32", logprobs="*fp32")
     numbers = "width stride heads heads_kv room rotary n d times d_k d_v q_stride k_stride v_stride gate_stride".split()
+    numbers += ["every", "stops"]
     for name, constants, warps in KERNELS:
         kernel = getattr(module, name)
         names = kernel.arg_names

@@ -426,7 +426,7 @@ def test_triton_compiles_for_hopper_without_spills(tmp_path, dtype):
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
-    types = {"blocks": "*fp32", "uniforms": "*fp64", "tokens": "*i64", "logprobs": "*fp32", "suppressed": "*u8"}
+    types = {"blocks": "*fp32", "keys": "*i64", "tokens": "*i64", "logprobs": "*fp32", "suppressed": "*u8"}
     types |= {
         "logits": f"*{dtype}",
         "allowed": f"*{dtype}",

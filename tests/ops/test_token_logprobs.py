@@ -32,8 +32,8 @@ def test_on_the_cpu(seed, backend):
 
 @pytest.mark.parametrize("backend", ["reference"] + (["cpp"] if backends._C is not None else []))
 def test_large_logits_keep_their_digits(seed, backend):
-    """Logits up to 90 and more: of the likeliest tokens, log-probs and entropies are as right as of small logits. Inputs
-    are sixteenths, so that the products are exact."""
+    """Logits up to 90 and more: of the likeliest tokens, log-probs and entropies are as right as of small logits.
+    Inputs are sixteenths, so that the products are exact."""
     hidden, head = (torch.randn(40, 64) * 16).round() / 16, (torch.randn(3000, 64) * 40).round() / 16
     exact = (hidden.double() @ head.double().T).log_softmax(-1)
     logprobs, entropy = ops.token_logprobs(hidden, head, exact.argmax(-1), backend=backend)
