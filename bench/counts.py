@@ -33,7 +33,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from sslr1 import model, ops
-from sslr1.model import decode_layers, load
+from sslr1.model import decode_layers, lean_layers, load
 from sslr1.model.gated_delta_net import dtypes_of, linear_layers
 from sslr1.model.shared_prefix import no_mask, plug_in
 from sslr1.model.sizes import SIZES
@@ -44,6 +44,7 @@ from sslr1.ops import (
     decode_attend,
     decode_delta,
     decode_rows,
+    decode_samples,
     delta_rule,
     sampling,
     short_conv,
@@ -123,6 +124,7 @@ WRITES = {
     "gather_gate": ("out",),
     "delta": ("out",),
     "gate_norm": ("out",),
+    "draw_uniforms": ("out",),
     "begin_rows": ("own_lengths", "token", "position", "written", "key"),
     "end_rows": ("counts", "live"),
 }
@@ -252,7 +254,7 @@ def pretended(counter):
     from sslr1.kernels import decode, recurrent, sample, step
     from triton.runtime.jit import JITFunction
 
-    launched = {decode: ("prompt_part", "own_part", "join"), sample: ("statistics", "pick")}
+    launched = {decode: ("prompt_part", "own_part", "join"), sample: ("draw_uniforms", "statistics", "pick")}
     launched |= {recurrent: ("step", "conv_step")}
     launched |= {
         step: ("norms", "swiglu_rows", "split_turn", "gather_gate", "delta", "gate_norm", "begin_rows", "end_rows")
@@ -262,6 +264,8 @@ def pretended(counter):
         "decode_attention": attention._op_decode_attention,
         "gated_delta_step": delta_rule._op_step,
         "causal_conv_step": short_conv._op_step,
+        "step_begin": decode_samples._op_step_begin,
+        "step_end": decode_samples._op_step_end,
         "step_norm": decode_rows._op_step_norm,
         "step_swiglu": decode_rows._op_step_swiglu,
         "step_attention": decode_attend._op_step_attention,
@@ -451,12 +455,15 @@ class Kept:
         return sum(storage.nbytes() for storage in self.storages.values())
 
 
-def trained(name, layers):
-    """(Cost of forward, of backward, bytes kept between them) of these layers over a packed group, bfloat16."""
+def trained(name, layers, lean=False):
+    """(Cost of forward, of backward, bytes kept between them) of these layers over a packed group, bfloat16. lean: as
+    the learner has them; only the bytes kept are then a GPU's, since plain forms stand in for the kernels."""
     counter = Counter()
     with FakeTensorMode(allow_non_fake_inputs=True):
         network = network_of(name, layers, "cpu").requires_grad_(True)
         plug_in(network)
+        if lean:
+            lean_layers.plug_in(network)
         language, text = network.model.language_model, network.config.text_config
         tokens = PACKED[0] + sum(PACKED[1])
         with unset_fake_temporarily():
@@ -478,13 +485,15 @@ def trained(name, layers):
 
 @cache
 def learner(name) -> dict:
-    """{kind: {"forward": Cost, "backward": Cost, "kept": bytes a token}} of a layer."""
-    one = trained(name, ("full",))
+    """{kind: {"forward": Cost, "backward": Cost, "kept": bytes a token, "ours": bytes a token}} of a layer of
+    transformers' modules, and what the learner's own keep."""
+    one, lean = trained(name, ("full",)), trained(name, ("full",), True)
     found = {}
     for kind in ("full", "linear") if "qwen3.5" in name else ("full",):
-        two = trained(name, ("full", kind))
+        two, tokens = trained(name, ("full", kind)), PACKED[0] + sum(PACKED[1])
         forward, backward, kept = (a - b for a, b in zip(two, one))
-        found[kind] = dict(forward=forward, backward=backward, kept=kept // (PACKED[0] + sum(PACKED[1])))
+        ours = trained(name, ("full", kind), True)[2] - lean[2]
+        found[kind] = dict(forward=forward, backward=backward, kept=kept // tokens, ours=ours // tokens)
     return found
 
 
@@ -521,7 +530,7 @@ def table(name) -> str:
         lines.append(
             f"  learner, {kind} layer: {found['forward'].kernels} + {found['backward'].kernels} kernels, "
             f"{found['forward'].bytes / 1e9:.2f} + {found['backward'].bytes / 1e9:.2f} GB, keeps "
-            f"{found['kept'] / 1e3:.1f} kB a token"
+            f"{found['kept'] / 1e3:.1f} kB a token, the learner's own {found['ours'] / 1e3:.1f}"
         )
     return "\n".join(lines)
 

@@ -29,6 +29,7 @@ from sslr1.ops import (
     decode_attend,
     decode_delta,
     decode_rows,
+    decode_samples,
     flash,
     loss_walk,
     packed_attention,
@@ -149,8 +150,9 @@ def device(guarded, monkeypatch):
     for module, name in (
         *((recurrent, n) for n in ("step", "conv_step")),
         *((step, n) for n in ("norms", "swiglu_rows", "split_turn", "gather_gate", "delta", "gate_norm")),
+        *((step, n) for n in ("begin_rows", "end_rows")),
         *((decode, n) for n in ("prompt_part", "own_part", "join")),
-        *((sample, n) for n in ("statistics", "pick")),
+        *((sample, n) for n in ("draw_uniforms", "statistics", "pick")),
         (rows, "kernel"),
     ):
         monkeypatch.setattr(module, name, Kernel())
@@ -174,6 +176,8 @@ def device(guarded, monkeypatch):
     for name, run in {
         "sample": sampling._op_sample,
         "decode_attention": attention._op_decode_attention,
+        "step_begin": decode_samples._op_step_begin,
+        "step_end": decode_samples._op_step_end,
         "step_norm": decode_rows._op_step_norm,
         "step_swiglu": decode_rows._op_step_swiglu,
         "step_attention": decode_attend._op_step_attention,
@@ -240,12 +244,12 @@ def test_steps_in_buffers_that_are_kept(any_tiny, device, monkeypatch):
 @pytest.mark.parametrize(
     "fault, words",
     [
-        (lambda slots, logits: logits.amax().item(), "local_scalar_dense"),
-        (lambda slots, logits: bool((slots == 0).all()), "local_scalar_dense|is_nonzero"),
-        (lambda slots, logits: logits.argmax(-1).cpu(), "cpu"),
-        (lambda slots, logits: torch.zeros(3), "cpu"),
-        (lambda slots, logits: logits[:, torch.tensor([1, 2])], "cpu"),
-        (lambda slots, logits: logits.index_select(0, slots.nonzero()[:, 0]), "nonzero"),
+        (lambda slots, logits, *_: logits.amax().item(), "local_scalar_dense"),
+        (lambda slots, logits, *_: bool((slots == 0).all()), "local_scalar_dense|is_nonzero"),
+        (lambda slots, logits, *_: logits.argmax(-1).cpu(), "cpu"),
+        (lambda slots, logits, *_: torch.zeros(3), "cpu"),
+        (lambda slots, logits, *_: logits[:, torch.tensor([1, 2])], "cpu"),
+        (lambda slots, logits, *_: logits.index_select(0, slots.nonzero()[:, 0]), "nonzero"),
     ],
 )
 def test_a_fault_in_a_step_is_seen(tiny, device, monkeypatch, fault, words):

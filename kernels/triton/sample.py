@@ -1,8 +1,8 @@
 """One token and its log-prob a row of logits, by a two-level inverse CDF; `sslr1.ops.sampling` says what is drawn.
 
-Two launches. `statistics`, one program for each block of a row, leaves each block's maximum and sum of exponentials,
-once for the vocabulary and once for what may be drawn. `pick`, one program a row, chooses a block by the blocks'
-cumulative sums and reads that block again to choose the token in it.
+Three launches. `draw_uniforms` makes a uniform of each key. `statistics`, one program for each block of a row, leaves
+each block's maximum and sum of exponentials, once for the vocabulary and once for what may be drawn. `pick`, one
+program a row, chooses a block by the blocks' cumulative sums and reads that block again to choose the token in it.
 
 Cost: every logit read once and one exponential each; besides 1 byte a logit of `suppressed`, which stays in cache, 16
 bytes written and read a block, and one block a row read again. For 1,024 rows of 151,936 logits: 0.62 GB in float32,
@@ -18,8 +18,15 @@ import triton
 import triton.language as tl
 
 BLOCK = 4096
+KEYS = 256  # a program of `draw_uniforms`
 # Fused, x - max would differ from the x whose max was taken, and log-probs could exceed 0.
 OPTIONS = {"num_warps": 8, "enable_fp_fusion": False}
+
+
+@triton.jit
+def draw_uniforms(keys, out, n, BLOCK: tl.constexpr):
+    at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    tl.store(out + at, uniform(tl.load(keys + at, mask=at < n, other=0)), mask=at < n)
 
 
 @triton.jit
@@ -93,7 +100,7 @@ def pick(
     allowed,
     suppressed,
     blocks,
-    keys,
+    uniforms,
     tokens,
     logprobs,
     vocabulary,
@@ -124,7 +131,7 @@ def pick(
     else:
         sums = tl.load(blocks + 3 * n + lane, mask=lane < n, other=0.0)
         weights = exponential(tops, top).to(tl.float64) * sums.to(tl.float64)
-        target = uniform(tl.load(keys + row)) * tl.sum(weights, 0)
+        target = tl.load(uniforms + row) * tl.sum(weights, 0)
         block = first(tl.cumsum(weights, 0), weights, target, lane, BLOCKS)
         # what is left, as a share of the block: sums of the same block by different roads differ in their last bits
         target = (target - tl.sum(tl.where(lane < block, weights, 0.0), 0)) / tl.sum(
@@ -155,6 +162,14 @@ def aligned(logits):
     return logits.new_empty(B, triton.cdiv(V, 16) * 16)[:, :V].copy_(logits)
 
 
+def uniforms_of(keys):
+    """float64, as `sslr1.ops.uniform`."""
+    out, n = torch.empty(keys.shape, dtype=torch.float64, device=keys.device), len(keys)
+    if n:
+        draw_uniforms[(triton.cdiv(n, KEYS),)](keys.contiguous(), out, n, BLOCK=KEYS, num_warps=2)
+    return out
+
+
 def sample(logits, allowed, suppressed, keys, temperature, repeats=1):
     """logits [B, V] floating but not float64; allowed: the same tensor, or one like it with -inf where nothing may be
     drawn; suppressed: uint8 [V], 1 for ids never drawn, or None; keys int64 [B * repeats], a row's together;
@@ -180,6 +195,6 @@ def sample(logits, allowed, suppressed, keys, temperature, repeats=1):
     options = dict(SUPPRESSED=masked, BLOCK=block, **OPTIONS)
     statistics[(B, n)](logits, allowed, mask, blocks, *numbers, RESTRICTED=restricted, **options)
     options |= dict(GREEDY=temperature == 0, BLOCKS=triton.next_power_of_2(n))
-    given = logits, allowed, mask, blocks, keys, tokens, logprobs, *numbers, n, repeats
+    given = logits, allowed, mask, blocks, uniforms_of(keys), tokens, logprobs, *numbers, n, repeats
     pick[(B * repeats,)](*given, **options)
     return tokens, logprobs

@@ -338,7 +338,7 @@ def end_rows(
 def begin(samples, tokens, counts, live, addresses, first_position, own_lengths):
     """As `sslr1.ops.step_begin` has them."""
     n, every = len(samples), len(counts)
-    found = [torch.empty_like(samples) for _ in range(4)]
+    found = tuple(torch.empty_like(samples) for _ in range(4))
     known = samples, tokens, counts, live.view(torch.uint8), addresses, first_position, own_lengths
     grid = (triton.cdiv(max(n, every), ROWS),)
     begin_rows[grid](*known, *found, n, every, tokens.shape[1], BLOCK=ROWS, num_warps=2)

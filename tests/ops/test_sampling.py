@@ -1,5 +1,6 @@
 """Sampling: distribution, restriction, edges, keys, what a row may depend on; each backend, Triton interpreted."""
 
+import contextlib
 import itertools
 import math
 from unittest import mock
@@ -109,13 +110,22 @@ def check_direct(backend, device="cpu", sizes=(*SIZES, QWEN), rows=16, dtypes=(t
             assert (logprobs <= 0).all(), case
 
 
+@contextlib.contextmanager
+def drawing(uniforms):
+    """uniforms(key) in place of each backend's own."""
+    from sslr1.kernels import sample as kernel
+
+    with mock.patch.object(sampling, "uniform", uniforms), mock.patch.object(kernel, "uniforms_of", uniforms):
+        yield
+
+
 def check_edges(backend, device="cpu", sizes=(*SIZES, 10_000), spots=(0, 1, 1022, 1023, 1024, 4095, 4096)):
     """The first and the last uniform never leave the tokens that have mass."""
     keys = torch.zeros(1, dtype=torch.int64, device=device)
 
     def drawn(logits, u, **options):
         constant = torch.tensor([u], dtype=torch.float64, device=device)
-        with mock.patch.object(sampling, "uniform", lambda key: constant.expand(key.shape)):
+        with drawing(lambda key: constant.expand(key.shape).contiguous()):
             return ops.sample(logits, keys, backend=backend, **options)[0].item()
 
     for V, nothing in itertools.product(sizes, (-math.inf, -200.0)):  # e^-200 is 0 in float32
@@ -157,7 +167,7 @@ def check_rounding(backend, device="cpu", rows=1000):
         u = (cdf.gather(1, edge[:, None]) / cdf[:, -1:])[:, 0]
         u = torch.cat([u.nextafter(0 * u), u, u.nextafter(0 * u + 2)]).clamp(0, BELOW_ONE)
         logits, cdf = logits.repeat(3, 1), cdf.repeat(3, 1)
-        with mock.patch.object(sampling, "uniform", lambda key, u=u: u):
+        with drawing(lambda key, u=u: u):
             tokens = ops.sample(logits, keys, backend=backend)[0][:, None]
         assert logits.gather(1, tokens).isfinite().all()
         share = (cdf / cdf[:, -1:]).gather(1, tokens)[:, 0]
@@ -165,7 +175,7 @@ def check_rounding(backend, device="cpu", rows=1000):
             share - u - (e.repeat(3, 1) / cdf[:, -1:]).gather(1, tokens)[:, 0] < 1e-5
         ).all()
     u = torch.arange(8, device=device) / 8  # an interval holds its lower end
-    with mock.patch.object(sampling, "uniform", lambda key: u.double()):
+    with drawing(lambda key: u.double()):
         tokens = ops.sample(torch.zeros(8, 8, device=device), keys[:8], backend=backend)[0]
     assert tokens.tolist() == list(range(8))
 
@@ -426,7 +436,7 @@ def test_triton_compiles_for_hopper_without_spills(tmp_path, dtype):
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
-    types = {"blocks": "*fp32", "keys": "*i64", "tokens": "*i64", "logprobs": "*fp32", "suppressed": "*u8"}
+    types = {"blocks": "*fp32", "uniforms": "*fp64", "tokens": "*i64", "logprobs": "*fp32", "suppressed": "*u8"}
     types |= {
         "logits": f"*{dtype}",
         "allowed": f"*{dtype}",
@@ -435,15 +445,14 @@ def test_triton_compiles_for_hopper_without_spills(tmp_path, dtype):
         "n": "i32",
         "repeats": "i32",
     }
-    types |= {"stride": "i64", "allowed_stride": "i64"}
-    for kernel, flag, suppressed in itertools.product(
-        (module.statistics, module.pick), ("RESTRICTED", "GREEDY", None), (False, True)
-    ):
+    types |= {"stride": "i64", "allowed_stride": "i64", "keys": "*i64", "out": "*fp64"}
+    kernels = itertools.product((module.statistics, module.pick), ("RESTRICTED", "GREEDY", None), (False, True))
+    for kernel, flag, suppressed in [(module.draw_uniforms, None, False), *kernels]:
         constants = {
             "RESTRICTED": False,
             "GREEDY": False,
             "SUPPRESSED": suppressed,
-            "BLOCK": module.BLOCK,
+            "BLOCK": module.KEYS if kernel is module.draw_uniforms else module.BLOCK,
             "BLOCKS": 64,
         }
         constants[flag] = True
@@ -458,7 +467,7 @@ def test_triton_compiles_for_hopper_without_spills(tmp_path, dtype):
             {where[n]: [["tt.divisibility", 16]] for n in aligned if n in where},
         )
         compiled = triton.compile(source, target=GPUTarget("cuda", 90, 32), options=module.OPTIONS)
-        assert "ld.global.v4" in compiled.asm["ptx"]  # 16 bytes a load
+        assert kernel is module.draw_uniforms or "ld.global.v4" in compiled.asm["ptx"]  # 16 bytes a load
         cubin = tmp_path / "kernel.cubin"
         cubin.write_bytes(compiled.asm["cubin"])
         assert_no_spills(cubin)
