@@ -85,7 +85,9 @@ def test_peft_reads_it_and_merges_the_same(step, tmp_path, photographs):
     hf = step.run / "checkpoints" / "step-000001" / "hf"
     expected = logits(step.weights.model, step.base, photographs)
     theirs = peft.PeftModel.from_pretrained(model.load_model(step.base), hf)
-    assert (logits(theirs, step.base, photographs) - expected).abs().max() <= 1e-5 * expected.abs().max()
+    # float32's noise: of Qwen3.5, whose states are sums over all that went before, up to 1.5e-5 in five seeds
+    bound = 5e-5 if step.weights.model.config.model_type == "qwen3_5" else 1e-5
+    assert (logits(theirs, step.base, photographs) - expected).abs().max() <= bound * expected.abs().max()
     theirs.save_pretrained(tmp_path / "theirs")
     network = model.skeleton(step.base)
     assert lora.read(tmp_path / "theirs", network) == lora.read(hf, network) == lora.lora_of(step.weights.model)
