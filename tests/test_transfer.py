@@ -34,14 +34,15 @@ def check_steps(found, tables):
         assert "patches" not in sent and "moved" not in sent
         assert set(by) == {"sslr1/ops/transfer.py:upload", "sslr1/ops/transfer.py:upload_together"}, by
         assert sum(by.values()) == sum(size for name, size in sent.items() if name != "weights")
-        assert step["copied"] - step["ids"] - ATLAS * (step is first) <= (1 + tables) * step["pictures"]
-        assert step["before"] > 4 * step["copied"]
+        copied = step["copied"] - ATLAS * (step is first)
+        assert copied - step["ids"] <= (1 + tables) * step["pictures"]
+        assert step["before"] > 4 * copied
     for step in others:  # more updates; completions may have other lengths
         assert step["sent"]["images"] == first["sent"]["images"] and step["copied"] <= first["copied"]
 
 
 def test_a_steps_pictures_are_copied_once_whatever_the_updates():
-    check_steps(on_a_standin("bench/transfers.py", "--prompts", "8", "--side", "224", "--updates", "1", "3"), 0.1)
+    check_steps(on_a_standin("bench/transfers.py", "--prompts", "5", "--side", "112", "--updates", "1", "3"), 0.1)
 
 
 @pytest.mark.slow
