@@ -35,7 +35,7 @@ test-gpu-env: .venv-gpu/.done
 	OMP_NUM_THREADS=1 $(GPU_BIN)/python $(TEST)
 
 test-slow: setup
-	$(BIN)/python -m pytest -q -m slow
+	$(BIN)/python -m pytest -q -m "slow and not peer"
 
 PEERS = import tomllib; extras = tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]; print(*extras["peers"], *extras["photos"])
 
