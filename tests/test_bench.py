@@ -90,6 +90,7 @@ def test_the_large_model_is_the_published_one(bench, monkeypatch):
     assert settings.text_config.rope_parameters["mrope_section"] == published["rope_scaling"]["mrope_section"]
 
 
+@pytest.mark.slow
 def test_every_row_of_a_gpu_is_tried_on_the_cpu(bench, monkeypatch, tmp_path, capsys):
     """With their own checks; peers that are not there are named, and each row says that it needs a GPU."""
     main, journal, benches = bench("__main__"), bench("journal"), bench("benches")

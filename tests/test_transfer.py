@@ -81,6 +81,7 @@ print(json.dumps({"names": names, "moved": moved, "largest": largest, "changed":
 """
 
 
+@pytest.mark.slow
 def test_tritons_kernels_render_a_steps_prompts_as_cpp_does():
     """Of all puzzles, through the stream, whose images go to the device; by Triton's interpreter."""
     (found,) = on_a_standin("-c", RENDERED, TRITON_INTERPRET="1")
