@@ -126,16 +126,27 @@ def test_greedy_is_transformers_generate(any_tiny, engine, prompts, group_size, 
         assert all(s.tokens.tolist() == out for s in group.samples)
 
 
-def test_sampled_logprobs_are_the_learners(engine, prompts):
+def assert_the_learners(engine, prompts, bound):
     groups = engine.generate(prompts, group_size=6, temperature=0.8, seed=5)
     policy = model.Policy(engine.model)
     packed = model.pack(groups, **policy.pack_options)
     with torch.no_grad():
         (logprobs,) = policy(packed, lambda h, w: (ops.token_logprobs(h, w, packed.tokens, 0.8)[0],))
     drawn = torch.cat([s.logprobs for g in groups for s in g.samples])
-    # Qwen3.5's states are sums over all that went before: either side is up to 9e-6 off what float64 gives
-    bound = 2e-5 if engine.model.config.model_type == "qwen3_5" else 1e-5
     assert (logprobs - drawn).abs().max() <= bound
+
+
+def test_sampled_logprobs_are_the_learners(engine, prompts):
+    # Qwen3.5's states are sums over all that went before: either side is up to 9e-6 off what float64 gives
+    assert_the_learners(engine, prompts, 2e-5 if engine.model.config.model_type == "qwen3_5" else 1e-5)
+
+
+def test_in_float64_they_are_but_for_how_they_are_kept(any_tiny, prompts):
+    """Log-probs are kept in float32, whose last digit at 10 is 1e-6."""
+    wide = Engine(model.load_model(any_tiny).double(), model.load_tokenizer(any_tiny), max_tokens=20)
+    for prompt in prompts:
+        prompt.pixel_values = prompt.pixel_values.double()
+    assert_the_learners(wide, prompts, 2e-6)
 
 
 @pytest.mark.parametrize(
