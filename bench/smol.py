@@ -20,8 +20,8 @@ from sslr1.model.folder import weight_files
 from sslr1.model.tiny import CHAT_TEMPLATE, FAMILIES
 
 # The family's own architecture, 7.2 million parameters with the merger into 576: windows of 112 px but in every other
-# block. Weights begin with 1 / sqrt(hidden): with the usual 0.02, which is made for widths of thousands, the tower was
-# where it had begun after 170 steps (bench/NOTES.md).
+# block. Weights begin with 1 / sqrt(hidden), not with the usual 0.02, which is made for widths of thousands
+# (bench/NOTES.md).
 VISION = dict(
     depth=6,
     hidden_size=256,

@@ -1,5 +1,6 @@
 """A vision tower's own training, before a language model sees through it: on the canvases of the puzzles themselves, by
-what EfficientNet-Lite0 sees there (distillation), and by the puzzles' answers through a small head that is thrown away.
+what EfficientNet-Lite0 sees there (distillation). A small head learns the puzzles' answers beside it, to tell what can
+be read out; with --head they train the tower, too. It is thrown away.
 
 python bench/tower.py MODEL IMAGES OUT [--steps N] [--distil W] [--head W]
 
