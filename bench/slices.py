@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 EVERY_S = 300  # between two states at least
-RISE = 0.05  # of the steps, over which the learning rate rises; then it falls as a cosine
+RISE = 0.05  # of the steps, over which the learning rate rises; then it falls as a cosine, where it falls
 
 
 class OutOfTime(Exception):
@@ -34,19 +34,19 @@ class Deadline:
         return self.at - time.monotonic()
 
 
-def factor(step, steps) -> float:
+def factor(step, steps, falls=True) -> float:
     rise = max(1, round(RISE * steps))
-    if step < rise:
-        return (step + 1) / rise
+    if step < rise or not falls:
+        return min(1.0, (step + 1) / rise)
     return 0.5 + 0.5 * math.cos(math.pi * (step - rise) / max(1, steps - rise))
 
 
-def train(parameters, rates, loss_at, steps, *, kept, made_by, deadline, every=25, say=print) -> float:
+def train(parameters, rates, loss_at, steps, *, kept, made_by, deadline, every=25, falls=True, say=print) -> float:
     """AdamW for `steps` steps of loss_at(step) -> (loss, {name: number}); returns the seconds of all slices. Raises
     OutOfTime, and ValueError where `kept` is of other settings.
 
-    parameters: {name: Parameter}; rates: {name: learning rate at the top}; kept: the state's file; made_by:
-    JSON-able."""
+    parameters: {name: Parameter}; rates: {name: learning rate at the top}; kept: the state's file; made_by: JSON-able;
+    falls: whether the rate falls again."""
     kept, made_by = Path(kept), json.dumps(made_by, sort_keys=True)
     options = dict(betas=(0.9, 0.98), weight_decay=0.0)
     groups = [{"params": [parameters[name]], "lr": rates[name], "top": rates[name]} for name in parameters]
@@ -61,7 +61,7 @@ def train(parameters, rates, loss_at, steps, *, kept, made_by, deadline, every=2
             _save(kept, parameters, optimizer, made_by, step, spent + time.monotonic() - began)
             raise OutOfTime(f"{kept.stem}: step {step} of {steps}")
         for group in optimizer.param_groups:
-            group["lr"] = group["top"] * factor(step, steps)
+            group["lr"] = group["top"] * factor(step, steps, falls)
         loss, numbers = loss_at(step)
         if not torch.isfinite(loss):
             raise FloatingPointError(f"{kept.stem}: the loss of step {step} is {loss}")

@@ -20,8 +20,7 @@ from sslr1.model.folder import weight_files
 from sslr1.model.tiny import CHAT_TEMPLATE, FAMILIES
 
 # The family's own architecture, 7.2 million parameters with the merger into 576: windows of 112 px but in every other
-# block. Weights begin with 1 / sqrt(hidden), not with the usual 0.02, which is made for widths of thousands
-# (bench/NOTES.md).
+# block
 VISION = dict(
     depth=6,
     hidden_size=256,
@@ -32,9 +31,8 @@ VISION = dict(
     temporal_patch_size=2,
     window_size=112,
     fullatt_block_indexes=[1, 3, 5],
-    initializer_range=0.0625,
 )
-SIDE = 168  # px of the largest canvas: 6 x 6 visual tokens
+SIDE = 112  # px of the largest canvas: 4 x 4 visual tokens
 # Special tokens that the language model has and a chat never shows, and what they become
 VISION_TOKENS = {
     "<gh_stars>": "<|vision_start|>",
