@@ -48,7 +48,19 @@ def cuda_library_folder():
     )
 
 
-SOURCES = ("causal_conv", "delta_rule", "draw", "elementwise", "look", "memory", "points", "render", "row_loss", "step")
+SOURCES = (
+    "causal_conv",
+    "delta_rule",
+    "delta_step",
+    "draw",
+    "elementwise",
+    "look",
+    "memory",
+    "points",
+    "render",
+    "row_loss",
+    "step",
+)
 CUDA = cuda_library_folder() if NVCC else None
 extension = Pybind11Extension(
     "sslr1._C",

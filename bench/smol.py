@@ -10,12 +10,11 @@ imported: its file alone is read.
 import argparse
 import importlib.metadata
 import json
-import os
 from pathlib import Path
 
 import torch
 
-from sslr1.files import open_to_all
+from sslr1.files import open_to_all, write_whole
 from sslr1.model.folder import weight_files
 from sslr1.model.tiny import CHAT_TEMPLATE, FAMILIES
 
@@ -181,9 +180,8 @@ def build(folder, gguf=None, seed=0, side=SIDE, vision=None) -> Path:
     tokenizer.save_pretrained(folder)
     open_to_all(weight_files(folder), folder)
     processor = FAMILIES["qwen2_5_vl"]["processor"] | {"max_pixels": side * side}
-    partial = folder / "preprocessor_config.json.partial"
-    partial.write_text(json.dumps(processor, indent=2) + "\n")
-    os.replace(partial, folder / "preprocessor_config.json")  # last: its presence says that the folder is complete
+    # last: its presence says that the folder is complete
+    write_whole(folder / "preprocessor_config.json", json.dumps(processor, indent=2) + "\n")
     return folder
 
 

@@ -28,4 +28,8 @@ IN_EACH_CLONE F exponential(F x) {
   return y;
 }
 
+IN_EACH_CLONE float decay(float x) {  // e^x, x <= 0
+  return x > kLowest ? exponential<float, std::uint32_t>(x) : x <= kLowest ? 0.0f : x;  // NaN stays
+}
+
 }  // namespace sslr1

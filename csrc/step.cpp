@@ -27,10 +27,6 @@ T* at(std::uintptr_t address) {
   return reinterpret_cast<T*>(address);
 }
 
-IN_EACH_CLONE float decay(float x) {  // e^x, x <= 0
-  return x > kLowest ? exponential<float, std::uint32_t>(x) : x <= kLowest ? 0.0f : x;  // NaN stays
-}
-
 IN_EACH_CLONE float sigmoid(float y) {
   const float e = decay(y < 0 ? y : -y);
   return (y < 0 ? e : 1.0f) / (1 + e);

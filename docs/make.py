@@ -17,7 +17,8 @@ from typing import Annotated, Literal, Union, get_args, get_origin
 import glossary
 
 from sslr1 import config, preview, puzzles
-from sslr1.config.settings import Data, ImageSource, Section
+from sslr1.config.inputs import Data
+from sslr1.config.kinds import ImageSource, Section
 from sslr1.data import ImageStore, images, stream, walk
 from sslr1.data.decode import NEAR
 from sslr1.evaluate import probes

@@ -11,7 +11,7 @@ import torch.distributed as dist
 from safetensors.torch import save_file
 
 from sslr1 import distributed, model
-from sslr1.config.settings import Lora
+from sslr1.config.inputs import Lora
 from sslr1.learner import dealing
 from sslr1.model import lora, parallel
 from sslr1.model.cost import cost_of

@@ -8,7 +8,8 @@ import pytest
 
 from docs import glossary
 from sslr1 import config, model, puzzles
-from sslr1.config.settings import Section, Task
+from sslr1.config.inputs import Task
+from sslr1.config.kinds import Section
 from sslr1.setup import budget, card
 from tests.conftest import ROOT
 from tests.model.test_load import published

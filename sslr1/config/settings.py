@@ -1,217 +1,17 @@
 """The settings of a run: each section's keys, types, ranges and defaults. A field's description is its
 documentation."""
 
-import difflib
-import os
 import re
-from pathlib import PurePath
 from typing import Annotated, Literal
 
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    ValidationError,
-    field_validator,
-    model_validator,
-)
+from pydantic import Field, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
-from sslr1.errors import UserError
+from sslr1.config.inputs import Data, Model, Task
+from sslr1.config.kinds import ConfigError, ImageSource, NoImages, Place, Section, nearest
 from sslr1.sums import plain_sum
 
-BUILTIN_IMAGES = "builtin:scenes"
-# What is built in, and of which family
-BUILTIN_MODELS = {"builtin:tiny": "qwen2_5_vl", "builtin:tiny-qwen3-vl": "qwen3_vl", "builtin:tiny-qwen3.5": "qwen3_5"}
-
-
 TASK_NAME = re.compile("[a-z][a-z0-9_-]*")
-
-
-class ConfigError(UserError):
-    """A line for the user: the key's full path, the value, what the key takes. What can't be printed is escaped."""
-
-    def __init__(self, text):
-        super().__init__(cut("".join(c if c.isprintable() else repr(c)[1:-1] for c in text), 1500))
-
-
-class Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", validate_default=True, frozen=True, allow_inf_nan=False)
-
-    @field_validator("*")
-    @classmethod
-    def _fits(cls, value):
-        if isinstance(value, int) and not -(2**63) <= value < 2**63:
-            raise PydanticCustomError("too_wide", "Input should fit into 64 bits")
-        return value
-
-
-def _tidy(path):
-    """One spelling of a path: "~" is the home folder, no slash at its end, none doubled, no "." between two; what is
-    built in as it is."""
-    if path.startswith("builtin:"):
-        if path not in (known := [*BUILTIN_MODELS, BUILTIN_IMAGES]):
-            raise PydanticCustomError(
-                "builtin", "nothing of that name is built in; {near}", {"near": nearest(path, known)}
-            )
-        return path
-    path = str(PurePath(os.path.expanduser(path)))
-    return f"./{path}" if path.startswith("~") else path  # a folder of that name, the next time too
-
-
-Place = Annotated[str, Field(min_length=1), AfterValidator(_tidy)]
-
-
-SOURCE = "a source is a path or {path: …, weight: …, column: …}"
-
-
-class ImageSource(Section):
-    """One of several places that images come from, or one whose column is to be named."""
-
-    path: Place
-    weight: float | None = Field(None, gt=0)
-    column: Annotated[str, Field(min_length=1)] | None = None
-
-
-def _source(given):
-    """A path where that is all that is said."""
-    if isinstance(given, dict):
-        try:
-            given = ImageSource(**given)
-        except (ValidationError, TypeError) as error:
-            first = error.errors()[0] if isinstance(error, ValidationError) else {"loc": (), "msg": str(error)}
-            where = ".".join(map(str, first["loc"])) or "a source"
-            said = f"{first['msg'][0].lower()}{first['msg'][1:]}"
-            raise PydanticCustomError("source", f"{where}: {said}; {SOURCE}") from None
-    if isinstance(given, ImageSource) and given.weight is None and given.column is None:
-        return given.path
-    if not isinstance(given, str | ImageSource) or given == "":
-        raise PydanticCustomError("source", SOURCE)
-    return given
-
-
-def _sources(given):
-    if not isinstance(given, list):
-        found = _source(given)
-        return _source(found.model_copy(update={"weight": None})) if isinstance(found, ImageSource) else found
-    found = [_source(one) for one in given]
-    if not found:
-        raise PydanticCustomError("source", "a list of sources has at least one")
-    return found if len(found) > 1 else _sources(found[0])
-
-
-Images = Annotated[Place | ImageSource | list[Place | ImageSource], BeforeValidator(_sources)]
-NoImages = Annotated[
-    Place | ImageSource | list[Place | ImageSource] | None,
-    BeforeValidator(lambda given: given if given is None else _sources(given)),
-]
-
-
-Targets = list[str] | str
-NOT_OURS = {  # what adapters can be elsewhere
-    "DoRA": ("dora", "use_dora"),
-    "QLoRA": ("qlora", "bits", "quantization", "load_in_4bit", "load_in_8bit"),
-}
-
-
-class Lora(Section):
-    rank: int = Field(
-        0,
-        ge=0,
-        description="of the adapters (LoRA): the model is frozen, in model.dtype, and they alone are trained; 0 trains "
-        "the model itself. A model.path that is an adapter brings its own rank, alpha and targets",
-    )
-    alpha: int | None = Field(
-        None, ge=1, description="an adapter's product counts alpha / rank times; null is twice the rank"
-    )
-    rslora: bool = Field(False, description="alpha / sqrt(rank) in place of alpha / rank (rank-stabilised LoRA)")
-    targets: Targets | None = Field(
-        "all-linear",
-        description="which linears of the language model get one, in the words of PEFT's target_modules: all-linear, a "
-        "regular expression for the whole name, or a list of names or their ends; null is none",
-    )
-    vision: Targets | None = Field(
-        None, description="which linears of the vision tower, in the same words; null leaves the tower as it is"
-    )
-    dropout: float = Field(
-        0.0,
-        ge=0,
-        le=0,
-        description="only 0: the loss takes the policy that drew the tokens for the one that it differentiates, and "
-        "dropout would make them two",
-    )
-
-    @model_validator(mode="before")
-    @classmethod
-    def _ours(cls, tree):
-        for what, keys in NOT_OURS.items():
-            for key in keys:
-                if isinstance(tree, dict) and key in tree:
-                    told = {"key": f"model.lora.{key}", "what": what}
-                    raise PydanticCustomError("lora", "{key}: {what} is not supported, only plain LoRA", told)
-        return tree
-
-
-class Model(Section):
-    path: Place = Field(
-        description="a Hugging Face folder, or builtin:tiny (Qwen2.5-VL), builtin:tiny-qwen3-vl or "
-        "builtin:tiny-qwen3.5, a tiny model built on first use below log.dir"
-    )
-    dtype: Literal["auto", "float32", "bfloat16"] = Field(
-        "auto", description="compute dtype; auto is bfloat16 on a GPU, float32 on a CPU"
-    )
-    frozen: Literal["none", "vision"] = Field(
-        "none", description="vision leaves the vision tower as it is, which spares its gradients and moments"
-    )
-    lora: Lora = Lora()
-
-
-class Data(Section):
-    path: Images = Field(
-        None,
-        validate_default=False,
-        description="a folder of images, tar archives and parquet files; one .tar archive; one .parquet file; a list "
-        "of such, each a path or {path, weight, column}, of which docs/data.md says more; or builtin:scenes, "
-        "procedural scenes drawn on first use below log.dir",
-    )
-    exclude: Place | None = Field(
-        None,
-        description="a file of images to leave out, as files.txt names them, one a line, which `sslr1 overlap` writes",
-    )
-    scenes: int = Field(2000, ge=16, description="how many images builtin:scenes has")
-    decoder: Literal["auto", "dali", "pillow", "dali_gpu"] = Field(
-        "auto",
-        description="of PNG files, and for reducing; auto is DALI where it is installed. dali_gpu decodes ordinary "
-        "JPEG files on the GPU, in batches, and all else as dali; it rounds otherwise, so that a run keeps to it",
-    )
-    min_side: int = Field(252, ge=28, description="images whose shorter side is under this many px are passed over")
-    max_side: int | None = Field(
-        768,
-        ge=56,
-        description="images whose longer side is over 1.25 times this many px are reduced to it, antialiased, when "
-        "they are decoded; null leaves all as they are",
-    )
-    holdout: float = Field(
-        0.05,
-        gt=0,
-        lt=1,
-        description="share of the images held out for evaluation: at least 64, at most 2,000 and never more than half "
-        "of them",
-    )
-    cache_mb: int = Field(
-        256,
-        ge=1,
-        description="decoded images kept in memory, MiB a rank; with decoder=dali_gpu as much of the GPU's, too",
-    )
-    max_bad: float = Field(
-        0.2,
-        ge=0,
-        le=1,
-        description="the run ends when more than this share of the images that its puzzles asked for (64 at least) "
-        "were bad: can't be read or decoded, too small, or flat; 1 is off",
-    )
 
 
 class Warmup(Section):
@@ -445,49 +245,6 @@ class Eval(Section):
         return value
 
 
-class Task(Section):
-    """Questions of the user's own."""
-
-    path: Place = Field(
-        description="a JSONL file, an object a line, or a parquet file (which needs pyarrow): a question a row"
-    )
-    kind: Literal["letter", "number", "yes/no", "sequence", "text"] | None = Field(
-        None,
-        description="what answers are: letter, of an option; number; yes/no; sequence, a permutation of 1 to K; text, "
-        "compared word for word without its case. Needed unless a function judges them",
-    )
-    tolerance: float = Field(0.0, ge=0, description="how far a number may lie from the answer and be right")
-    function: str | None = Field(
-        None,
-        pattern=r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*$",
-        description="package.module:name of what judges answers, in place of a kind: called with the text in the box "
-        "and the row as a dict, it returns a number from 0 to 1 within 10 s",
-    )
-    share: float = Field(
-        0.1, ge=0, le=1, description="of a step's slots; puzzles share what tasks leave. 0 only evaluates"
-    )
-    images: str = Field("images", min_length=1, description="column of a row's pictures, one or a list")
-    question: str = Field(
-        "question", min_length=1, description="column of the question; <image> may say where each picture goes"
-    )
-    answer: str = Field("answer", min_length=1, description="column of the right answer")
-    choices: str = Field(
-        "choices", min_length=1, description="column of the options' texts, a list, which need not be there"
-    )
-    root: Place | None = Field(
-        None, description="the folder that pictures' paths begin in; the file's own unless given"
-    )
-
-    @model_validator(mode="after")
-    def _judged(self):
-        told = {"name": "function" if self.function else "kind"}
-        if (self.kind is None) == (self.function is None):
-            raise PydanticCustomError("judged", "give either kind or function", told)
-        if self.tolerance and self.kind != "number":
-            raise PydanticCustomError("judged", "tolerance is for kind: number", told)
-        return self
-
-
 class Config(Section):
     model: Model
     data: Data = Data()  # whose path is asked for where images are needed
@@ -556,12 +313,3 @@ def shares(settings: dict) -> dict:
 def levels(settings: dict) -> dict:
     """{name: level} of the same; a task has one, 1."""
     return settings["puzzles"]["levels"] | dict.fromkeys(settings.get("tasks") or {}, 1)
-
-
-def nearest(name, known):
-    close = difflib.get_close_matches(name[:100], known, 1, 0.5)
-    return f"did you mean {close[0]}? Known: {', '.join(known)}" if close else f"known: {', '.join(known)}"
-
-
-def cut(text, length) -> str:
-    return text if len(text) <= length else f"{text[:length]}…"

@@ -8,10 +8,9 @@ Qwen/Qwen3-VL-4B-Instruct or Qwen/Qwen3.5-4B.
 
 import argparse
 import json
-import os
 from pathlib import Path
 
-from sslr1.files import open_to_all
+from sslr1.files import open_to_all, write_whole
 from sslr1.model.folder import weight_files
 
 SPECIAL = (
@@ -209,9 +208,8 @@ def build_tiny(
     tokenizer.save_pretrained(folder)
     open_to_all(weight_files(folder), folder)
     processor = bounded(own["processor"], max_pixels) if max_pixels else own["processor"]
-    partial = folder / "preprocessor_config.json.partial"
-    partial.write_text(json.dumps(processor, indent=2) + "\n")
-    os.replace(partial, folder / "preprocessor_config.json")  # last: its presence says that the folder is complete
+    # last: its presence says that the folder is complete
+    write_whole(folder / "preprocessor_config.json", json.dumps(processor, indent=2) + "\n")
     return folder
 
 

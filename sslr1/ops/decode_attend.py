@@ -96,17 +96,10 @@ def _op_step_attention(
     backend = _choose(backend, qkv, d)
     rows, n = len(qkv), len(samples)
     if backend == "cpp":
-        out = qkv.new_empty(rows, heads * d)
-        out[n:] = 0
-        prompt_k, prompt_v = prompt_k.contiguous(), prompt_v.contiguous()
         norms = [None if w is None else w.float().contiguous() for w in (q_norm, k_norm)]
-        cos, sin, lengths = cos.float().contiguous(), sin.float().contiguous(), prompt_lengths.int().contiguous()
-        tensors = qkv, cos, sin, *norms, prompt_k, prompt_v, lengths, own_k, own_v, samples, written, out
-        addresses = [0 if x is None else x.data_ptr() for x in tensors]
-        numbers = n, qkv.shape[1], heads, heads_kv, d, cos.shape[1], prompt_k.shape[2], G, C
-        settings = scale, eps, zero_centred, gated, torch.get_num_threads()
-        backends._C.step_attention(addresses, numbers, *settings)
-        return out
+        tensors = qkv, cos.float().contiguous(), sin.float().contiguous(), *norms
+        tensors += prompt_k.contiguous(), prompt_v.contiguous(), prompt_lengths.int().contiguous()
+        return _in_cpp((*tensors, own_k, own_v, samples, written), heads, (scale, eps, zero_centred, gated))
     dense = n == P * G
     if backend == "triton":
         from sslr1.kernels import step as kernel
@@ -114,15 +107,8 @@ def _op_step_attention(
         norms = q_norm, k_norm, eps, zero_centred
         q = kernel.prepare(qkv, cos, sin, norms, own_k, own_v, samples, written, heads, gated)
     else:
-        q, k, v = qkv[:n].split((qkv.shape[1] - 2 * heads_kv * d, heads_kv * d, heads_kv * d), -1)
-        q, k, v = q.unflatten(-1, (heads, -1)), k.unflatten(-1, (heads_kv, d)), v.unflatten(-1, (heads_kv, d))
-        q, gate = q[..., :d], q[..., d:]
-        if q_norm is not None:
-            q, k = rms_norm(q, q_norm, eps, zero_centred), rms_norm(k, k_norm, eps, zero_centred)
-        q, k = rotate(q, cos[:n], sin[:n]), rotate(k, cos[:n], sin[:n])
-        into = (samples[:, None] * heads_kv + torch.arange(heads_kv, device=qkv.device)) * C + written[:, None]
-        for buffer, new in ((own_k, k), (own_v, v)):
-            buffer.view(-1, d).index_copy_(0, into.view(-1), new.reshape(-1, d))
+        norms = q_norm, k_norm, eps, zero_centred
+        q, gate = _prepare(qkv[:n], cos[:n], sin[:n], norms, own_k, own_v, samples, written, heads)
         q = q if dense else q.new_zeros(P * G, heads, d).index_copy_(0, samples, q)
     given = q.view(P, G, heads, d), prompt_k, prompt_v, prompt_lengths, own_k, own_v, own_lengths
     inner = backend if attention.fits(qkv.dtype, d) else "reference"
@@ -136,6 +122,33 @@ def _op_step_attention(
     if gated:
         out = out * gate.sigmoid()
     return F.pad(out.reshape(n, heads * d), (0, 0, 0, rows - n))
+
+
+def _in_cpp(tensors, heads, settings):
+    qkv, cos, prompt_k, own_k, samples = (tensors[i] for i in (0, 1, 5, 8, 10))
+    (_, G, heads_kv, C, d), n = own_k.shape, len(samples)
+    out = qkv.new_empty(len(qkv), heads * d)
+    out[n:] = 0
+    addresses = [0 if x is None else x.data_ptr() for x in (*tensors, out)]
+    numbers = n, qkv.shape[1], heads, heads_kv, d, cos.shape[1], prompt_k.shape[2], G, C
+    backends._C.step_attention(addresses, numbers, *settings, torch.get_num_threads())
+    return out
+
+
+def _prepare(qkv, cos, sin, norms, own_k, own_v, samples, written, heads):
+    """(queries [n, heads, d], gates of as many numbers or of none), keys and values written to their places."""
+    heads_kv, C, d = own_k.shape[2:]
+    q_norm, k_norm, eps, zero_centred = norms
+    q, k, v = qkv.split((qkv.shape[1] - 2 * heads_kv * d, heads_kv * d, heads_kv * d), -1)
+    q, k, v = q.unflatten(-1, (heads, -1)), k.unflatten(-1, (heads_kv, d)), v.unflatten(-1, (heads_kv, d))
+    q, gate = q[..., :d], q[..., d:]
+    if q_norm is not None:
+        q, k = rms_norm(q, q_norm, eps, zero_centred), rms_norm(k, k_norm, eps, zero_centred)
+    q, k = rotate(q, cos, sin), rotate(k, cos, sin)
+    into = (samples[:, None] * heads_kv + torch.arange(heads_kv, device=qkv.device)) * C + written[:, None]
+    for buffer, new in ((own_k, k), (own_v, v)):
+        buffer.view(-1, d).index_copy_(0, into.view(-1), new.reshape(-1, d))
+    return q, gate
 
 
 def _choose(backend, qkv, d):

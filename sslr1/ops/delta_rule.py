@@ -210,7 +210,7 @@ def _op_backward(grad, states, q, k, v, g, beta, *rest):
     if backend == "products":
         return delta_chunks.backward(grad, states, q, k, v, g, beta, *rest)
     if backend == "triton":
-        from sslr1.kernels import delta_chunks as kernel
+        from sslr1.kernels import delta_back as kernel
 
         dq, dk, *found = kernel.backward(grad, states, q, k, v, g, beta, *_chunks(*rest))
         *_, scale, l2norm = rest

@@ -80,19 +80,7 @@ def build(
     spec = ops.PatchSpec.from_pretrained(base_of(model_path), dtype=dtype, **limits)
     if data:
         examples = series.check(lengths.kinds(config), spec, config.puzzles.composed)
-    tasks = {}
-
-    def open_tasks():
-        report = (lambda name: _found(f"tasks.{name}", "rows looked at")) if world.main else None
-        functions = own.functions(config, [stored, folder])
-        tasks.update(own.open_tasks(config, tokenizer, spec, functions, folder, learns and world.main, report))
-        if learns:
-            own.check_token_budget(config, tasks)
-
-    if data:  # rank 0 looks through the rows, and where there is a run's folder the others read there what it found
-        distributed.agree(_problem(open_tasks) if world.main else None, world)
-        if not world.main:
-            open_tasks()
+    tasks = _tasks(config, world, tokenizer, spec, folder, stored, learns) if data else {}
     images, evaluation = _images(config, data_path, listing, world.device) if data else (None, None)
     longest = None
     if data and learns:
@@ -100,18 +88,6 @@ def build(
         distributed.agree(_problem(lengths.check_token_budget, config, longest) if world.main else None, world)
 
     policy, weights = _networks(config, world, model_path, dtype)
-    c = config.rollout
-    engine = Engine(
-        weights.model,
-        tokenizer,
-        max_tokens=c.max_tokens,
-        wave_rows=c.wave_rows,
-        wave_groups=c.wave_groups,
-        batch_invariant=c.batch_invariant,
-        look_every=c.look_every,
-        cuda_graphs=c.cuda_graphs,
-        keeps_seen=not shared_prefix.trains_tower(policy.model),
-    )
     return Session(
         config=config,
         world=world,
@@ -123,10 +99,43 @@ def build(
         evaluation=evaluation,
         policy=policy,
         weights=weights,
-        engine=engine,
+        engine=_engine(config, policy, weights, tokenizer),
         longest=max([longest.tokens, *(task.longest[0] for task in tasks.values())]) if longest else 0,
         opening=_openings(tokenizer, config, forms),
         tasks=tasks,
+    )
+
+
+def _tasks(config, world, tokenizer, spec, folder, stored, learns) -> dict:
+    """The user's own questions. Rank 0 looks through the rows, and where there is a run's folder the others read there
+    what it found."""
+    tasks = {}
+
+    def open_all():
+        report = (lambda name: _found(f"tasks.{name}", "rows looked at")) if world.main else None
+        functions = own.functions(config, [stored, folder])
+        tasks.update(own.open_tasks(config, tokenizer, spec, functions, folder, learns and world.main, report))
+        if learns:
+            own.check_token_budget(config, tasks)
+
+    distributed.agree(_problem(open_all) if world.main else None, world)
+    if not world.main:
+        open_all()
+    return tasks
+
+
+def _engine(config, policy, weights, tokenizer) -> Engine:
+    c = config.rollout
+    return Engine(
+        weights.model,
+        tokenizer,
+        max_tokens=c.max_tokens,
+        wave_rows=c.wave_rows,
+        wave_groups=c.wave_groups,
+        batch_invariant=c.batch_invariant,
+        look_every=c.look_every,
+        cuda_graphs=c.cuda_graphs,
+        keeps_seen=not shared_prefix.trains_tower(policy.model),
     )
 
 

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from sslr1 import config
-from sslr1.config.settings import Optim, Section
+from sslr1.config.kinds import Section
+from sslr1.config.settings import Optim
 from sslr1.errors import UserError
 from tests import fuzz
 from tests.fuzz import config as fuzzed

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from sslr1 import model, ops, puzzles
-from sslr1.config.settings import Data
+from sslr1.config.inputs import Data
 from sslr1.data import (
     Decoder,
     ImageFolder,

@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 
 from sslr1 import config, model, ops
-from sslr1.config.settings import Task as Settings
+from sslr1.config.inputs import Task as Settings
 from sslr1.data import Decoder, ImageFolder, ImageStore, PuzzleStream, ask_held_out
 from sslr1.data.judge import Judge, imported
 from sslr1.data.rows import BadRow, Lines, open_rows
@@ -272,9 +272,9 @@ def test_what_settings_refuse():
             config.check({**base, "tasks": tasks})
     with pytest.raises(config.ConfigError, match="stands on line 4 and on line 5"):
         path = config.__file__  # any name
-        from sslr1.config.file import _parse
+        from sslr1.config.text import parse
 
-        _parse("model: {path: m}\ntasks:\n  b: {path: q}\n  a: {path: q}\n  a: {path: q}\n", config.Config, path)
+        parse("model: {path: m}\ntasks:\n  b: {path: q}\n  a: {path: q}\n  a: {path: q}\n", config.Config, path)
 
 
 # --- answers ----------------------------------------------------------------------------------------------------------

@@ -6,7 +6,7 @@ import torch
 from safetensors.torch import save_file
 
 from sslr1 import distributed
-from sslr1.config.settings import Lora
+from sslr1.config.inputs import Lora
 from sslr1.runs import checkpoint
 from tests.learner.test_learner import make_groups, make_learner
 

@@ -6,7 +6,7 @@ import shutil
 import pytest
 
 from sslr1 import config, puzzles
-from sslr1.config.settings import Section
+from sslr1.config.kinds import Section
 from sslr1.errors import UserError
 from sslr1.runs import checkpoint
 from sslr1.setup import entry

@@ -6,7 +6,7 @@ import pytest
 from safetensors.torch import load_file
 
 from sslr1 import model
-from sslr1.config.settings import Lora
+from sslr1.config.inputs import Lora
 from sslr1.runs import checkpoint
 from tests.faults.runs import check_whole, command, finish, records
 from tests.forks import launch

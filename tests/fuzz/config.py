@@ -9,7 +9,7 @@ import yaml
 from hypothesis import strategies as st
 
 from sslr1 import config
-from sslr1.config.settings import Section
+from sslr1.config.kinds import Section
 
 
 def _fields(section, path=()):

@@ -7,7 +7,7 @@ from torch.nn import functional as F
 from transformers import AutoModelForImageTextToText
 
 from sslr1 import config, model, ops
-from sslr1.config.settings import Lora
+from sslr1.config.inputs import Lora
 from sslr1.errors import UserError
 from sslr1.model import cost, lora, parallel
 from sslr1.rollout import Engine

@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForImageTextToText
 
 from sslr1 import config, export, model
-from sslr1.config.settings import Lora
+from sslr1.config.inputs import Lora
 from sslr1.errors import UserError
 from sslr1.evaluate.__main__ import locate
 from sslr1.model import lora, parallel

@@ -586,27 +586,27 @@ def recurrent_kernels():
 
 
 def chunk_kernels(half, d, C):
-    from sslr1.kernels import delta_chunks as module
+    from sslr1.kernels import delta_back, delta_chunks
 
-    sizes = dict(C=C, KEYS=d, VALUES=module.COLUMNS, PART=min(module.PART, d), DOT=half)
+    sizes = dict(C=C, KEYS=d, VALUES=delta_chunks.COLUMNS, PART=min(delta_chunks.PART, d), DOT=half)
     sizes |= dict(HEADS=32, KEY_HEADS=16, D_K=d, D_V=d, V_STRIDE=64 * d)
-    yield "invert", sizes, module.INVERT, {}
+    yield "invert", sizes, delta_chunks.INVERT, {}
     for start, before, keep in ((False, False, True), (True, False, False), (False, True, False), (True, True, False)):
         flags = dict(START=start, BEFORE=before, KEEP=keep)
-        yield "scan", sizes | flags, module.SCAN, {} if before else {"states": "*fp32"}
+        yield "scan", sizes | flags, delta_chunks.SCAN, {} if before else {"states": "*fp32"}
     for end in (True, False):
-        yield "scan_back", sizes | dict(END=end, FIRST=not end), module.SCAN_BACK, {}
-    yield "gather_gates", sizes, module.GATHER_GATES, {}
-    yield "gather_qk", sizes, module.GATHER_QK, {}
+        yield "scan_back", sizes | dict(END=end, FIRST=not end), delta_back.SCAN_BACK, {}
+    yield "gather_gates", sizes, delta_back.GATHER_GATES, {}
+    yield "gather_qk", sizes, delta_back.GATHER_QK, {}
 
 
-def assert_compiles(module, kernels, types, folder):
+def assert_compiles(modules, kernels, types, folder):
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
     for name, constants, options, own in kernels:
-        kernel = getattr(module, name)
+        kernel = next(getattr(file, name) for file in modules if hasattr(file, name))
         names = kernel.arg_names
         constants = {n: value for n, value in constants.items() if n in names}
         signature = {n: "constexpr" if n in constants else {**types, **own}.get(n, "i32") for n in names}
@@ -633,19 +633,19 @@ def test_triton_compiles_for_hopper_without_spills(tmp_path, dtype):
     types = dict.fromkeys("q k v g beta x weight tails grad dx out".split(), pointer)
     types |= dict.fromkeys("states dy parts".split(), "*fp32") | {"scale": "fp32"}
     types |= dict.fromkeys("samples context followers bounds".split(), "*i64")
-    assert len(list(assert_compiles(module, recurrent_kernels(), types, tmp_path))) == 10
+    assert len(list(assert_compiles([module], recurrent_kernels(), types, tmp_path))) == 10
 
 
 @pytest.mark.parametrize("dtype, d, C", [("bf16", 128, 64), ("fp16", 128, 16), ("bf16", 64, 64), ("bf16", 32, 16)])
 def test_chunks_compile_for_hopper_without_spills(tmp_path, dtype, d, C):
     import triton.language as tl
-    from sslr1.kernels import delta_chunks as module
+    from sslr1.kernels import delta_back, delta_chunks
 
     types = dict.fromkeys("q k v beta grad products inverse states later dr dv u out".split(), f"*{dtype}")
     types |= dict.fromkeys("g start end first dq dk dg dbeta".split(), "*fp32")
     types |= dict.fromkeys("rows following starts lasts preceding".split(), "*i64")
     half = {"bf16": tl.bfloat16, "fp16": tl.float16}[dtype]
-    for name, ptx in assert_compiles(module, chunk_kernels(half, d, C), types, tmp_path):
+    for name, ptx in assert_compiles([delta_back, delta_chunks], chunk_kernels(half, d, C), types, tmp_path):
         assert "wgmma.mma_async" in ptx or C < 64, name
 
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from sslr1 import config, model, ops, train
-from sslr1.config.settings import Lora
+from sslr1.config.inputs import Lora
 from sslr1.errors import UserError
 from sslr1.model import cost, gated_delta_net, lora, parallel
 from sslr1.model.tiny import build_tiny
