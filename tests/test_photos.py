@@ -294,7 +294,9 @@ def test_from_the_folder_to_the_result(photos, folder, scenes, tmp_path, monkeyp
         assert photos.main([*call, "--run", run]) == 0
     found = json.loads((tmp_path / "runs" / "smollm2-seed-0" / "direct" / "result.json").read_text())
     assert len(found["held_out"]) == 2 and found["held_out"][1]["correspondence"]["n"] == 4
-    assert found["steps"] == 2 == len(found["curves"]["entropy"]) and found["hours"]["seeing"] > 0
+    assert found["steps"] == 2 == len(found["curves"]["entropy"]) and found["hours"]["direct"] > 0
+    assert found["hours"].keys() >= {"cold", "matched", "seeing", "taught-direct"}
+    assert found["stages"].keys() == {"cold", "matched", "seeing", "taught"}
     assert found["stages"]["cold"]["perplexity"] > 1 < found["perplexity_after"] and found["versions"]["torch"]
     assert any("wrote" in own["first"] for own in found["samples"].values())
     before = (tmp_path / "runs" / "smollm2-seed-0" / "taught-direct" / "model.safetensors").stat().st_mtime_ns
