@@ -92,7 +92,7 @@ def match(folder, out, *, seed, steps=STEPS, batch=BATCH, kept, deadline) -> dic
     write(network, folder, out)
     last = sorted(rights)[-20:]
     shares = {name: [rights[step] for step in last if step % 2 == odd] for name, odd in (("words", 1), ("vectors", 0))}
-    told = {name: round(sum(own) / max(1, len(own)), 3) for name, own in shares.items()}
+    told = {name: round(sum(own) / len(own), 3) for name, own in shares.items() if own}  # none: a slice without steps
     return {"steps": steps, "batch": batch, "rate": RATE, "seconds": round(seconds), "right": told}
 
 

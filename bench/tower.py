@@ -48,16 +48,14 @@ def stream_of(store, numbers, tokenizer, spec, levels, *, seed, batch, mixture):
 
 
 class Seer:
-    """A model's tower, its words, and puzzles of photographs to look at. max_pixels: of a canvas, the folder's unless
-    given."""
+    """A model's tower, its words, and puzzles of photographs to look at."""
 
-    def __init__(self, folder, images, levels, *, seed, batch, mixture, max_pixels=None):
+    def __init__(self, folder, images, levels, *, seed, batch, mixture):
         self.network, self.tokenizer = model.load_model(folder), model.load_tokenizer(folder)
         shared_prefix.plug_in(self.network)
         self.visual = self.network.model.visual
         self.words = self.network.model.language_model.embed_tokens.weight.detach()
-        changes = {"max_pixels": max_pixels} if max_pixels else {}
-        self.spec, self.levels = ops.PatchSpec.from_pretrained(folder, **changes), levels
+        self.spec, self.levels = ops.PatchSpec.from_pretrained(folder), levels
         self.store, numbers, self.held_out = images_of(images)
         options = dict(seed=seed, batch=batch, mixture=mixture)
         self.stream = stream_of(self.store, numbers, self.tokenizer, self.spec, levels, **options)
@@ -165,7 +163,7 @@ def fit(folder, images, out, levels, *, seed, steps=STEPS, batch=BATCH, kept, de
     trial = Trial(folder, images, levels, seed=seed, batch=batch)
     with closing(trial.stream):
         parameters = trial.parameters()
-        made_by = dict(seed=seed, steps=steps, batch=batch, levels=levels, rate=RATE)
+        made_by = dict(seed=seed, steps=steps, batch=batch, levels=levels, rate=RATE, cool=COOL, keep=KEEP)
         rates = dict.fromkeys(parameters, RATE)
         seconds = train(parameters, rates, trial.loss_at, steps, kept=kept, made_by=made_by, deadline=deadline)
         shares = trial.held_out_shares(count)

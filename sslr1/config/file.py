@@ -1,7 +1,7 @@
 """Configuration: one YAML file a run plus dotted overrides, checked before anything else is done.
 
 Unknown keys, wrong types and values out of range end with one clear line. The keys themselves stand in
-`sslr1.config.settings`.
+`sslr1.config.settings` and `inputs`; how their text is read, in `text`.
 """
 
 import hashlib

@@ -1,5 +1,5 @@
-"""The settings of a run: each section's keys, types, ranges and defaults. A field's description is its
-documentation."""
+"""The settings of a run: each section's keys, types, ranges and defaults; `inputs` has those of what a run is given. A
+field's description is its documentation."""
 
 import re
 from typing import Annotated, Literal
