@@ -180,7 +180,7 @@ def test_weights_are_shares_of_the_draws(draw):
     """Exactly, epoch by epoch; a source's images are each met once before any is met again; whatever the world size."""
     assert dealt(10, [1, 1, 1]) == [4, 3, 3] and dealt(100, [1e-9, 1]) == [1, 99] and dealt(7, [0.0, 3.0]) == [0, 7]
     assert [number for place in range(9) for _, number in [Draws(range(9), 0).at(2, place)]] == [*range(9)]
-    ends = np.cumsum(draw.integers(5, 40, 3)).tolist()
+    ends = np.cumsum(draw.integers(14, 40, 3)).tolist()  # 10 of each at least: two orders of as few never agree by luck
     sources = [(range(a, b), w) for a, b, w in zip([0, *ends], ends, (3.0, 1.0, 0.5))]
     numbers = sorted(draw.permutation(ends[-1])[: ends[-1] - 4].tolist())  # what isn't held out
     draws, seen = Draws(numbers, 4, sources), []

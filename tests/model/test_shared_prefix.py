@@ -69,14 +69,16 @@ def relative(a, b):
     return ((a - b).norm() / b.norm().clamp(min=1e-300)).item()
 
 
-# Parameters of a few numbers, whose gradients sum what all tokens give them and all but cancels
+# Parameters of a few numbers, whose gradients sum what all tokens give them and all but cancels: how much is left of
+# the sum differs from seed to seed, and with it the relative error
 CANCELLING = ("linear_attn.A_log", "linear_attn.dt_bias")
 
 
 def assert_equal(got, expected, bound):
     assert abs(got[0] - expected[0]) <= bound * abs(expected[0])
     for name, gradient in expected[1].items():
-        assert relative(got[1][name], gradient) <= bound * (10 if name.endswith(CANCELLING) else 1), name
+        slack = (10 if bound < 1e-9 else 100) if name.endswith(CANCELLING) else 1
+        assert relative(got[1][name], gradient) <= bound * slack, name
 
 
 def make(folder, photographs, rewards_of=(4, 3)):
