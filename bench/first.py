@@ -131,7 +131,7 @@ def cost(runs):
         hours = run["hours"]
         taught = next((value for key, value in hours.items() if key.startswith("taught")), 0.0)
         stages = [
-            hours.get("cold", 0.0) + hours.get("matched", 0.0),
+            sum(hours.get(name, 0.0) for name in ("cold", "matched", "turned")),
             hours.get("seeing", 0.0),
             taught,
             hours.get(run["run"], 0.0),

@@ -2,7 +2,8 @@
 
 Its patch embedding begins as the photographs' principal components, so that what tells patches apart is there from the
 first step. Then it learns, from the puzzles similarity and inpainting, that each visual token of a picture should tell
-the picture from all others of the step, whatever is cut out of it: a language model finds what is alike token by token.
+the picture from all others of the step, whatever is cut out of it; and from rotation, that it should tell its own place
+of the picture from the others, however the picture is turned: a language model finds what is alike token by token.
 
 python bench/tower.py MODEL IMAGES OUT [--steps N] [--seed N]
 """
@@ -23,12 +24,13 @@ from sslr1.files import open_to_all
 from sslr1.model import shared_prefix
 from sslr1.model.folder import weight_files
 
-SHARES = {"similarity": 0.5, "inpainting": 0.5}
+SHARES = {"similarity": 0.34, "inpainting": 0.33, "rotation": 0.33}
 HOLDOUT, MIN_SIDE, MAX_SIDE, CACHE_MB = 0.2, 112, 448, 1024
-LEVELS = {"rotation": 2, "ordering": 1, "similarity": 1, "inpainting": 1, "correspondence": 1}
-STEPS, BATCH = 100, 8  # puzzles a step
+LEVELS = {"rotation": 1, "ordering": 1, "similarity": 1, "inpainting": 1, "correspondence": 1}
+STEPS, BATCH = 120, 8  # puzzles a step
 RATE = 1e-3
 COOL = 0.1  # what cosines are divided by
+PLACES = 5.0  # weight of a turned picture's loss: at 1 a picture's tokens become as good as one
 KEEP = 0.25  # a component begins with this power of its share of the variance, not with as much as the first
 BRANCH = 0.3  # of what the last matrix of a block's branches would begin with
 SAMPLE = 20  # batches whose patches are taken apart
@@ -99,34 +101,39 @@ class Trial(Seer):
         return {f"visual.{name}": p for name, p in self.visual.named_parameters()}
 
     def looks(self, prompts) -> list:
-        """A canvas's visual tokens as directions from the mean of all, each [n, features]."""
-        canvases = [canvas.flatten(0, 1) for canvas in self.see(prompts)]
-        middle = torch.cat(canvases).detach().mean(0)
-        return [F.normalize(canvas - middle, dim=1) for canvas in canvases]
+        """A canvas's visual tokens as directions from the mean of all, each [rows, columns, features]."""
+        canvases = self.see(prompts)
+        middle = torch.cat([canvas.flatten(0, 1) for canvas in canvases]).detach().mean(0)
+        return [F.normalize(canvas - middle, dim=2) for canvas in canvases]
 
     def loss_at(self, step):
         drawn = self.stream.get(step)
         looks = self.looks(drawn.prompts)
-        means, loss, first, rights = torch.stack([own.mean(0) for own in looks]), 0.0, 0, []
+        means, loss, first, rights = torch.stack([own.mean((0, 1)) for own in looks]), 0.0, 0, []
         for puzzle, count in zip(drawn.puzzles, drawn.puzzles.canvas_counts):
-            pair = first, first + 1 + right_of(puzzle)
-            for one, other in (pair, pair[::-1]):
-                like = (looks[one] @ means.T / COOL).index_fill(1, torch.tensor([one]), -torch.inf)
-                loss = loss + F.cross_entropy(like, torch.full((len(like),), other)) / (2 * len(drawn.puzzles))
-            rights.append(solved(puzzle, means[first : first + count]))
+            own = looks[first : first + count]
+            if puzzle.address.puzzle == "rotation":
+                loss = loss + PLACES * places_apart(puzzle, *own)
+            else:
+                pair = first, first + 1 + right_of(puzzle)
+                for one, other in (pair, pair[::-1]):
+                    like = looks[one].flatten(0, 1) @ means.T / COOL
+                    like = like.index_fill(1, torch.tensor([one]), -torch.inf)
+                    loss = loss + F.cross_entropy(like, torch.full((len(like),), other)) / 2
+            rights.append(solved(puzzle, own))
             first += count
-        return loss, {"right": sum(rights) / len(rights)}
+        return loss / len(drawn.puzzles), {"right": sum(rights) / len(rights)}
 
     @torch.no_grad()
     def held_out_shares(self, count) -> dict:
-        """{puzzle: share of `count` held-out ones whose right candidate is nearest to the reference}"""
+        """{puzzle: share of `count` held-out ones that `solved` says are right}"""
         form, out = puzzles.Form(spec=self.spec, thinking=False, wordings=1), {}
         for name in SHARES:
             at = choose_held_out(self.store, self.held_out, name, self.levels[name], count, seed=0, form=form)
             rights = []
             for made in make_held_out(self.store, self.held_out, at, form=form):
-                means = torch.stack([own.mean(0) for own in self.looks(model.prompts(made, self.tokenizer))])
-                rights += [solved(*each) for each in zip(made, split(means, made.canvas_counts))]
+                looks = self.looks(model.prompts(made, self.tokenizer))
+                rights += [solved(*each) for each in zip(made, split(looks, made.canvas_counts))]
             out[name] = sum(rights) / len(rights)
         return out
 
@@ -143,12 +150,30 @@ class Trial(Seer):
 
 
 def right_of(puzzle) -> int:
+    """Of the answers that it offers, the number of the right one."""
     _, answer = puzzle.readings[0]
     return answer.choices.index(answer.value)
 
 
-def solved(puzzle, means) -> bool:
-    """Whether the right candidate's mean token is the most like the reference's, the first."""
+def places_apart(puzzle, upright, turned):
+    """Cross-entropy of where a picture's tokens are in the turned one, and the other way round; a picture's other
+    tokens are there to be told from, too."""
+    # readings begin with clockwise, rot90 turns the other way
+    back = torch.rot90(turned, right_of(puzzle), (0, 1)).flatten(0, 1)
+    tokens = upright.flatten(0, 1)
+    own = (tokens @ tokens.T / COOL).fill_diagonal_(-torch.inf)
+    like, places = tokens @ back.T / COOL, torch.arange(len(tokens))
+    return (F.cross_entropy(torch.cat([like, own], 1), places) + F.cross_entropy(like.T, places)) / 2
+
+
+def solved(puzzle, looks) -> bool:
+    """Whether the candidate that is nearest to the reference, the first, by their tokens' mean is the right one; of a
+    turned picture whether its last token is nearest to that of the right corner."""
+    if puzzle.address.puzzle == "rotation":
+        upright, turned = looks
+        corners = torch.stack([torch.rot90(upright, -turn, (0, 1))[-1, -1] for turn in range(4)])
+        return int((corners @ turned[-1, -1]).argmax()) == right_of(puzzle)
+    means = torch.stack([own.mean((0, 1)) for own in looks])
     return int(F.cosine_similarity(means[:1], means[1:]).argmax()) == right_of(puzzle)
 
 
@@ -163,7 +188,8 @@ def fit(folder, images, out, levels, *, seed, steps=STEPS, batch=BATCH, kept, de
     trial = Trial(folder, images, levels, seed=seed, batch=batch)
     with closing(trial.stream):
         parameters = trial.parameters()
-        made_by = dict(seed=seed, steps=steps, batch=batch, levels=levels, rate=RATE, cool=COOL, keep=KEEP)
+        settings = dict(rate=RATE, cool=COOL, keep=KEEP, places=PLACES, shares=SHARES)
+        made_by = dict(seed=seed, steps=steps, batch=batch, levels=levels, **settings)
         rates = dict.fromkeys(parameters, RATE)
         seconds = train(parameters, rates, trial.loss_at, steps, kept=kept, made_by=made_by, deadline=deadline)
         shares = trial.held_out_shares(count)
