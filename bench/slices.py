@@ -1,5 +1,6 @@
 """Training that goes on where it was stopped: the loop of bench/photos.py's supervised stages. The state is a
-safetensors file: parameters, AdamW's moments, the step, and what it was made by, which a later slice must agree with.
+safetensors file: parameters, AdamW's moments, the step, what the stage notes, and what it was made by, which a later
+slice must agree with.
 """
 
 import json
@@ -41,24 +42,46 @@ def factor(step, steps, falls=True) -> float:
     return 0.5 + 0.5 * math.cos(math.pi * (step - rise) / max(1, steps - rise))
 
 
-def train(parameters, rates, loss_at, steps, *, kept, made_by, deadline, every=25, falls=True, say=print) -> float:
+def train(
+    parameters,
+    rates,
+    loss_at,
+    steps,
+    *,
+    kept,
+    made_by,
+    deadline,
+    every=25,
+    falls=True,
+    say=print,
+    notes=None,
+    over=None,
+) -> float:
     """AdamW for `steps` steps of loss_at(step) -> (loss, {name: number}); returns the seconds of all slices. Raises
     OutOfTime, and ValueError where `kept` is of other settings.
 
     parameters: {name: Parameter}; rates: {name: learning rate at the top}; kept: the state's file; made_by: JSON-able;
-    falls: whether the rate falls again."""
-    kept, made_by = Path(kept), json.dumps(made_by, sort_keys=True)
+    falls: whether the rate falls again; notes: a JSON-able dict that loss_at fills, kept with the state; over(): that
+    it is learnt, before `steps`."""
+    kept, made_by, notes = Path(kept), json.dumps(made_by, sort_keys=True), {} if notes is None else notes
     options = dict(betas=(0.9, 0.98), weight_decay=0.0)
     groups = [{"params": [parameters[name]], "lr": rates[name], "top": rates[name]} for name in parameters]
     optimizer = torch.optim.AdamW(groups, **options)
-    first, spent = _load(kept, parameters, optimizer, made_by), 0.0
+    first, spent = _load(kept, parameters, optimizer, made_by, notes)
     if first:
-        first, spent = first
         say(f"{kept.stem}: going on from step {first} of {steps}")
-    first, began, written = first or 0, time.monotonic(), time.monotonic()
+    began, written, last = time.monotonic(), time.monotonic(), first
+
+    def save() -> float:
+        seconds = spent + time.monotonic() - began
+        _save(kept, parameters, optimizer, made_by, notes, last, seconds)
+        return seconds
+
     for step in range(first, steps):
+        if over is not None and over():
+            break
         if deadline.over():
-            _save(kept, parameters, optimizer, made_by, step, spent + time.monotonic() - began)
+            save()
             raise OutOfTime(f"{kept.stem}: step {step} of {steps}")
         for group in optimizer.param_groups:
             group["lr"] = group["top"] * factor(step, steps, falls)
@@ -69,18 +92,17 @@ def train(parameters, rates, loss_at, steps, *, kept, made_by, deadline, every=2
         torch.nn.utils.clip_grad_norm_(parameters.values(), 1.0)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
+        last = step + 1
         if step % every == 0 or step + 1 == steps:
             told = " ".join(f"{name} {value:.3f}" for name, value in {"loss": loss.item(), **numbers}.items())
             say(f"{kept.stem} {step + 1}/{steps} {spent + time.monotonic() - began:.0f} s {told}")
         if time.monotonic() - written > EVERY_S:
-            _save(kept, parameters, optimizer, made_by, step + 1, spent + time.monotonic() - began)
+            save()
             written = time.monotonic()
-    spent += time.monotonic() - began if first < steps else 0.0
-    _save(kept, parameters, optimizer, made_by, steps, spent)
-    return spent
+    return save() if last > first else spent
 
 
-def _save(kept, parameters, optimizer, made_by, step, spent):
+def _save(kept, parameters, optimizer, made_by, notes, step, spent):
     tensors = {f"parameter.{name}": p.detach() for name, p in parameters.items()}
     for moment in MOMENTS:
         tensors |= {
@@ -89,20 +111,22 @@ def _save(kept, parameters, optimizer, made_by, step, spent):
     partial = kept.with_suffix(".partial")
     kept.parent.mkdir(parents=True, exist_ok=True)
     whole = {name: tensor.contiguous() for name, tensor in tensors.items()}
-    save_file(whole, partial, {"step": str(step), "spent": str(spent), "made_by": made_by})
+    about = {"step": str(step), "spent": str(spent), "made_by": made_by, "notes": json.dumps(notes)}
+    save_file(whole, partial, about)
     os.replace(partial, kept)
 
 
 @torch.no_grad()
-def _load(kept, parameters, optimizer, made_by):
-    """(step, seconds) of a state that is there, having filled parameters and moments from it."""
+def _load(kept, parameters, optimizer, made_by, notes):
+    """(step, seconds) of a state that is there, having filled parameters, moments and notes from it; else zeros."""
     if not kept.exists():
-        return None
+        return 0, 0.0
     with safe_open(kept, "pt") as file:
         about = file.metadata()
         if about["made_by"] != made_by:
             raise ValueError(f"{kept} was made by {about['made_by']}, now it is {made_by}: begin in another folder")
         step, names = int(about["step"]), set(file.keys())
+        notes |= json.loads(about["notes"])
         for name, p in parameters.items():
             p.copy_(file.get_tensor(f"parameter.{name}"))
             if f"exp_avg.{name}" in names:

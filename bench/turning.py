@@ -10,7 +10,7 @@ python bench/turning.py MODEL OUT [--seed N]
 """
 
 import argparse
-from itertools import accumulate
+import math
 from pathlib import Path
 
 import torch
@@ -22,7 +22,9 @@ from tower import write
 from sslr1 import model
 from sslr1.model.packing import IMAGE_PAD, mrope_positions, question_ids
 
-LESSONS = {"last": 130, "small": 80, "large": 50, "puzzle": 160}  # steps of each
+LESSONS = {"last": 300, "small": 200, "large": 150, "puzzle": 160}  # steps of each at most; the last has all
+LEARNT = {"last": 0.8, "small": 0.75, "large": 0.7}  # share of right answers over LAST of its own steps
+LAST = 10
 BATCH, RATE = 16, 1e-4
 BEFORE = 6  # every so many steps are of what it could before, and half as many again of the lesson before
 PLAIN = 0.5  # share of the last lesson without what makes grids hard, while its prompts become long
@@ -47,16 +49,29 @@ class Turns:
         self.asked, self.box = question_ids(QUESTION, tokenizer, False), tokenizer.encode(r"\boxed{")
         # an answer's first token says which it is: digits are tokens of their own
         self.signs = torch.tensor([tokenizer.encode(answer)[0] for answer in ANSWERS])
+        self.notes = {"lesson": 0, "since": 0, "steps": {}, "right": {}}
         self.matches = Matches(network, tokenizer, seed=seed, steps=0, batch=max(1, batch // 2))
 
     def lesson(self, step) -> str:
-        """What a step is about: a lesson's name, or "matches"."""
+        """What a step is about: the lesson that it has come to, the one before, or "matches"."""
         if step % BEFORE == BEFORE - 1:
             return "matches"
-        ends = list(accumulate(self.lessons.values()))
-        place = next(place for place, end in enumerate(ends) if step < end)
         again = step % (BEFORE // 2) == BEFORE // 2 - 1
-        return list(self.lessons)[max(0, place - again)]
+        return list(self.lessons)[max(0, self.notes["lesson"] - again)]
+
+    def over(self) -> bool:
+        return self.notes["lesson"] == len(self.lessons)
+
+    def note(self, step, lesson, right):
+        """What a step's share of right answers says of where the lessons stand."""
+        name = list(self.lessons)[self.notes["lesson"]]
+        rights = self.notes["right"].setdefault(lesson, [])
+        rights.append(right)
+        del rights[:-LAST]
+        learnt = len(rights) == LAST and sum(rights) / LAST >= LEARNT.get(name, math.inf) and lesson == name
+        if learnt or step + 1 - self.notes["since"] >= self.lessons[name]:
+            self.notes |= {"lesson": self.notes["lesson"] + 1, "since": step + 1}
+            self.notes["steps"][name] = step + 1
 
     def draw(self, step):
         """(embeddings [batch, L, D], positions [3, L], places [answers] of the tokens after which an answer comes,
@@ -91,7 +106,8 @@ class Turns:
 
     def done(self, step) -> float:
         """How much of the last lesson is over, from 0 to 1."""
-        return max(0.0, 1 - (sum(self.lessons.values()) - step) / self.lessons["puzzle"])
+        here = list(self.lessons)[self.notes["lesson"]] == "puzzle"
+        return (step - self.notes["since"]) / self.lessons["puzzle"] if here else 0.0
 
     def prompt(self, step, rng) -> list:
         """The puzzle's prompt up to its answer: of the text after the pictures as many tokens as are drawn, up to what
@@ -133,39 +149,41 @@ class Turns:
         return embeddings
 
     def loss_at(self, step):
-        if self.lesson(step) == "matches":
-            return self.matches.loss_at(step)
+        lesson = self.lesson(step)
+        loss, right = self.asked_at(step, lesson)
+        self.note(step, lesson, right)
+        return loss, {lesson: right}
+
+    def asked_at(self, step, lesson):
+        """(loss, share of right answers) of a step."""
+        if lesson == "matches":
+            loss, told = self.matches.loss_at(step)
+            return loss, told["right"]
         embeddings, positions, places, rights = self.draw(step)
         positions = positions[:, None].expand(-1, len(embeddings), -1)
         out = self.language(inputs_embeds=embeddings, position_ids=positions, use_cache=False).last_hidden_state
         logits = out[:, places] @ self.words.T
         right = logits[..., self.signs].argmax(-1) == rights
-        # of the four words of the first lesson, the last are what is left over
-        right = right[:, :1] if self.lesson(step) == "last" else right
-        loss = F.cross_entropy(logits.flatten(0, 1), self.signs[rights].flatten())
-        return loss, {"right": right.float().mean().item()}
+        right = right[:, :1] if lesson == "last" else right  # the others are told by what is left over, too
+        return F.cross_entropy(logits.flatten(0, 1), self.signs[rights].flatten()), right.float().mean().item()
 
 
 def turn(folder, out, *, seed, lessons=None, batch=BATCH, kept, deadline) -> dict:
-    """Train the language model of the model in `folder`, write the model to `out`, and return what it took and the
-    share of right answers in each lesson's last ten steps. Raises `slices.OutOfTime`."""
+    """Train the language model of the model in `folder`, write the model to `out`, and return what it took, the steps
+    at which lessons ended, and the share of right answers in each one's last steps. Raises `slices.OutOfTime`."""
     lessons = lessons or LESSONS
     network, tokenizer = model.load_model(folder), model.load_tokenizer(folder)
-    turns, rights = Turns(network, tokenizer, seed=seed, lessons=lessons, batch=batch), {}
-
-    def loss_at(step):
-        loss, told = turns.loss_at(step)
-        rights.setdefault(turns.lesson(step), []).append(told["right"])
-        return loss, told
-
+    turns = Turns(network, tokenizer, seed=seed, lessons=lessons, batch=batch)
     parameters = {f"language.{name}": p for name, p in turns.language.named_parameters()}
-    steps = sum(lessons.values())
-    made_by = dict(seed=seed, lessons=lessons, batch=batch, rate=RATE)
+    made_by = dict(seed=seed, lessons=lessons, learnt=LEARNT, last=LAST, batch=batch, rate=RATE, plain=PLAIN)
     options = dict(kept=kept, made_by=made_by, deadline=deadline, every=5, falls=False)
-    seconds = train(parameters, dict.fromkeys(parameters, RATE), loss_at, steps, **options)
+    options |= dict(notes=turns.notes, over=turns.over)
+    steps = sum(lessons.values())
+    seconds = train(parameters, dict.fromkeys(parameters, RATE), turns.loss_at, steps, **options)
     write(network, folder, out)
-    told = {name: round(sum(own[-10:]) / len(own[-10:]), 3) for name, own in rights.items()}  # of this slice
-    return {"lessons": lessons, "batch": batch, "rate": RATE, "seconds": round(seconds), "right": told}
+    told = {name: round(sum(own) / len(own), 3) for name, own in turns.notes["right"].items()}
+    ended = {"lessons": lessons, "ended": turns.notes["steps"], "right": told}
+    return {**ended, "batch": batch, "rate": RATE, "seconds": round(seconds)}
 
 
 if __name__ == "__main__":

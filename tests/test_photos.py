@@ -84,6 +84,29 @@ def test_a_stopped_slice_goes_on_as_if_it_had_not_been(bench, tmp_path, seed):
         run(tmp_path / "whole.safetensors", steps=10)
 
 
+def test_a_stage_s_notes_are_kept_and_end_it(bench, tmp_path):
+    slices, parameter = bench("slices"), {"w": nn.Parameter(torch.ones(2))}
+
+    def run(left):
+        notes, taken = {"seen": 0}, []
+
+        def loss_at(step):
+            notes["seen"] += 1
+            taken.append(step)
+            return parameter["w"].square().sum(), {}
+
+        options = dict(made_by={}, deadline=SimpleNamespace(over=lambda: len(taken) == left), say=lambda words: None)
+        options |= dict(kept=tmp_path / "s.safetensors", notes=notes, over=lambda: notes["seen"] == 5)
+        try:
+            return slices.train(parameter, {"w": 0.1}, loss_at, 100, **options), notes, taken
+        except slices.OutOfTime:
+            return None, notes, taken
+
+    assert run(3) == (None, {"seen": 3}, [0, 1, 2])
+    seconds, *others = run(None)
+    assert others == [{"seen": 5}, [3, 4]] and run(None) == (seconds, {"seen": 5}, [])
+
+
 def test_the_teacher_sees_each_token_alone_or_beside_others(bench):
     """Canvases of one size go through it together; what is there is a row a visual token, in reading order."""
     reading = bench("reading")
@@ -148,6 +171,7 @@ def test_grids_and_their_quarter_turns(bench, folder):
         name = turns.lesson(step)
         told.setdefault(name, set()).add(step // 12)
         if name == "matches":
+            turns.note(step, name, 0.0)
             continue
         seen, positions, places, rights = turns.draw(step)
         assert positions.shape == (3, seen.shape[1]) and rights.shape == (len(seen), len(places))
@@ -168,6 +192,8 @@ def test_grids_and_their_quarter_turns(bench, folder):
             if n + 1 < len(others):  # the answer is shown before the next is asked
                 shown = turns.words.detach()[turns.signs[rights[:, n]]]
                 assert seen[:, places[n] + 1].equal(shown)
+        turns.note(step, name, 0.0)
+    assert turns.over() and turns.notes["steps"] == {name: 12 * n + 12 for n, name in enumerate(lessons)}
     assert told == {"last": {0, 1}, "small": {1, 2}, "large": {2, 3}, "puzzle": {3}, "matches": {0, 1, 2, 3}}
 
 
@@ -184,7 +210,8 @@ def test_the_last_lesson_asks_as_the_puzzle_does(bench, folder, scenes):
         assert puzzle.answer.text in turning.ANSWERS
         ids = [id for n, id in enumerate(prompt.input_ids.tolist()) if id != turns.pad or prompt.input_ids[n - 1] != id]
         assert ids == turns.asked
-    last = sum(turning.LESSONS.values()) - 1
+    turns.notes |= {"lesson": 3, "since": 7}
+    last = 7 + turning.LESSONS["puzzle"] - 1
     prompts = [turns.prompt(last, torch.Generator().manual_seed(n)) for n in range(20)]
     assert turns.asked + turns.box in prompts and min(map(len, prompts)) < len(turns.asked)
 
