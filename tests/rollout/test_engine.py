@@ -142,11 +142,11 @@ def test_sampled_logprobs_are_the_learners(engine, prompts):
 
 
 def test_in_float64_they_are_but_for_how_they_are_kept(any_tiny, prompts):
-    """Log-probs are kept in float32, whose last digit at 10 is 1e-6."""
+    """Log-probs are kept in float32, whose last digit at 10 is 1e-6; Qwen3.5's norms and gates compute in it, too."""
     wide = Engine(model.load_model(any_tiny).double(), model.load_tokenizer(any_tiny), max_tokens=20)
     for prompt in prompts:
         prompt.pixel_values = prompt.pixel_values.double()
-    assert_the_learners(wide, prompts, 2e-6)
+    assert_the_learners(wide, prompts, 5e-6 if wide.model.config.model_type == "qwen3_5" else 2e-6)
 
 
 @pytest.mark.parametrize(
