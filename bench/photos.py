@@ -1,7 +1,8 @@
 """`python bench/photos.py --images FOLDER`: GRPO on photographs with a language model that writes English. From
 packages to a row of docs/results.md, for one seed: SmolLM2 with a vision tower of its own (bench/smol.py) learns to
-compare words (bench/matching.py) and what a quarter turn of them is (bench/turning.py), the tower what tells pictures
-and places apart (bench/tower.py), both a little of right answers; then `sslr1 train` on all five puzzles.
+compare words (bench/matching.py) and to tell quarter turns of them (bench/turning.py); the tower learns to tell
+pictures and places apart (bench/tower.py); both are shown a few right answers; then `sslr1 train` trains on all five
+puzzles.
 
 python bench/photos.py --images FOLDER [--seed N] [--run NAME] [--hours 2] [--model FOLDER]
 
@@ -43,7 +44,7 @@ from sslr1.sums import plain_sum
 ROOT = Path(__file__).parent.parent
 FOLDER = Path("runs") / "photos-lm"
 TEXT = Path(__file__).parent / "texts" / "alice.txt"  # Lewis Carroll, 1865
-# Of the draws: the three that are solved by comparing have most, as groups at chance add noise alone
+# Shares of the draws: most go to the three puzzles that comparing solves; those at chance add only noise
 SHARES = {"rotation": 0.25, "ordering": 0.125, "similarity": 0.25, "inpainting": 0.25, "correspondence": 0.125}
 SEEDS = (0, 1, 2)
 # What `sslr1 train` is given of a small model, beside paths, names and a run's own
@@ -55,8 +56,8 @@ SMALL = {
         "cache_mb": tower.CACHE_MB,
     },
     "puzzles": {"mixture": SHARES, "levels": tower.LEVELS, "thinking": False, "wordings": 1},
-    # puzzles whose completions all say the same are replaced, and what is unsure stays so for longer: without these,
-    # nine groups of ten taught nothing after 30 steps, and nothing rose (bench/NOTES.md)
+    # a puzzle whose completions all earn the same is replaced, twice at most; without this and the two settings of the
+    # loss, nine groups of ten taught nothing after 30 steps and similarity didn't rise (bench/NOTES.md)
     "rollout": {"prompts": 8, "group_size": 8, "max_tokens": 16, "resample": 2},
     "loss": {"advantage": "mean", "entropy_coef": 0.03},
     "optim": {"lr": 2e-5, "warmup_steps": 5},
@@ -289,6 +290,9 @@ def small(book, a, deadline) -> tuple[Path, dict]:
     form = "thinking" if thinking else "direct"
     names = ("cold", "matched", "turned", "seeing", f"taught-{form}")
     cold, matched, turned, seeing, taught = (folder / name for name in names)
+    there = [(folder / f"{name}.json").exists() for name in names]
+    if there != sorted(there, reverse=True):
+        raise SystemExit(f"{folder} has a later stage without an earlier one, as of an older recipe: move it away")
     states = [path.with_suffix(".state.safetensors") for path in (matched, turned, seeing, taught)]
     toy = {"steps": 2, "batch": 2} if a.toy else {}
 

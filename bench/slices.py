@@ -61,8 +61,8 @@ def train(
     OutOfTime, and ValueError where `kept` is of other settings.
 
     parameters: {name: Parameter}; rates: {name: learning rate at the top}; kept: the state's file; made_by: JSON-able;
-    falls: whether the rate falls again; notes: a JSON-able dict that loss_at fills, kept with the state; over(): that
-    it is learnt, before `steps`."""
+    falls: whether the rate falls again; notes: a JSON-able dict that loss_at fills, kept with the state; over():
+    whether to stop before `steps`."""
     kept, made_by, notes = Path(kept), json.dumps(made_by, sort_keys=True), {} if notes is None else notes
     options = dict(betas=(0.9, 0.98), weight_decay=0.0)
     groups = [{"params": [parameters[name]], "lr": rates[name], "top": rates[name]} for name in parameters]
@@ -126,7 +126,7 @@ def _load(kept, parameters, optimizer, made_by, notes):
         if about["made_by"] != made_by:
             raise ValueError(f"{kept} was made by {about['made_by']}, now it is {made_by}: begin in another folder")
         step, names = int(about["step"]), set(file.keys())
-        notes |= json.loads(about["notes"])
+        notes |= json.loads(about.get("notes", "{}"))
         for name, p in parameters.items():
             p.copy_(file.get_tensor(f"parameter.{name}"))
             if f"exp_avg.{name}" in names:

@@ -30,7 +30,7 @@ LEVELS = {"rotation": 1, "ordering": 1, "similarity": 1, "inpainting": 1, "corre
 STEPS, BATCH = 120, 8  # puzzles a step
 RATE = 1e-3
 COOL = 0.1  # what cosines are divided by
-PLACES = 5.0  # weight of a turned picture's loss: at 1 a picture's tokens become as good as one
+PLACES = 5.0  # weight of rotation's loss: at 1 all tokens of a picture become nearly alike
 KEEP = 0.25  # a component begins with this power of its share of the variance, not with as much as the first
 BRANCH = 0.3  # of what the last matrix of a block's branches would begin with
 SAMPLE = 20  # batches whose patches are taken apart
@@ -156,9 +156,9 @@ def right_of(puzzle) -> int:
 
 
 def places_apart(puzzle, upright, turned):
-    """Cross-entropy of where a picture's tokens are in the turned one, and the other way round; a picture's other
-    tokens are there to be told from, too."""
-    # readings begin with clockwise, rot90 turns the other way
+    """Cross-entropy of finding each token's place in the other picture, both ways; the upright one's tokens are to be
+    told from each other, too."""
+    # undoes the clockwise turn: rot90 turns counter-clockwise
     back = torch.rot90(turned, right_of(puzzle), (0, 1)).flatten(0, 1)
     tokens = upright.flatten(0, 1)
     own = (tokens @ tokens.T / COOL).fill_diagonal_(-torch.inf)
@@ -188,7 +188,7 @@ def fit(folder, images, out, levels, *, seed, steps=STEPS, batch=BATCH, kept, de
     trial = Trial(folder, images, levels, seed=seed, batch=batch)
     with closing(trial.stream):
         parameters = trial.parameters()
-        settings = dict(rate=RATE, cool=COOL, keep=KEEP, places=PLACES, shares=SHARES)
+        settings = dict(rate=RATE, cool=COOL, keep=KEEP, branch=BRANCH, sample=SAMPLE, places=PLACES, shares=SHARES)
         made_by = dict(seed=seed, steps=steps, batch=batch, levels=levels, **settings)
         rates = dict.fromkeys(parameters, RATE)
         seconds = train(parameters, rates, trial.loss_at, steps, kept=kept, made_by=made_by, deadline=deadline)

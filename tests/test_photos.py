@@ -161,7 +161,7 @@ def test_a_language_model_learns_to_compare(bench, folder, tmp_path):
 
 def test_grids_and_their_quarter_turns(bench, folder):
     """What follows a grid is the grid turned by what the answer says, but for noise; each answer's place is the token
-    before it, and the last lesson's prompt is the puzzle rotation's own."""
+    before it. A lesson is over when it is learnt, or has had its steps."""
     turning = bench("turning")
     network, tokenizer = model.load_model(folder), model.load_tokenizer(folder)
     lessons = dict.fromkeys(turning.LESSONS, 12)
@@ -186,15 +186,22 @@ def test_grids_and_their_quarter_turns(bench, folder):
         for n, other in enumerate(others):
             for grid, turned, turn in zip(first.unflatten(1, (side, side)), other, rights[:, n].tolist()):
                 whole = torch.rot90(grid, -turn, (0, 1))
-                own = whole[-1:, -1:] if name == "last" else whole
+                own = whole[-1:, -1:] if name == "corner" else whole
                 like = cosine(turned[None], grid.flatten(0, 1)[:, None], dim=2).argmax(0)
                 assert cosine(own.flatten(0, 1), turned).mean() > 0.5 or len(like.unique()) < len(like)
             if n + 1 < len(others):  # the answer is shown before the next is asked
                 shown = turns.words.detach()[turns.signs[rights[:, n]]]
                 assert seen[:, places[n] + 1].equal(shown)
         turns.note(step, name, 0.0)
+    new = turning.Turns(network, tokenizer, seed=2, lessons=turning.LESSONS, batch=4)
+    for step in range(turning.WINDOW):
+        assert new.notes["lesson"] == 0
+        new.note(step, "corner", 1.0)
+    assert new.notes["lesson"] == 1 and new.notes["since"] == turning.WINDOW
+    kinds = {len(new.matches.draw(turning.matching.STEPS + step // turning.BEFORE)[0][0]) for step in range(5, 60, 6)}
+    assert len(kinds) > 1 and new.asked_at(5, "matches")[0].isfinite()
     assert turns.over() and turns.notes["steps"] == {name: 12 * n + 12 for n, name in enumerate(lessons)}
-    assert told == {"last": {0, 1}, "small": {1, 2}, "large": {2, 3}, "puzzle": {3}, "matches": {0, 1, 2, 3}}
+    assert told == {"corner": {0, 1}, "small": {1, 2}, "large": {2, 3}, "puzzle": {3}, "matches": {0, 1, 2, 3}}
 
 
 def test_the_last_lesson_asks_as_the_puzzle_does(bench, folder, scenes):
@@ -316,6 +323,13 @@ def test_what_is_shown(photos, folder, scenes):
             )
             pad = tokenizer.convert_tokens_to_ids(model.packing.IMAGE_PAD)
             assert (told.prompt.input_ids == pad).sum() == (prompt.input_ids == pad).sum()
+
+
+def test_stages_of_an_older_recipe_are_refused(photos, tmp_path):
+    for name in ("cold", "matched", "seeing"):
+        (tmp_path / f"{name}.json").write_text("{}")
+    with pytest.raises(SystemExit, match="an older recipe: move it away"):
+        photos.small(photos.Book(tmp_path), SimpleNamespace(run="direct", toy=True), None)
 
 
 def test_every_run_is_a_configuration(photos):
