@@ -111,11 +111,11 @@ class Learner:
         )
         options = dict(lr=optim.lr, betas=optim.betas, eps=optim.eps, weight_decay=optim.weight_decay)
         trained = [p for p in policy.parameters() if p.requires_grad]
-        self.fused = world.device.type == "cuda" and optim.moments == "float32"
+        self.fused = optim.moments == "float32"
         if optim.moments == "bfloat16":
             self.optimizer = AdamWBfloat16(trained, **options)
         else:
-            self.optimizer = torch.optim.AdamW(trained, **options, fused=self.fused or None)
+            self.optimizer = torch.optim.AdamW(trained, **options, fused=True)
 
     def set_reference(self, reference):
         """A frozen policy (`model.load_reference`, `model.lora.Reference`), from which loss.kl_coef measures."""
@@ -159,7 +159,9 @@ class Learner:
                 computed += len(batch.inputs[0].input_ids)
                 flops += self._flops(groups, batch, first=not passes)
                 parallel.last_micro_batch(self.policy, batch is batches[-1])
-                for name, x in self._backward(*batch.inputs, kept=batch.kept, counts=counts).items():
+                with ops.fast_products(self.world.device):
+                    found = self._backward(*batch.inputs, kept=batch.kept, counts=counts)
+                for name, x in found.items():
                     combine = {"min": torch.minimum, "max": torch.maximum}.get(EXTREMES.get(name), torch.add)
                     totals[name] = combine(totals[name], x) if name in totals else x
             passes.append(self._update(totals))

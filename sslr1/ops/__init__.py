@@ -10,6 +10,7 @@ from sslr1.ops.grpo_loss import GrpoLoss, advantages, grpo_loss, token_logprobs
 from sslr1.ops.keys import fold, fold_tensor, generator, uniform
 from sslr1.ops.lora import lora_linear
 from sslr1.ops.patch_spec import PatchSpec
+from sslr1.ops.products import fast_products
 from sslr1.ops.render import choose_backend, patch_bytes, patches_of, render, render_patches, unpatchify
 from sslr1.ops.sampling import sample
 
@@ -32,6 +33,7 @@ __all__ += [
     "activated",
     "advantages",
     "choose_backend",
+    "fast_products",
     "float_logits",
     "fold",
     "fold_tensor",

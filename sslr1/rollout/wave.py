@@ -73,7 +73,8 @@ class Wave:
         lengths = [len(p.input_ids) for p in prompts]
         packed = pack([Group(p) for p in prompts], **pack_options(model.config)).to(device)
         self.cache.expect(places, lengths)
-        hidden = run(model, packed, self.cache)
+        with ops.fast_products(device):
+            hidden = run(model, packed, self.cache)
         numbers = [torch.tensor(x) for x in (places, lengths, [p.id for p in prompts])]
         taken, lengths_there, ids = transfer.upload_together(numbers, device, "tables")
         logits = ops.float_logits(hidden[lengths_there.cumsum(0) - 1], model.lm_head.weight)
@@ -112,11 +113,14 @@ class Wave:
 
     def decode(self, steps):
         """So many tokens for each sample that goes on. Does not wait for the device."""
-        for _ in range(steps):
-            for block in self.blocks:
-                if self.graphs:
+        if self.graphs:
+            for _ in range(steps):
+                for block in self.blocks:
                     self.graphs.run(self.step, block, tuple(self.sampling.values()))
-                else:
+            return
+        with ops.fast_products(self.order.device, self.model.config.text_config.hidden_size):
+            for _ in range(steps):
+                for block in self.blocks:
                     self.step(*block)
 
     def look(self) -> list:
