@@ -53,6 +53,7 @@ def train(
     deadline,
     every=25,
     falls=True,
+    narrow=True,
     say=print,
     notes=None,
     over=None,
@@ -61,10 +62,11 @@ def train(
     OutOfTime, and ValueError where `kept` is of other settings.
 
     parameters: {name: Parameter}; rates: {name: learning rate at the top}; kept: the state's file; made_by: JSON-able;
-    falls: whether the rate falls again; notes: a JSON-able dict that loss_at fills, kept with the state; over():
-    whether to stop before `steps`."""
-    kept, made_by, notes = Path(kept), json.dumps(made_by, sort_keys=True), {} if notes is None else notes
-    options = dict(betas=(0.9, 0.98), weight_decay=0.0)
+    falls: whether the rate falls again; narrow: whether to multiply in bfloat16, weights in float32; notes: a JSON-able
+    dict that loss_at fills, kept with the state; over(): whether to stop before `steps`."""
+    kept, notes = Path(kept), {} if notes is None else notes
+    made_by = json.dumps({**made_by, "narrow": narrow}, sort_keys=True)
+    options = dict(betas=(0.9, 0.98), weight_decay=0.0, fused=True)
     groups = [{"params": [parameters[name]], "lr": rates[name], "top": rates[name]} for name in parameters]
     optimizer = torch.optim.AdamW(groups, **options)
     first, spent = _load(kept, parameters, optimizer, made_by, notes)
@@ -85,7 +87,8 @@ def train(
             raise OutOfTime(f"{kept.stem}: step {step} of {steps}")
         for group in optimizer.param_groups:
             group["lr"] = group["top"] * factor(step, steps, falls)
-        loss, numbers = loss_at(step)
+        with torch.autocast("cpu", torch.bfloat16, enabled=narrow):
+            loss, numbers = loss_at(step)
         if not torch.isfinite(loss):
             raise FloatingPointError(f"{kept.stem}: the loss of step {step} is {loss}")
         loss.backward()
