@@ -146,13 +146,26 @@ class DecodeLayers:
         text = language.config
         if text.hidden_act != "silu":
             raise ValueError(f"hidden_act is {text.hidden_act!r}: a decode step knows silu only")
-        self.embed_tokens, self.rotary, self.norm = language.embed_tokens, language.rotary_emb, Norm.of(language.norm)
+        self.embed_tokens, self.norm = language.embed_tokens, Norm.of(language.norm)
         self.layers = [Layer(layer, text) for layer in language.layers]
 
-    def __call__(self, tokens, positions, cache):
-        """tokens, positions int64 [R] -> final states [R, D]. cache: a `GroupCache` behind `begin_step`."""
+    def __call__(self, tokens, positions, tables, cache):
+        """tokens, positions int64 [R] -> final states [R, D]. tables: `rotary_tables`; cache: a `GroupCache` behind
+        `begin_step`."""
         x = self.embed_tokens(tokens)
-        cos, sin = (part[0] for part in self.rotary(x[None], positions.expand(3, 1, -1)))
+        cos, sin = (table.index_select(0, positions) for table in tables)
         for layer in self.layers:
             layer(x, cos, sin, cache)
         return self.norm(x)
+
+
+def rotary_tables(language, positions, device) -> tuple[torch.Tensor, torch.Tensor]:
+    """cos and sin [positions, rotary] of text at each position, as the model's module has them: looked up, they take
+    two kernels of a step, computed a dozen. Raises ValueError for a rotary embedding that depends on the length."""
+    kind = language.rotary_emb.rope_type
+    if "dynamic" in kind or kind == "longrope":
+        raise ValueError(f"rope_type is {kind!r}: a decode step knows those only that don't depend on the length")
+    at = torch.arange(positions, device=device).expand(3, 1, -1)
+    like = torch.empty(1, dtype=language.embed_tokens.weight.dtype, device=device)
+    cos, sin = language.rotary_emb(like, at)
+    return cos[0].contiguous(), sin[0].contiguous()

@@ -9,7 +9,7 @@ import torch
 from torch.nn import functional as F
 
 from sslr1 import ops
-from sslr1.model.decode_layers import DecodeLayers
+from sslr1.model.decode_layers import DecodeLayers, rotary_tables
 from sslr1.model.packing import Group, pack, pack_options
 from sslr1.model.shared_prefix import run
 from sslr1.ops import transfer
@@ -50,6 +50,7 @@ class Wave:
         self.logprobs = torch.zeros(samples, self.max_tokens, device=device)
         self.counts, self.addresses, self.first_position = (torch.zeros(samples, **int64) for _ in range(3))
         self.live = torch.zeros(samples, dtype=torch.bool, device=device)
+        self.rotary = rotary_tables(model.model.language_model, shape.longest + self.max_tokens, device)
         self.lengths = torch.ones(self.places, dtype=torch.int32, device=device)  # prompts, done ones too
         self.order = torch.arange(samples, device=device)
         ids = torch.tensor(stop), torch.tensor(suppressed, dtype=torch.int64)
@@ -62,9 +63,10 @@ class Wave:
         max_tokens: of a completion, as many at most as the shape has."""
         self.key, self.sampling, self.blocks = key, sampling, []
         self.layers = DecodeLayers(self.model.model.language_model)
-        for x in (self.tokens, self.logprobs, self.counts, self.addresses, self.first_position, self.live):
+        for x in (self.tokens, self.logprobs, self.counts, self.addresses, self.live):
             x.zero_()
         self.lengths.fill_(1)
+        self.first_position.fill_(1)  # a place that is never filled has no token yet, and goes through steps at 0
         self.most.fill_(max_tokens)
 
     def prefill(self, prompts, places):
@@ -145,7 +147,7 @@ class Wave:
         n = stop - start
         padding = -n % BLOCK if self.batch_invariant else 0
         tokens, positions = (F.pad(x, (0, padding)) if padding else x for x in (tokens, positions))
-        states = self.layers(tokens, positions, self.cache)
+        states = self.layers(tokens, positions, self.rotary, self.cache)
         self.draw(samples, ops.float_logits(states, self.model.lm_head.weight)[:n], keys)
 
     def draw(self, samples, logits, keys, repeats=1):
