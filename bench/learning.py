@@ -21,19 +21,19 @@ def shares(runs, puzzle, when, key="exact") -> list:
 
 
 def interval(values, n):
-    """(mean, low, high): Student's over the seeds, and no narrower than Wilson's over all their puzzles. None where one
-    seed alone was run."""
+    """(mean, low, high): Student's over the seeds, and no narrower than Wilson's over all their puzzles; of one seed
+    alone Wilson's."""
     p = mean(values)
-    if len(values) < 2:
-        return p, None, None
-    half = STUDENT[len(values)] * stdev(values) / math.sqrt(len(values))
     low, high = wilson(round(p * n * len(values)), n * len(values))
+    if len(values) < 2:
+        return p, low, high
+    half = STUDENT[len(values)] * stdev(values) / math.sqrt(len(values))
     return p, max(0.0, min(p - half, low)), min(1.0, max(p + half, high))
 
 
 def said(values, n) -> str:
     p, low, high = interval(values, n)
-    return f"{p:.1%}" if low is None else f"{p:.1%} [{100 * low:.1f}, {100 * high:.1f}]"
+    return f"{p:.1%} [{100 * low:.1f}, {100 * high:.1f}]"
 
 
 def each(values) -> str:
@@ -43,9 +43,7 @@ def each(values) -> str:
 def verdict(before, after, n) -> str:
     *_, top = interval(before, n)
     _, bottom, _ = interval(after, n)
-    if top is None:
-        return "one seed"
-    return "**yes**" if bottom > top else "no"
+    return ("**yes**" if bottom > top else "no") + (", of one seed's puzzles" if len(before) == 1 else "")
 
 
 def alone(names):

@@ -56,7 +56,7 @@ def test_a_run_is_made_once_and_collected(bench, tmp_path, scenes, monkeypatch):
     monkeypatch.setattr(proof, "call", lambda *_, **__: pytest.fail("trained again"))
     proof.main()
     assert json.loads((tmp_path / "proof.json").read_text())["runs"] == [run]
-    assert learning.TABLES["accuracy"](found)[1][0][-1] == "one seed"
+    assert learning.TABLES["accuracy"](found)[1][0][-1].endswith(", of one seed's puzzles")
     assert "rotation, 2 steps" in learning.svg(learning.panels(found))
 
 
@@ -124,6 +124,8 @@ def test_intervals_are_students_and_never_narrower_than_wilsons(bench):
         assert (low, high) == pytest.approx([max(expected[0], 0), min(expected[1], 1)], abs=1e-3)
     p, low, high = learning.interval([0.25] * 3, 400)  # a constant answer to as many puzzles of each
     assert (low, high) == pytest.approx(stats.binomtest(300, 1200).proportion_ci(0.95, "wilson"), abs=1e-3)
+    _, *alone = learning.interval([0.25], 400)
+    assert alone == pytest.approx(stats.binomtest(100, 400).proportion_ci(0.95, "wilson"), abs=1e-3)
     assert learning.STUDENT == pytest.approx({n: stats.t.ppf(0.975, n - 1) for n in learning.STUDENT}, abs=1e-3)
 
 
@@ -133,7 +135,8 @@ def test_what_is_told_apart(bench):
         ([0.25, 0.25, 0.25], [0.9, 0.95, 1.0], "**yes**"),
         ([0.25, 0.25, 0.25], [0.27, 0.24, 0.26], "no"),
         ([0.2, 0.25, 0.3], [0.3, 0.9, 0.5], "no"),  # on the mean alone it would be
-        ([0.25], [0.9], "one seed"),
+        ([0.25], [0.9], "**yes**, of one seed's puzzles"),
+        ([0.25], [0.3], "no, of one seed's puzzles"),
     ):
         found = made_up(before, after)
         assert learning.TABLES["accuracy"](found)[1][0][-1] == said
