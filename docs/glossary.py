@@ -89,8 +89,8 @@ GLOSSARY = {
         "alarm/<alarm>": Metric(
             "1, or absent",
             "the step of an alarm. entropy: completions hardly differ any more, and the puzzles are not solved; "
-            "format: few completions keep it, step after step; reward: completions earn what the format earns, and "
-            "nothing for their answers",
+            "lost: completions kept the format and no longer do; format: few completions keep it, step after step; "
+            "reward: completions earn what the format earns, and nothing for their answers",
             "runs.alarms.Alarms",
             "absent; raised once a run. See troubleshooting.md",
         ),

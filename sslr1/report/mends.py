@@ -4,6 +4,7 @@ from sslr1.runs.alarms import MESSAGES, advice
 
 SECTIONS = {  # of docs/troubleshooting.md, which say more
     "entropy": "Entropy collapses or explodes",
+    "lost": "Entropy collapses or explodes",
     "format": "The format is never right",
     "reward": "Only the format is learnt",
     "plateau": "Only the format is learnt",

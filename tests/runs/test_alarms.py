@@ -35,7 +35,7 @@ def test_a_run_that_goes_well_raises_none():
     "kind, changes, after",
     [
         ("entropy", {"entropy": 0.029}, alarms.COLLAPSE_STEPS),
-        ("format", {"format": 0.29, "reward": 0.2}, alarms.PLATEAU_STEPS),
+        ("lost", {"format": 0.49, "reward": 0.2}, alarms.LOST_STEPS),
         ("reward", {"reward": 0.11}, alarms.PLATEAU_STEPS),
         ("reward", {"reward": 0.06, "format": 0.5}, alarms.PLATEAU_STEPS),
     ],
@@ -48,6 +48,24 @@ def test_raised_once_and_after_enough_steps(kind, changes, after):
     found = steps(watch, 3 * after, **changes)
     assert found[after - 1] == [kind] == raised(found)
     assert not raised(steps(watch, 5)) and not raised(steps(watch, 3 * after, **changes))
+
+
+def test_a_format_that_was_never_kept_is_not_lost():
+    watch = Alarms("default")
+    steps(watch, 20, format=0.49)
+    assert raised(steps(watch, 100, format=0.2)) == ["format"]
+    assert raised(steps(Alarms("default"), 100, format=0.2)) == ["format"]
+
+
+def test_a_checkpoint_of_before_the_alarm_goes_on():
+    """It doesn't know the best format."""
+    watch, old = Alarms("default"), Alarms("default")
+    steps(old, 15)
+    state = old.state()
+    del state["best"], state["low"]["lost"]
+    watch.load(state)
+    steps(watch, 1)
+    assert raised(steps(watch, 30, format=0.4)) == ["lost"] and "lost" in watch.low
 
 
 def test_no_entropy_from_the_start():
