@@ -5,8 +5,9 @@ where it comes to an end.
 Both sides have the same weights, pictures, questions, rewards, loss (DAPO, on policy), clipping and AdamW, and draw
 exactly as many tokens a completion. What favours TRL: its pictures are drawn and decoded before, where ours draws its
 puzzles within the step; no logging, saving and data loading is timed; and on the CPU no layer's forward pass runs twice
-(gradient checkpointing, its default, which both sides have on the GPU). There its weights, gradients and moments are
-all bfloat16, so that both sides fit; ours are float32 but for the moments.
+(gradient checkpointing, its default, which both sides have on the GPU). On a GPU TRL's weights, gradients and moments
+are all bfloat16, so that both sides fit; ours are float32 but for the moments. What favours ours: on AMD's CPUs with
+AVX-512 its float32 products go to oneDNN (sslr1/ops/products.py), TRL's to MKL, as torch has it.
 """
 
 import math
