@@ -6,7 +6,7 @@ import torch
 
 from sslr1 import distributed, model
 from sslr1.model import parallel
-from sslr1.model.decode_layers import DecodeLayers, Product
+from sslr1.model.decode_layers import DecodeLayers, Product, rotary_tables
 from sslr1.rollout import SamplerWeights
 
 
@@ -76,3 +76,14 @@ def test_products_of_neighbours(bias):
         for order in (linears, linears[::-1]):
             expected = torch.cat([linear(x) for linear in order], -1)
             torch.testing.assert_close(Product(order)(x), expected, rtol=1e-6, atol=1e-6)
+
+
+def test_rotary_tables_are_the_modules(any_tiny):
+    language = model.load_model(any_tiny).model.language_model
+    positions = torch.tensor([0, 7, 7, 39])
+    expected = language.rotary_emb(torch.empty(1), positions.expand(3, 1, -1))
+    for table, own in zip(rotary_tables(language, 40, positions.device), expected):
+        assert len(table) == 40 and torch.equal(table[positions], own[0])
+    language.rotary_emb.rope_type = "dynamic"
+    with pytest.raises(ValueError, match="'dynamic'"):
+        rotary_tables(language, 40, positions.device)
