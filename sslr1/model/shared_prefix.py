@@ -5,9 +5,11 @@ G * (P + C); attention reads the prompt's keys and values once.
 """
 
 from itertools import accumulate
+from types import MethodType
 
 import torch
 from torch import nn
+from torch.nn import functional as F
 from transformers import AttentionInterface, AttentionMaskInterface, vision_utils
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
@@ -48,8 +50,16 @@ def plug_in(model) -> None:
     model.model.language_model.config._attn_implementation_internal = TEXT_ATTENTION
     model.model.visual.config._attn_implementation_internal = VISION_ATTENTION
     gated_delta_net.plug_in(model.model.language_model)
+    embed = model.model.visual.patch_embed.proj
+    embed.forward = MethodType(_whole_patches, embed)
     if hasattr(model.model.language_model, "_deepstack_process"):
         model.model.language_model._deepstack_process = _add_to_rows
+
+
+def _whole_patches(convolution, patches):
+    """What a convolution makes of patches [n, …] of its kernel's size, [n, D]: one product, which no library of
+    convolutions has to look at."""
+    return F.linear(patches.flatten(1), convolution.weight.flatten(1), convolution.bias)
 
 
 def no_mask(embeds) -> torch.Tensor:
