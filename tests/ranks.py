@@ -83,7 +83,8 @@ def two_steps(folder, world, options, groups, rewards):
 
 def updates_with_a_reference(folder, world, options, groups, rewards):
     """Numbers of a second step of two updates each in float64, held to the weights before the first by a KL penalty."""
-    loss = OPTIONS.loss.model_copy(update={"updates": 2, "kl_coef": 0.1})
+    # with a bonus for entropy the loss is some tenths: advantages alone would all but cancel
+    loss = OPTIONS.loss.model_copy(update={"updates": 2, "kl_coef": 0.1, "entropy_coef": 0.05})
     learner, _ = make_learner(folder, world, *options, dtype=torch.float64, loss=loss)
     learner.set_reference(model.load_reference(folder, world, torch.float64, options[1]))
     learner.step(groups, rewards)
