@@ -6,8 +6,10 @@ import sys
 import pytest
 import torch
 
-from sslr1 import ops
+from sslr1 import model, ops
 from sslr1.ops import products
+from sslr1.rollout import Engine, wave
+from tests.learner.test_learner import make_groups, make_learner
 
 CPU = torch.device("cpu")
 
@@ -58,8 +60,10 @@ SET = {
 def test_what_somebody_has_set_stays(own, kept):
     script = f"""
 import torch
-from sslr1 import ops
+from sslr1 import model, ops
 from sslr1.ops import products
+from sslr1.rollout import Engine, wave
+from tests.learner.test_learner import make_groups, make_learner
 products._onednn_is_faster = lambda: True
 {own}
 with ops.fast_products(torch.device("cpu")):
@@ -72,3 +76,20 @@ assert {kept}
 def test_a_library_that_rounds_is_not_taken(monkeypatch):
     monkeypatch.setattr(products, "EXACT", 1e-9)  # float32 rounds, too
     assert not products._onednn_is_exact() and torch.get_float32_matmul_precision() == "highest"
+
+
+def test_learner_and_prefill_take_it(faster, monkeypatch, tiny, photographs, seed, one_process):
+    seen, run = [], wave.run
+
+    def note(*_):
+        seen.append(torch.get_float32_matmul_precision())
+
+    learner, weights = make_learner(tiny, one_process)
+    learner.policy.register_forward_pre_hook(note)
+    groups, rewards = make_groups(tiny, photographs, seed)
+    learner.step(groups, rewards)
+    assert set(seen) == {"medium"}
+    seen.clear()
+    monkeypatch.setattr(wave, "run", lambda *given: note() or run(*given))
+    Engine(weights.model, model.load_tokenizer(tiny), max_tokens=2).generate([groups[0].prompt], group_size=2)
+    assert seen == ["medium"] and torch.get_float32_matmul_precision() == "highest"
