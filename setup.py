@@ -49,6 +49,7 @@ def cuda_library_folder():
 
 
 SOURCES = (
+    "attention",
     "causal_conv",
     "delta_rule",
     "delta_step",

@@ -5,6 +5,7 @@
 
 #include <array>
 
+#include "attention.h"
 #include "causal_conv.h"
 #include "delta_rule.h"
 #include "draw.h"
@@ -34,6 +35,13 @@ PYBIND11_MODULE(_C, m) {
   m.def("distinct", &sslr1::distinct);
   m.def("balanced", &sslr1::balanced);
   m.def("row_loss", &sslr1::row_loss, Released());
+  py::class_<sslr1::Attention>(m, "Attention").def(py::init([](std::array<std::uintptr_t, 8> p, std::array<std::int64_t, 12> n,
+                                                               double scale, bool causal) {
+    return sslr1::Attention{p[0], p[1], p[2], p[3], p[4], p[5], p[6], p[7], n[0], n[1], n[2], n[3], n[4], n[5], n[6], n[7], n[8],
+                            n[9], n[10], n[11], scale, causal};
+  }));
+  m.def("attention", &sslr1::attention, Released());
+  m.def("attention_backward", &sslr1::attention_backward, Released());
   using sslr1::DeltaRule;
   py::class_<DeltaRule>(m, "DeltaRule").def(py::init([](std::array<std::uintptr_t, 5> inputs, std::array<std::int64_t, 3> strides,
                                                         std::array<std::uintptr_t, 3> tables, std::array<std::int64_t, 5> sizes,

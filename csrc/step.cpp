@@ -16,6 +16,7 @@
 #include "exponential.h"
 #include "products.h"
 #include "share.h"
+#include "sigmoid.h"
 
 namespace sslr1 {
 namespace {
@@ -25,11 +26,6 @@ constexpr Index kColumns = 64;
 template <class T = float>
 T* at(std::uintptr_t address) {
   return reinterpret_cast<T*>(address);
-}
-
-IN_EACH_CLONE float sigmoid(float y) {
-  const float e = decay(y < 0 ? y : -y);
-  return (y < 0 ? e : 1.0f) / (1 + e);
 }
 
 IN_EACH_CLONE float sum_of_squares(const float* x, Index n) {
@@ -82,15 +78,10 @@ struct Group {  // what some rows of one place have of a kv head
   Index most;  // of own
 };
 
-// queries [d, wide], scores [up(length, 4), wide], own_scores [most, wide], out [d, wide]
+// queries [d, wide], scores [length, wide], own_scores [most, wide], out [d, wide]
 VECTORISED void attend(const Group& g, const float* queries, float* scores, float* own_scores, float* out) {
-  const Index W = g.wide, L = g.length, whole = L / 4 * 4, d = g.d;
-  product(whole, W, d, g.prompt_k, d, 1, queries, W, scores, W, false);
-  if (whole < L) {
-    float rest[4 * 512] = {};
-    std::memcpy(rest, g.prompt_k + whole * d, 4 * (L - whole) * d);
-    product(4, W, d, rest, d, 1, queries, W, scores + whole * W, W, false);
-  }
+  const Index W = g.wide, L = g.length, d = g.d;
+  product(L, W, d, g.prompt_k, d, 1, queries, W, scores, W, false);
   float top[kColumns], sum[kColumns] = {};
   for (Index c = 0; c < W; ++c) top[c] = -INFINITY;
   for (Index l = 0; l < L; ++l) {
@@ -201,8 +192,8 @@ void step_attention(const StepAttention& a, int threads) {
       const float* query = queries.data() + row * wide + (head * times + c % times) * d;
       for (Index i = 0; i < d; ++i) turned[i * g.wide + c] = query[i];
     }
-    std::vector<float> scores(up(g.length, 4) * g.wide + g.columns * g.most);
-    attend(g, turned, scores.data(), scores.data() + up(g.length, 4) * g.wide, found);
+    std::vector<float> scores(g.length * g.wide + g.columns * g.most);
+    attend(g, turned, scores.data(), scores.data() + g.length * g.wide, found);
     for (Index c = 0; c < g.columns; ++c) {
       const Index row = task.first + c / times, h = head * times + c % times;
       float* to = at(a.out) + row * wide + h * d;

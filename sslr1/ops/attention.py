@@ -46,7 +46,6 @@ class Layout:
     def __init__(self, groups):
         self.groups = [(int(prompt), tuple(int(c) for c in completions)) for prompt, completions in groups]
         own, query_rows, key_rows, row = [], [], [], 0
-        pairs = masked_pairs = 0  # of keys and queries: in parts, and under a mask a group
         for prompt, completions in self.groups:
             if prompt < 1:
                 raise ValueError(f"a group's prompt has {prompt} tokens; it needs one at least")
@@ -56,11 +55,7 @@ class Layout:
                 key_rows.append(torch.arange(row, row + prompt))
                 query_rows.append(torch.arange(row + prompt, row + prompt + answer))
             row += prompt + answer
-            pairs += (prompt**2 + sum(c**2 for c in completions)) // 2 + prompt * answer
-            masked_pairs += (prompt + answer) ** 2 if answer else prompt**2 // 2
         self.tokens = row
-        # Measured on a CPU, where parts gather and scatter: they pay for long prompts with many completions.
-        self.parts_pay = masked_pairs > 1.75 * pairs + 30_000
         queries, keys = ([len(rows) for rows in spans] for spans in (query_rows, key_rows))
         self.longest, self.longest_queries, self.longest_keys = (_longest(x) for x in (own, queries, keys))
         self.own, self.queries, self.keys = (_boundaries(x) for x in (own, queries, keys))
@@ -99,17 +94,15 @@ def shared_prefix_attention(q, k, v, layout, scale, *, backend="auto"):
     q [1, H, T, d], k and v [1, H_kv, T, d] with positions already applied; layout: a `Layout` of T tokens on q's
     device, or what makes one. Returns [1, T, H, d], differentiable in q, k and v.
 
-    backend: "reference" (SDPA with a mask a group: (P + sum C)^2 of work and of mask), "flash" (parts, merged: see
-    `packed_attention`) with the GPU library that `flash.library` chose, a name in `flash.PARTS`, which pins the library
-    ("cpu" takes CPU tensors), or "auto": the fastest that can run. Raises ValueError for one that can't, and for a
-    layout of another T.
+    backend: "reference" (SDPA with a mask a group: (P + sum C)^2 of work and of mask), "cpp" (on a CPU, in float32,
+    without mask or parts), "flash" (parts, merged: see `packed_attention`) with the GPU library that `flash.library`
+    chose, a name in `flash.PARTS`, which pins the library ("cpu" takes CPU tensors), or "auto": the fastest that can
+    run. Raises ValueError for one that can't, and for a layout of another T.
     """
     layout = layout if isinstance(layout, Layout) else Layout(layout).to(q.device)
     if layout.tokens != q.shape[2]:
         raise ValueError(f"groups cover {layout.tokens} tokens, q has {q.shape[2]}")
     chosen = _choose_parts(backend, q)
-    if (backend, chosen) == ("auto", "cpu") and not layout.parts_pay:
-        chosen = "reference"
     if chosen == "reference":
         return _masked(q, k, v, layout, scale)
     q, k, v = (x[0].transpose(0, 1) for x in (q, k, v))
@@ -119,10 +112,11 @@ def shared_prefix_attention(q, k, v, layout, scale, *, backend="auto"):
 
 
 def _choose_parts(backend, q) -> str:
-    """A name in `flash.PARTS`, or "reference"."""
+    """A name in `flash.PARTS`, "cpp" or "reference"."""
+    if backend == "cpp" or (backend == "auto" and q.device.type == "cpu"):
+        unfit = "takes float32 and shorter numbers, got float64" if q.dtype == torch.float64 else None
+        return backends.choose("attention", backend, q.device, ("cpp",), unfit)
     if backend in ("auto", "flash"):
-        if q.device.type == "cpu" and backend == "auto":
-            return "cpu"
         found = flash.library() if flash.supports(q) else "none"
         if found != "none":
             return found
@@ -133,7 +127,8 @@ def _choose_parts(backend, q) -> str:
             )
         return "reference"
     if backend not in ("reference", *flash.PARTS):
-        raise ValueError(f"attention has no backend {backend!r}; it has 'reference', 'flash', {list(flash.PARTS)}")
+        known = ["reference", "cpp", "flash", *flash.PARTS]
+        raise ValueError(f"attention has no backend {backend!r}; it has {', '.join(map(repr, known))}")
     return backend
 
 
@@ -159,10 +154,10 @@ def varlen_attention(q, k, v, boundaries, longest, scale, *, backend="auto"):
     spares flash kernels a look at the device. Returns [1, T, H, d], differentiable in q, k and v.
 
     backend: as `shared_prefix_attention`'s; "reference" is SDPA, where neighbours of equal length share one call, and
-    "auto" on a CPU.
+    "auto" on a CPU for what "cpp" doesn't take.
     """
     chosen = _choose_parts(backend, q)
-    if chosen != "reference" and (backend, chosen) != ("auto", "cpu"):
+    if chosen != "reference":
         q, k, v = (x[0].transpose(0, 1) for x in (q, k, v))
         nothing, no_rows = boundaries[:1], boundaries[:0].long()
         tables = boundaries, nothing, nothing, no_rows, no_rows

@@ -1,6 +1,7 @@
 """Attention of a packed row in two parts, merged: sequences to themselves, and groups of completions to their prompt.
 
-One differentiable operation, torch.ops.sslr1.packed_attention, over whichever pair of functions `flash.PARTS` names.
+One differentiable operation, torch.ops.sslr1.packed_attention, over whichever pair of functions `flash.PARTS` names, or
+"cpp" (csrc/attention.cpp), which takes a completion's two sets of keys one after the other and has nothing to merge.
 Both parts' forwards give a log-sum-exp; the union's is logaddexp of the two, and its output the mean of theirs,
 weighted by exp(lse - union's lse). The backward hands the union's output and log-sum-exp to each part's, which is then
 exact for its keys, and adds what they give. All completions of a group query the one prompt there is: its keys and
@@ -41,6 +42,11 @@ def forward(q, k, v, own, queries, keys, query_rows, key_rows, *rest):
     """q [T, H, d], k and v [T, H_kv, d] -> out [T, H, d], lse [H, T], both contiguous. Tables: as a `Layout` has them;
     causal is the sequences' own part, the completions' part has no mask."""
     *longest_causal_scale, backend = rest
+    if backend == "cpp":
+        out, lse = torch.empty(q.shape), torch.empty(q.shape[1], q.shape[0])
+        kept, arguments = _cpp_arguments(q, k, v, own, queries, keys, query_rows, key_rows, *longest_causal_scale[-2:])
+        backends._C.attention(arguments, out.data_ptr(), lse.data_ptr(), torch.get_num_threads())
+        return out.to(q.dtype), lse
     part = PARTS[backend]
     own, other = _bounds(own, queries, keys, *longest_causal_scale)
     out, lse = (x.contiguous() for x in part.forward(q, k, v, own))
@@ -64,9 +70,15 @@ def _weights(lse, both):
 def backward(grad, q, k, v, out, lse, own, queries, keys, query_rows, key_rows, *rest):
     """dq, dk and dv, contiguous, from the union's output and log-sum-exp."""
     *longest_causal_scale, backend = rest
+    grad = grad.contiguous()
+    if backend == "cpp":
+        found = [torch.empty(x.shape) for x in (q, k, v)]
+        kept, arguments = _cpp_arguments(q, k, v, own, queries, keys, query_rows, key_rows, *longest_causal_scale[-2:])
+        given = *(x.float() for x in (grad, out)), lse, *found
+        backends._C.attention_backward(arguments, *(x.data_ptr() for x in given), torch.get_num_threads())
+        return tuple(x.to(y.dtype) for x, y in zip(found, (q, k, v)))
     part = PARTS[backend]
     own, other = _bounds(own, queries, keys, *longest_causal_scale)
-    grad = grad.contiguous()
     found = tuple(x.contiguous() for x in part.backward(grad, q, k, v, out, lse, own))
     if len(query_rows):
         grad, q, out = (x.index_select(0, query_rows) for x in (grad, q, out))
@@ -75,6 +87,16 @@ def backward(grad, q, k, v, out, lse, own, queries, keys, query_rows, key_rows, 
         for into, x, rows in zip(found, more, (query_rows, key_rows, key_rows)):
             into.index_copy_(0, rows, into.index_select(0, rows).add_(x))  # no row twice: no need for atomics
     return found
+
+
+def _cpp_arguments(q, k, v, own, queries, keys, query_rows, key_rows, causal, scale):
+    """(tensors that must outlive the call, its arguments)"""
+    rows = [x.float() for x in (q, k, v)]
+    rows = [x if x.stride(-1) == 1 else x.contiguous() for x in rows]
+    kept = *rows, *(x.contiguous() for x in (own, queries, keys, query_rows, key_rows))
+    strides = [stride for x in rows for stride in x.stride()[:2]]
+    sizes = *q.shape[:2], k.shape[1], q.shape[2], len(own) - 1, len(queries) - 1
+    return kept, backends._C.Attention([x.data_ptr() for x in kept], [*strides, *sizes], scale, causal)
 
 
 def _fake_forward(q, *rest):

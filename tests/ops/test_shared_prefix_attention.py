@@ -1,5 +1,6 @@
 """Attention in merged parts against the masked square in float64, and what it hands to GPU libraries, without one."""
 
+import itertools
 import logging
 import sys
 from itertools import pairwise
@@ -13,7 +14,7 @@ from torch._dynamo.testing import CompileCounterWithBackend
 from torch._subclasses import FakeTensorMode
 
 from sslr1 import ops
-from sslr1.ops import flash, packed_attention
+from sslr1.ops import backends, flash, packed_attention
 
 SCALE = 0.3
 
@@ -71,20 +72,68 @@ def test_merged_parts_equal_the_masked_square_and_separate_sequences(draw):
             assert largest_gap(got, expected) <= 1e-12, (groups, times, backend)
 
 
+@pytest.mark.parametrize("backend", ["cpu", "cpp"])
 @pytest.mark.parametrize("dtype, bound", [(torch.float32, 2e-6), (torch.bfloat16, 2e-2)])
-def test_merged_parts_in_lower_precision(draw, dtype, bound):
-    for _ in range(4):
-        layout = ops.Layout([(100, (30, 1, 70)), *draw_groups(draw)])
-        qkv, grad = draw_heads(layout.tokens, 2, 4, 64, dtype)
-        got = with_gradients(ops.shared_prefix_attention(*qkv, layout, SCALE / 3, backend="cpu"), qkv, grad)
+def test_in_lower_precision(draw, dtype, bound, backend):
+    for _ in range(8):
+        layout, times, d = (
+            ops.Layout([(100, (30, 1, 70)), *draw_groups(draw)]),
+            int(draw.choice([1, 2, 4])),
+            draw_size(draw),
+        )
+        qkv, grad = draw_heads(layout.tokens, 2, times, d, dtype)
+        got = with_gradients(ops.shared_prefix_attention(*qkv, layout, d**-0.5, backend=backend), qkv, grad)
         assert all(x.dtype == dtype and x.isfinite().all() for x in got)
         wide = [x.detach().double().requires_grad_() for x in qkv]
-        expected = with_gradients(separate_scaled(wide, layout), wide, grad.double())
-        assert all(((a - b).norm() / b.norm()).item() <= bound for a, b in zip(got, expected))
+        out = ops.shared_prefix_attention(*wide, layout, d**-0.5, backend="reference")
+        expected = with_gradients(out, wide, grad.double())
+        gaps = [((a - b).norm() / b.norm()).item() for a, b in zip(got, expected)]
+        assert max(gaps) <= bound, (layout.groups, times, d, gaps)
 
 
-def separate_scaled(qkv, layout):
-    return ops.shared_prefix_attention(*qkv, layout, SCALE / 3, backend="reference")
+def draw_size(draw):
+    return int(draw.choice([4, 20, 32, 64, 80]))
+
+
+def test_the_compiled_one_is_auto_on_a_cpu_and_takes_no_float64():
+    (q, k, v), _ = draw_heads(5, 1, 1, 8, torch.float32)
+    with mock.patch.object(backends._C, "attention", side_effect=RuntimeError("called")):
+        for call in (
+            lambda **options: ops.shared_prefix_attention(q, k, v, [(5, ())], SCALE, **options),
+            lambda **options: ops.varlen_attention(q, k, v, torch.tensor([0, 5]).int(), 5, SCALE, **options),
+        ):
+            with pytest.raises(RuntimeError, match="called"):
+                call()
+            call(backend="reference")
+    with pytest.raises(ValueError, match="takes float32 and shorter numbers, got float64"):
+        ops.shared_prefix_attention(q.double(), k.double(), v.double(), [(5, ())], SCALE, backend="cpp")
+
+
+def test_a_number_that_is_none_is_seen_by_whoever_sees_its_token():
+    """And in the output that it reaches by nobody else's softmax; the compiled one says so as torch does."""
+    layout = ops.Layout([(70, (3, 20)), (9, ())])
+    for place, name in itertools.product((10, 71, 80), "qkv"):
+        (q, k, v), _ = draw_heads(layout.tokens, 1, 2, 20, torch.float32)
+        with torch.no_grad():
+            {"q": q, "k": k, "v": v}[name][:, :, place] = torch.nan
+        got, expected = (
+            ops.shared_prefix_attention(q, k, v, layout, SCALE, backend=b).isnan().any(-1).any(-1)[0]
+            for b in ("cpp", "reference")
+        )
+        assert got[place] and (expected | ~got).all() and (got.sum() > 1) == (name != "q"), (place, name)
+
+
+def test_threads_change_no_bit():
+    layout = ops.Layout([(700, (200, 60)), (90, (64, 65))])
+    qkv, grad = draw_heads(layout.tokens, 2, 2, 32, torch.float32)
+    before, got = torch.get_num_threads(), []
+    try:
+        for threads in (1, 3):
+            torch.set_num_threads(threads)
+            got.append(with_gradients(ops.shared_prefix_attention(*qkv, layout, SCALE, backend="cpp"), qkv, grad))
+    finally:
+        torch.set_num_threads(before)
+    assert all(torch.equal(a, b) for a, b in zip(*got))
 
 
 def test_neighbours_change_no_bit_of_a_completion():
@@ -100,7 +149,7 @@ def test_neighbours_change_no_bit_of_a_completion():
         for x in (first_grad, second_grad):  # a prompt's gradient is its completions': let the others have none
             x[:, 163:180] = x[:, 183:192] = 0
         second_grad[:, mine] = first_grad[:, mine]
-    for backend in ("cpu", "reference"):
+    for backend in ("cpu", "cpp", "reference"):
         got = []
         for qkv, grad in ((first, first_grad), (second, second_grad)):
             out, *gradients = with_gradients(
@@ -125,6 +174,9 @@ def test_sequences_without_a_prompt(draw):
         ]
         assert largest_gap(got, expected) <= 1e-12
         assert largest_gap(got, with_gradients(torch.cat(alone, 1), qkv, grad)) <= 1e-12
+        short = [x.detach().float().requires_grad_() for x in qkv]
+        out = ops.varlen_attention(*short, boundaries, max(lengths), SCALE, backend="cpp")
+        assert largest_gap(with_gradients(out, short, grad.float()), expected) <= 1e-5
 
 
 def test_a_layout_of_what_there_is():
@@ -178,6 +230,8 @@ def test_the_operation_is_registered_as_torch_wants_it(groups):
     longest = layout.longest, layout.longest_queries, layout.longest_keys
     operation = torch.ops.sslr1.packed_attention.default
     torch.library.opcheck(operation, (q, k, v, *tables, *longest, True, SCALE, "cpu"))
+    q, k, v = (x.detach().float().requires_grad_() for x in (q, k, v))
+    torch.library.opcheck(operation, (q, k, v, *tables, *longest, True, SCALE, "cpp"))
 
 
 def fake_tables(layout):
