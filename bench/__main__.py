@@ -68,6 +68,9 @@ def main(arguments=None) -> int:
     distributed.stop()
     rows = journal.gather(journal.read(kept))["rows"]
     if results:
+        journal.write(
+            results, whole(kept, results, options.names, known)
+        )  # or kept has more, of a run that was stopped
         print(f"{shown.compared(rows)}\n\n{shown.wanting(rows)}\n\n{results}")
         kept.unlink(missing_ok=True)
     return int(failed)

@@ -3,8 +3,9 @@
 import json
 import math
 from pathlib import Path
+from statistics import mean, stdev
 
-from learning import each, interval, said, verdict
+from learning import STUDENT, each, interval, said, verdict
 from shown import table
 
 PUZZLES = ("rotation", "ordering", "similarity", "inpainting", "correspondence")
@@ -35,17 +36,29 @@ def shares(runs, puzzle, when) -> list:
 
 
 def accuracy(runs):
-    """The direct run, all seeds: a row a puzzle."""
+    """The direct run, all seeds: a row a puzzle. A seed's puzzles are asked before and after, so that its gain is one
+    number; whether intervals are apart is said over the seeds, which begin unequal, and of each alone."""
     own, rows = of(runs, "direct"), []
     for puzzle in PUZZLES if own else ():
         cell = own[0]["held_out"][0][puzzle]
         n, before, after = cell["n"], shares(own, puzzle, 0), shares(own, puzzle, -1)
         level = str(own[0]["config"]["puzzles"]["levels"][puzzle])
         spread = f"{each(before)} → {each(after)}"
-        rows.append(
-            [puzzle, level, f"{cell['chance']:.1%}", said(before, n), said(after, n), spread, verdict(before, after, n)]
-        )
-    return ["puzzle", "level", "chance", "before GRPO", "after", "seeds", "intervals apart"], rows
+        alone = sum(verdict([b], [a], n).startswith("**") for b, a in zip(before, after))
+        gains = gained([a - b for b, a in zip(before, after)])
+        cells = [puzzle, level, f"{cell['chance']:.1%}", said(before, n), said(after, n), spread, gains]
+        rows.append([*cells, verdict(before, after, n), f"{alone} of {len(own)}"])
+    head = ["puzzle", "level", "chance", "before GRPO", "after", "seeds", "gain", "intervals apart", "in seeds alone"]
+    return head, rows
+
+
+def gained(shares) -> str:
+    """The mean in points, and Student's interval over the seeds where there are several."""
+    middle = 100 * mean(shares)
+    if len(shares) < 2:
+        return f"{middle:+.1f}"
+    half = 100 * STUDENT[len(shares)] * stdev(shares) / math.sqrt(len(shares))
+    return f"{middle:+.1f} [{middle - half:+.1f}, {middle + half:+.1f}]"
 
 
 def controls(runs):

@@ -470,7 +470,7 @@ def test_tables_say_what_was_found(bench, tmp_path):
     lines = first.text(first.accuracy, runs).splitlines()
     assert (
         lines[2].startswith("| rotation | 1 | 25.0% | 30.0% [")
-        and lines[2].endswith("48.0 | **yes** |")
+        and lines[2].endswith("48.0 | +20.0 [+15.0, +25.0] | **yes** | 3 of 3 |")
         and len(lines) == 7
     )
     _, (direct, grey) = first.controls(runs)
