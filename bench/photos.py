@@ -80,7 +80,8 @@ REAL = {
 # name of a run: (whether it thinks, what it is called by, its settings beside those)
 RUNS = {
     "direct": (False, "train", {}),
-    "thinking": (True, "train", {"rollout": {"max_tokens": 64}}),
+    # without the bonus, which a thought's words, of which none is wrong, take up until the form is gone
+    "thinking": (True, "train", {"rollout": {"max_tokens": 64}, "loss": {"entropy_coef": 0.0}}),
     "grey": (False, "grey", {}),
     "kl": (False, "train", {"loss": {"kl_coef": 0.05}}),
     "lora": (False, "train", {"model": {"lora": {"rank": 16, "vision": "all-linear"}}, "optim": {"lr": 2e-4}}),
@@ -91,6 +92,7 @@ RUNS = {
 # The supervised stage: puzzles a step, of which a share ask for a caption in place of an answer in the direct form. The
 # rate is low and the tower stands still: at 5e-5, the tower at 1e-4, rotation fell from 70 % to chance
 TAUGHT = {"steps": 60, "batch": 8, "captions": 0.125, "rate": 3e-5}
+TAUGHT_TO_THINK = TAUGHT | {"steps": 150}  # after 60, 17 to 34 % of what is sampled have the form
 ASKED = "Say in one sentence what is to be seen."
 
 
@@ -325,7 +327,8 @@ def small(book, a, deadline) -> tuple[Path, dict]:
         return tower.fit(turned, a.images, seeing, tower.LEVELS, **own)
 
     def show():
-        told = dict(seed=a.seed, thinking=thinking, taught=TAUGHT | toy, kept=states[3], deadline=deadline)
+        recipe = (TAUGHT_TO_THINK if thinking else TAUGHT) | toy
+        told = dict(seed=a.seed, thinking=thinking, taught=recipe, kept=states[3], deadline=deadline)
         return teach(seeing, a.images, taught, **told) | {"perplexity": perplexity(taught)}
 
     stages = {"cold": book.stage("cold", build), "matched": book.stage("matched", compare)}
