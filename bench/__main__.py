@@ -68,9 +68,8 @@ def main(arguments=None) -> int:
     distributed.stop()
     rows = journal.gather(journal.read(kept))["rows"]
     if results:
-        journal.write(
-            results, whole(kept, results, options.names, known)
-        )  # or kept has more, of a run that was stopped
+        # A run that was stopped before may have kept a row that it didn't come to write
+        journal.write(results, whole(kept, results, options.names, known))
         print(f"{shown.compared(rows)}\n\n{shown.wanting(rows)}\n\n{results}")
         kept.unlink(missing_ok=True)
     return int(failed)

@@ -208,6 +208,14 @@ def test_a_stopped_run_keeps_its_rows_and_goes_on(bench, main, monkeypatch, tmp_
     assert [row["what"] for row in rows()] == ["one", "other"], "what is a row no more is gone"
 
 
+def test_a_row_that_was_kept_and_not_written_is_written_when_nothing_is_left_to_measure(bench, main, tmp_path):
+    results, kept = tmp_path / "found.json", tmp_path / "found.jsonl"
+    main.rows += [a_row(bench, "one")]
+    assert main.main([*QUICK, "--keep", str(kept)]) == 0 and not results.exists()
+    assert main.main([*QUICK, "--resume"]) == 0
+    assert [row["what"] for row in json.loads(results.read_text())["rows"]] == ["one"] and not kept.exists()
+
+
 def test_versions_do_not_mix(bench, main, monkeypatch, tmp_path):
     main.rows += [a_row(bench, "one")]
     here = main.machine()

@@ -43,7 +43,7 @@ def forward(q, k, v, own, queries, keys, query_rows, key_rows, *rest):
     causal is the sequences' own part, the completions' part has no mask."""
     *longest_causal_scale, backend = rest
     if backend == "cpp":
-        out, lse = torch.empty(q.shape), torch.empty(q.shape[1], q.shape[0])
+        out, lse = _floats(q.shape), _floats(q.shape[1::-1])
         kept, arguments = _cpp_arguments(q, k, v, own, queries, keys, query_rows, key_rows, *longest_causal_scale[-2:])
         backends._C.attention(arguments, out.data_ptr(), lse.data_ptr(), torch.get_num_threads())
         return out.to(q.dtype), lse
@@ -72,7 +72,7 @@ def backward(grad, q, k, v, out, lse, own, queries, keys, query_rows, key_rows, 
     *longest_causal_scale, backend = rest
     grad = grad.contiguous()
     if backend == "cpp":
-        found = [torch.empty(x.shape) for x in (q, k, v)]
+        found = [_floats(x.shape) for x in (q, k, v)]
         kept, arguments = _cpp_arguments(q, k, v, own, queries, keys, query_rows, key_rows, *longest_causal_scale[-2:])
         given = *(x.float() for x in (grad, out)), lse, *found
         backends._C.attention_backward(arguments, *(x.data_ptr() for x in given), torch.get_num_threads())
@@ -89,13 +89,22 @@ def backward(grad, q, k, v, out, lse, own, queries, keys, query_rows, key_rows, 
     return found
 
 
+def _floats(shape):
+    return torch.empty(shape, dtype=torch.float32, device="cpu")  # whatever is the default elsewhere
+
+
 def _cpp_arguments(q, k, v, own, queries, keys, query_rows, key_rows, causal, scale):
-    """(tensors that must outlive the call, its arguments)"""
+    """(tensors that must outlive the call, its arguments). ValueError for what C++ would read past its end."""
+    (T, heads, d), heads_kv = q.shape, k.shape[1]
+    if k.shape != (T, heads_kv, d) or v.shape != k.shape or not heads_kv or heads % heads_kv:
+        raise ValueError(f"q {list(q.shape)}, k {list(k.shape)} and v {list(v.shape)} don't fit together")
+    if own[0] != 0 or own[-1] != T or (own.diff() < 0).any():
+        raise ValueError(f"boundaries must rise from 0 to {T} tokens, got {own.tolist()}")
     rows = [x.float() for x in (q, k, v)]
     rows = [x if x.stride(-1) == 1 else x.contiguous() for x in rows]
-    kept = *rows, *(x.contiguous() for x in (own, queries, keys, query_rows, key_rows))
+    kept = *rows, *(x.int().contiguous() for x in (own, queries, keys)), query_rows.contiguous(), key_rows.contiguous()
     strides = [stride for x in rows for stride in x.stride()[:2]]
-    sizes = *q.shape[:2], k.shape[1], q.shape[2], len(own) - 1, len(queries) - 1
+    sizes = T, heads, heads_kv, d, len(own) - 1, len(queries) - 1
     return kept, backends._C.Attention([x.data_ptr() for x in kept], [*strides, *sizes], scale, causal)
 
 

@@ -109,6 +109,25 @@ def test_the_compiled_one_is_auto_on_a_cpu_and_takes_no_float64():
         ops.shared_prefix_attention(q.double(), k.double(), v.double(), [(5, ())], SCALE, backend="cpp")
 
 
+def test_the_compiled_one_refuses_what_it_would_read_past_the_end_of():
+    """And writes float32 whatever the default is."""
+    (q, k, v), _ = draw_heads(6, 2, 1, 8, torch.float32)
+    bounds = torch.tensor([0, 2, 6])  # int64, too
+    for wrong in (dict(k=k[:, :, :5]), dict(v=v[..., :4]), dict(k=k[:, :0], v=v[:, :0]), dict(q=q[:, :1])):
+        with pytest.raises(ValueError, match="don't fit together"):
+            ops.varlen_attention(*({"q": q, "k": k, "v": v} | wrong).values(), bounds, 4, SCALE, backend="cpp")
+    for wrong in ([0, 2, 7], [1, 6], [0, 4, 2, 6], [0, 5]):
+        with pytest.raises(ValueError, match="boundaries must rise from 0 to 6"):
+            ops.varlen_attention(q, k, v, torch.tensor(wrong), 6, SCALE, backend="cpp")
+    expected = ops.varlen_attention(q, k, v, bounds, 4, SCALE, backend="reference")
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        got = ops.varlen_attention(q, k, v, bounds, 4, SCALE, backend="cpp")
+    finally:
+        torch.set_default_dtype(torch.float32)
+    torch.testing.assert_close(got, expected)
+
+
 def test_a_number_that_is_none_is_seen_by_whoever_sees_its_token():
     """And in the output that it reaches by nobody else's softmax; the compiled one says so as torch does."""
     layout = ops.Layout([(70, (3, 20)), (9, ())])
