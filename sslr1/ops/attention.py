@@ -97,11 +97,12 @@ def shared_prefix_attention(q, k, v, layout, scale, *, backend="auto"):
     backend: "reference" (SDPA with a mask a group: (P + sum C)^2 of work and of mask), "cpp" (on a CPU, in float32,
     without mask or parts), "flash" (parts, merged: see `packed_attention`) with the GPU library that `flash.library`
     chose, a name in `flash.PARTS`, which pins the library ("cpu" takes CPU tensors), or "auto": the fastest that can
-    run. Raises ValueError for one that can't, and for a layout of another T.
+    run. Raises ValueError for one that can't, and for shapes and a layout that don't fit together.
     """
     layout = layout if isinstance(layout, Layout) else Layout(layout).to(q.device)
     if layout.tokens != q.shape[2]:
         raise ValueError(f"groups cover {layout.tokens} tokens, q has {q.shape[2]}")
+    _one_row(q, k, v)
     chosen = _choose_parts(backend, q)
     if chosen == "reference":
         return _masked(q, k, v, layout, scale)
@@ -109,6 +110,11 @@ def shared_prefix_attention(q, k, v, layout, scale, *, backend="auto"):
     tables = layout.own, layout.queries, layout.keys, layout.query_rows, layout.key_rows
     longest = layout.longest, layout.longest_queries, layout.longest_keys
     return torch.ops.sslr1.packed_attention(q, k, v, *tables, *longest, True, scale, chosen)[0][None]
+
+
+def _one_row(q, k, v):
+    if not len(q) == len(k) == len(v) == 1:
+        raise ValueError(f"sequences lie one after the other in a single row, got {len(q)}, {len(k)} and {len(v)} rows")
 
 
 def _choose_parts(backend, q) -> str:
@@ -154,8 +160,9 @@ def varlen_attention(q, k, v, boundaries, longest, scale, *, backend="auto"):
     spares flash kernels a look at the device. Returns [1, T, H, d], differentiable in q, k and v.
 
     backend: as `shared_prefix_attention`'s; "reference" is SDPA, where neighbours of equal length share one call, and
-    "auto" on a CPU for what "cpp" doesn't take.
+    "auto" on a CPU for what "cpp" doesn't take. Raises ValueError as it does.
     """
+    _one_row(q, k, v)
     chosen = _choose_parts(backend, q)
     if chosen != "reference":
         q, k, v = (x[0].transpose(0, 1) for x in (q, k, v))

@@ -40,8 +40,10 @@ def _bounds(own, queries, keys, longest, longest_queries, longest_keys, causal, 
 
 def forward(q, k, v, own, queries, keys, query_rows, key_rows, *rest):
     """q [T, H, d], k and v [T, H_kv, d] -> out [T, H, d], lse [H, T], both contiguous. Tables: as a `Layout` has them;
-    causal is the sequences' own part, the completions' part has no mask."""
+    causal is the sequences' own part, the completions' part has no mask. Raises ValueError for shapes that don't fit,
+    which libraries would read past the end of."""
     *longest_causal_scale, backend = rest
+    _check_fit(q, k, v)
     if backend == "cpp":
         out, lse = _floats(q.shape), _floats(q.shape[1::-1])
         kept, arguments = _cpp_arguments(q, k, v, own, queries, keys, query_rows, key_rows, *longest_causal_scale[-2:])
@@ -70,6 +72,7 @@ def _weights(lse, both):
 def backward(grad, q, k, v, out, lse, own, queries, keys, query_rows, key_rows, *rest):
     """dq, dk and dv, contiguous, from the union's output and log-sum-exp."""
     *longest_causal_scale, backend = rest
+    _check_fit(q, k, v)
     grad = grad.contiguous()
     if backend == "cpp":
         found = [_floats(x.shape) for x in (q, k, v)]
@@ -93,11 +96,15 @@ def _floats(shape):
     return torch.empty(shape, dtype=torch.float32, device="cpu")  # whatever is the default elsewhere
 
 
-def _cpp_arguments(q, k, v, own, queries, keys, query_rows, key_rows, causal, scale):
-    """(tensors that must outlive the call, its arguments). ValueError for what C++ would read past its end."""
+def _check_fit(q, k, v):
     (T, heads, d), heads_kv = q.shape, k.shape[1]
     if k.shape != (T, heads_kv, d) or v.shape != k.shape or not heads_kv or heads % heads_kv:
         raise ValueError(f"q {list(q.shape)}, k {list(k.shape)} and v {list(v.shape)} don't fit together")
+
+
+def _cpp_arguments(q, k, v, own, queries, keys, query_rows, key_rows, causal, scale):
+    """(tensors that must outlive the call, its arguments). ValueError for boundaries past the end."""
+    (T, heads, d), heads_kv = q.shape, k.shape[1]
     if own[0] != 0 or own[-1] != T or (own.diff() < 0).any():
         raise ValueError(f"boundaries must rise from 0 to {T} tokens, got {own.tolist()}")
     rows = [x.float() for x in (q, k, v)]

@@ -109,13 +109,20 @@ def test_the_compiled_one_is_auto_on_a_cpu_and_takes_no_float64():
         ops.shared_prefix_attention(q.double(), k.double(), v.double(), [(5, ())], SCALE, backend="cpp")
 
 
-def test_the_compiled_one_refuses_what_it_would_read_past_the_end_of():
-    """And writes float32 whatever the default is."""
+def test_what_would_be_read_past_its_end_or_left_out_is_refused():
+    """And the compiled one writes float32 whatever the default is."""
     (q, k, v), _ = draw_heads(6, 2, 1, 8, torch.float32)
     bounds = torch.tensor([0, 2, 6])  # int64, too
     for wrong in (dict(k=k[:, :, :5]), dict(v=v[..., :4]), dict(k=k[:, :0], v=v[:, :0]), dict(q=q[:, :1])):
-        with pytest.raises(ValueError, match="don't fit together"):
-            ops.varlen_attention(*({"q": q, "k": k, "v": v} | wrong).values(), bounds, 4, SCALE, backend="cpp")
+        for backend in ("cpp", "cpu"):
+            with pytest.raises(ValueError, match="don't fit together"):
+                ops.varlen_attention(*({"q": q, "k": k, "v": v} | wrong).values(), bounds, 4, SCALE, backend=backend)
+    two = [torch.cat([x, x]) for x in (q, k, v)]
+    for backend in ("cpp", "cpu", "reference"):
+        with pytest.raises(ValueError, match="a single row, got 2, 2 and 2"):
+            ops.varlen_attention(*two, bounds, 4, SCALE, backend=backend)
+        with pytest.raises(ValueError, match="a single row, got 1, 1 and 2"):
+            ops.shared_prefix_attention(q, k, two[2], [(2, (4,))], SCALE, backend=backend)
     for wrong in ([0, 2, 7], [1, 6], [0, 4, 2, 6], [0, 5]):
         with pytest.raises(ValueError, match="boundaries must rise from 0 to 6"):
             ops.varlen_attention(q, k, v, torch.tensor(wrong), 6, SCALE, backend="cpp")
