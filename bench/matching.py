@@ -1,6 +1,7 @@
 """A language model learns to compare before it sees: which of four things is the reference's? The things are words
 first, two tokens each; then words and random vectors, of more tokens and more noise. The prompt is the puzzle
-similarity's, and what is asked for is its letter in a box.
+similarity's, and what is asked for is its letter in a box. It goes on until both are learnt: of five seeds one fell
+back to chance where noise comes in, and was there still when the others were through (bench/NOTES.md).
 
 A small language model that is shown pictures at once has to find two things together, what its visual tokens tell and
 that it is to compare them, and doesn't (bench/NOTES.md).
@@ -13,13 +14,14 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from slices import Deadline, train
+from slices import RISE, Deadline, train
 from tower import write
 
 from sslr1 import model
 from sslr1.model.packing import IMAGE_PAD, question_ids
 
-STEPS, BATCH, RATE = 160, 8, 1e-4
+STEPS, MOST, BATCH, RATE = 160, 480, 8, 1e-4  # so many steps at least, and so many at most until it is learnt:
+LEARNT, WINDOW = 0.7, 20  # this share of right answers of words and of vectors, over so many steps of either by turns
 FIRST = 0.5  # share of the steps with words alone, of two tokens
 TOKENS, NOISE = (1, 4, 9), (0.2, 1.0)  # afterwards; noise of this length beside a thing's own
 LETTERS = "ABCD"
@@ -74,26 +76,37 @@ class Matches:
         return F.cross_entropy(logits, self.letters[rights]), {"right": right}
 
 
-def match(folder, out, *, seed, steps=STEPS, batch=BATCH, kept, deadline) -> dict:
-    """Train the language model of the model in `folder`, write the model to `out`, and return what it took and the
-    share of right answers in the last steps of words and of vectors. Raises `slices.OutOfTime`."""
+def match(folder, out, *, seed, steps=STEPS, most=MOST, batch=BATCH, kept, deadline) -> dict:
+    """Train the language model of the model in `folder` for `steps` steps, and until it is learnt or it has had `most`;
+    write the model to `out`, and return what it took and the share of right answers in the last steps of words and of
+    vectors. Raises `slices.OutOfTime`."""
     network, tokenizer = model.load_model(folder), model.load_tokenizer(folder)
-    matches, rights = Matches(network, tokenizer, seed=seed, steps=steps, batch=batch), {}
+    matches = Matches(network, tokenizer, seed=seed, steps=steps, batch=batch)
+    notes = {"steps": 0, "words": [], "vectors": []}
 
     def loss_at(step):
         loss, told = matches.loss_at(step)
-        rights[step] = told["right"]
+        rights = notes["words" if step % 2 else "vectors"]
+        rights.append(told["right"])
+        del rights[: -WINDOW // 2]
+        notes["steps"] = step + 1
         return loss, told
 
+    def shares() -> dict:
+        return {name: sum(notes[name]) / len(notes[name]) for name in ("words", "vectors") if notes[name]}
+
+    def over() -> bool:
+        return notes["steps"] >= steps and all(share >= LEARNT for share in shares().values())
+
     parameters = {f"language.{name}": p for name, p in matches.language.named_parameters()}
-    made_by = dict(seed=seed, steps=steps, batch=batch, rate=RATE, first=FIRST, tokens=TOKENS, noise=NOISE)
+    made_by = dict(seed=seed, steps=steps, most=most, batch=batch, rate=RATE, first=FIRST, tokens=TOKENS, noise=NOISE)
+    made_by |= dict(learnt=LEARNT, window=WINDOW)
     options = dict(kept=kept, made_by=made_by, deadline=deadline, every=10, falls=False)
-    seconds = train(parameters, dict.fromkeys(parameters, RATE), loss_at, steps, **options)
+    options |= dict(rise=round(RISE * steps), notes=notes, over=over)
+    seconds = train(parameters, dict.fromkeys(parameters, RATE), loss_at, max(steps, most), **options)
     write(network, folder, out)
-    last = sorted(rights)[-20:]
-    shares = {name: [rights[step] for step in last if step % 2 == odd] for name, odd in (("words", 1), ("vectors", 0))}
-    told = {name: round(sum(own) / len(own), 3) for name, own in shares.items() if own}  # none: a slice without steps
-    return {"steps": steps, "batch": batch, "rate": RATE, "seconds": round(seconds), "right": told}
+    told = {name: round(share, 3) for name, share in shares().items()}
+    return {"steps": notes["steps"], "batch": batch, "rate": RATE, "seconds": round(seconds), "right": told}
 
 
 if __name__ == "__main__":

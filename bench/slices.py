@@ -35,8 +35,8 @@ class Deadline:
         return self.at - time.monotonic()
 
 
-def factor(step, steps, falls=True) -> float:
-    rise = max(1, round(RISE * steps))
+def factor(step, steps, falls=True, rise=None) -> float:
+    rise = max(1, round(RISE * steps) if rise is None else rise)
     if step < rise or not falls:
         return min(1.0, (step + 1) / rise)
     return 0.5 + 0.5 * math.cos(math.pi * (step - rise) / max(1, steps - rise))
@@ -53,6 +53,7 @@ def train(
     deadline,
     every=25,
     falls=True,
+    rise=None,
     narrow=True,
     say=print,
     notes=None,
@@ -62,8 +63,9 @@ def train(
     OutOfTime, and ValueError where `kept` is of other settings.
 
     parameters: {name: Parameter}; rates: {name: learning rate at the top}; kept: the state's file; made_by: JSON-able;
-    falls: whether the rate falls again; narrow: whether to multiply in bfloat16, weights in float32; notes: a JSON-able
-    dict that loss_at fills, kept with the state; over(): whether to stop before `steps`."""
+    falls: whether the rate falls again; rise: over how many steps it rises, RISE of all unless given; narrow: whether
+    to multiply in bfloat16, weights in float32; notes: a JSON-able dict that loss_at fills, kept with the state;
+    over(): whether to stop before `steps`."""
     kept, notes = Path(kept), {} if notes is None else notes
     made_by = json.dumps({**made_by, "narrow": narrow}, sort_keys=True)
     options = dict(betas=(0.9, 0.98), weight_decay=0.0, fused=True)
@@ -86,7 +88,7 @@ def train(
             save()
             raise OutOfTime(f"{kept.stem}: step {step} of {steps}")
         for group in optimizer.param_groups:
-            group["lr"] = group["top"] * factor(step, steps, falls)
+            group["lr"] = group["top"] * factor(step, steps, falls, rise)
         with torch.autocast("cpu", torch.bfloat16, enabled=narrow):
             loss, numbers = loss_at(step)
         if not torch.isfinite(loss):

@@ -167,12 +167,30 @@ def test_things_to_compare(bench, folder):
 
 def test_a_language_model_learns_to_compare(bench, folder, tmp_path):
     matching, slices = bench("matching"), bench("slices")
-    own = dict(seed=0, steps=4, batch=4, kept=tmp_path / "m.safetensors", deadline=slices.Deadline())
+    own = dict(seed=0, steps=4, most=4, batch=4, kept=tmp_path / "m.safetensors", deadline=slices.Deadline())
     found = matching.match(folder, tmp_path / "out", **own)
     assert found["steps"] == 4 and found["right"].keys() == {"words", "vectors"}
     before, after = (model.load_model(path).state_dict() for path in (folder, tmp_path / "out"))
     moved = {name.split(".")[1] for name in before if not before[name].equal(after[name])}
     assert moved == {"language_model", "weight"} and (tmp_path / "out" / bench("tower").LAST).exists()
+
+
+@pytest.mark.parametrize("most, taken", [(20, 20), (60, 44)])
+def test_comparing_goes_on_until_it_is_learnt(bench, folder, tmp_path, monkeypatch, most, taken):
+    """Right from step 30 on: seven of the last ten of either kind are right fourteen steps later. Stopped in between,
+    it ends where it would have."""
+    matching, slices = bench("matching"), bench("slices")
+
+    def loss_at(matches, step):
+        return 0 * matches.words.sum(), {"right": float(step >= 30)}
+
+    monkeypatch.setattr(matching.Matches, "loss_at", loss_at)
+    asked = iter(range(1000))
+    own = dict(seed=0, steps=4, most=most, batch=4, kept=tmp_path / "m.safetensors")
+    with pytest.raises(slices.OutOfTime):
+        matching.match(folder, tmp_path / "out", deadline=SimpleNamespace(over=lambda: next(asked) == 15), **own)
+    found = matching.match(folder, tmp_path / "out", deadline=slices.Deadline(), **own)
+    assert found["steps"] == taken and found["right"] == dict.fromkeys(("words", "vectors"), 0.7 * (most > 20))
 
 
 def test_grids_and_their_quarter_turns(bench, folder):
