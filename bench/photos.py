@@ -47,7 +47,6 @@ FOLDER = Path("runs") / "photos-lm"
 TEXT = Path(__file__).parent / "texts" / "alice.txt"  # Lewis Carroll, 1865
 # Shares of the draws: most go to the three puzzles that comparing solves; those at chance add only noise
 SHARES = {"rotation": 0.25, "ordering": 0.125, "similarity": 0.25, "inpainting": 0.25, "correspondence": 0.125}
-SEEDS = (0, 1, 2)
 # What `sslr1 train` is given of a small model, beside paths, names and a run's own
 SMALL = {
     "model": {"dtype": "bfloat16"},  # half of float32's time through MKL, as long as through oneDNN
