@@ -20,8 +20,9 @@ from tower import write
 from sslr1 import model
 from sslr1.model.packing import IMAGE_PAD, question_ids
 
-STEPS, MOST, BATCH, RATE = 160, 480, 8, 1e-4  # so many steps at least, and so many at most until it is learnt:
-LEARNT, WINDOW = 0.7, 20  # this share of right answers of words and of vectors, over so many steps of either by turns
+STEPS, BATCH, RATE = 160, 8, 1e-4
+LEARNT, WINDOW = 0.7, 10  # share of right answers over so many steps, of words and of vectors, at which it is learnt
+LONGEST = 3  # times its steps, until it is
 FIRST = 0.5  # share of the steps with words alone, of two tokens
 TOKENS, NOISE = (1, 4, 9), (0.2, 1.0)  # afterwards; noise of this length beside a thing's own
 LETTERS = "ABCD"
@@ -76,10 +77,10 @@ class Matches:
         return F.cross_entropy(logits, self.letters[rights]), {"right": right}
 
 
-def match(folder, out, *, seed, steps=STEPS, most=MOST, batch=BATCH, kept, deadline) -> dict:
-    """Train the language model of the model in `folder` for `steps` steps, and until it is learnt or it has had `most`;
-    write the model to `out`, and return what it took and the share of right answers in the last steps of words and of
-    vectors. Raises `slices.OutOfTime`."""
+def match(folder, out, *, seed, steps=STEPS, batch=BATCH, kept, deadline) -> dict:
+    """Train the language model of the model in `folder` for `steps` steps, and until it is learnt or has had LONGEST
+    times as many; write the model to `out`, and return what it took and the share of right answers in the last steps of
+    words and of vectors. Raises `slices.OutOfTime`."""
     network, tokenizer = model.load_model(folder), model.load_tokenizer(folder)
     matches = Matches(network, tokenizer, seed=seed, steps=steps, batch=batch)
     notes = {"steps": 0, "words": [], "vectors": []}
@@ -88,7 +89,7 @@ def match(folder, out, *, seed, steps=STEPS, most=MOST, batch=BATCH, kept, deadl
         loss, told = matches.loss_at(step)
         rights = notes["words" if step % 2 else "vectors"]
         rights.append(told["right"])
-        del rights[: -WINDOW // 2]
+        del rights[:-WINDOW]
         notes["steps"] = step + 1
         return loss, told
 
@@ -99,11 +100,11 @@ def match(folder, out, *, seed, steps=STEPS, most=MOST, batch=BATCH, kept, deadl
         return notes["steps"] >= steps and all(share >= LEARNT for share in shares().values())
 
     parameters = {f"language.{name}": p for name, p in matches.language.named_parameters()}
-    made_by = dict(seed=seed, steps=steps, most=most, batch=batch, rate=RATE, first=FIRST, tokens=TOKENS, noise=NOISE)
-    made_by |= dict(learnt=LEARNT, window=WINDOW)
+    made_by = dict(seed=seed, steps=steps, batch=batch, rate=RATE, first=FIRST, tokens=TOKENS, noise=NOISE)
+    made_by |= dict(learnt=LEARNT, window=WINDOW, longest=LONGEST)
     options = dict(kept=kept, made_by=made_by, deadline=deadline, every=10, falls=False)
     options |= dict(rise=round(RISE * steps), notes=notes, over=over)
-    seconds = train(parameters, dict.fromkeys(parameters, RATE), loss_at, max(steps, most), **options)
+    seconds = train(parameters, dict.fromkeys(parameters, RATE), loss_at, LONGEST * steps, **options)
     write(network, folder, out)
     told = {name: round(share, 3) for name, share in shares().items()}
     return {"steps": notes["steps"], "batch": batch, "rate": RATE, "seconds": round(seconds), "right": told}

@@ -313,7 +313,7 @@ def small(book, a, deadline) -> tuple[Path, dict]:
         return {"perplexity": perplexity(cold)}
 
     def compare():
-        own = toy | ({"most": 2} if a.toy else {}) | dict(seed=a.seed, kept=states[0], deadline=deadline)
+        own = toy | dict(seed=a.seed, kept=states[0], deadline=deadline)
         return matching.match(cold, matched, **own) | {"perplexity": perplexity(matched)}
 
     def turn():
